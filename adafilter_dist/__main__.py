@@ -1,0 +1,54 @@
+"""The command ``adafilter``: one verb a file in ``commands/``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from adafilter_dist import __version__
+from adafilter_dist.errors import UserError, nearest
+
+VERBS = ("prepare", "train", "resume", "evaluate", "inspect", "doctor")
+
+
+def _usage() -> str:
+    lines = ["usage: adafilter VERB [recipe=NAME] [key=value ...]", ""]
+    for verb in VERBS:
+        module = importlib.import_module(f"adafilter_dist.commands.{verb}")
+        lines.append(f"  {verb:<10} {module.HELP}")
+    lines += ["", "adafilter VERB --help says more; adafilter --version tells the version."]
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a verb; 0 done, 1 bug (with traceback), 2 bad input, 75 stopped and resumable."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    verb, *rest = words
+    if verb == "--version":
+        print(__version__)
+        return 0
+    try:
+        if verb not in VERBS:
+            raise UserError(
+                f"{verb!r} is not a verb{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}"
+            )
+        module = importlib.import_module(f"adafilter_dist.commands.{verb}")
+        return int(module.run(rest))
+    except UserError as error:
+        # Every rank meets the same mistake; one of them says it.
+        if int(os.environ.get("RANK", "0")) == 0 or error.every_rank:
+            for line in str(error).splitlines():
+                print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

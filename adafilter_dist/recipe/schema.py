@@ -1,0 +1,316 @@
+"""What a recipe may say: one frozen, typed section per component.
+
+Every key has a type, a default and a line of what it means; an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|hours?)\s*$")
+_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "hours": 3600}
+
+
+def seconds(text: str) -> float:
+    """Seconds in a duration such as ``"90s"``, ``"10min"`` or ``"1.5h"``; ValueError otherwise."""
+    match = _DURATION.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is not a duration; write it like '90s', '10min' or '1.5h'")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _duration(value: Any) -> Any:
+    if isinstance(value, str):
+        seconds(value)
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]
+# Absolute from the start, so that a run can be resumed from another folder.
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are fixed once loaded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(Section):
+    """Which pictures, how they are split and stored, how they are read."""
+
+    name: Literal["fashion_mnist", "food101", "caltech256", "imagefolder"]
+    root: AbsolutePath | None = Field(None, description="folder of the pictures as published")
+    prepared: AbsolutePath | None = Field(
+        None, description="folder for what `prepare` writes; default beside the data"
+    )
+    csv: AbsolutePath | None = Field(None, description="imagefolder: a CSV of path,label,split")
+    download: bool = Field(True, description="let `prepare` fetch what is missing")
+    classes: list[str] | None = Field(None, description="use only these classes")
+    train_per_class: PositiveInt | None = Field(
+        None, description="training pictures drawn per class (seeded); default all"
+    )
+    test_per_class: PositiveInt | None = Field(
+        None, description="test pictures drawn per class (seeded); default all"
+    )
+    test_fraction: Fraction = Field(0.2, description="cut off where no test split is published")
+    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="cut from the training set, stratified, seeded; 0 for none"
+    )
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of the training labels used, stratified"
+    )
+    split_seed: int = 0
+    stored_size: PositiveInt = Field(256, description="shortest side of a stored picture, px")
+    stored_format: Literal["jpg", "raw"] = Field("jpg", description="raw: larger, faster")
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    resolution: PositiveInt | None = Field(
+        None, description="side of the network's input, px; default from the weights"
+    )
+    eval_resize: PositiveInt | None = Field(
+        None, description="shortest side before the centre crop; default from the weights"
+    )
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    mean: tuple[float, float, float] | None = Field(None, description="default from the weights")
+    std: tuple[float, float, float] | None = Field(None, description="default from the weights")
+    loader: Literal["auto", "ffcv", "torchvision"] = "auto"
+    num_workers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="decoding threads per rank; default the cores of this rank"
+    )
+    on_bad: Literal["error", "skip"] = "error"
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.csv is not None and self.name != "imagefolder":
+            raise ValueError("csv is only for data.name=imagefolder")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        return self
+
+
+class Augment(Section):
+    """Training augmentation, all of it a pure function of (seed, epoch, sample index)."""
+
+    scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="area of the random crop")
+    ratio: tuple[PositiveFloat, PositiveFloat] = Field((3 / 4, 4 / 3), description="its aspect")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    randaugment_ops: PositiveInt = 2
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    erasing: Fraction = Field(0.0, description="probability of erasing a random box")
+    mixup: NonNegativeFloat = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
+    cutmix: NonNegativeFloat = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
+
+    @model_validator(mode="after")
+    def _check(self) -> Augment:
+        for key in ("scale", "ratio"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high:
+                raise ValueError(f"{key}=[{low:g},{high:g}] must be 0 < low <= high")
+        return self
+
+
+class Model(Section):
+    """The pre-trained network."""
+
+    name: str = Field("resnet50", description="torchvision's name, timm/NAME, or a bundled one")
+    weights: str | None = Field(
+        "DEFAULT",
+        description="torchvision's name (IMAGENET1K_V2), a local file, or null for random weights",
+    )
+    ungated: Literal["train", "freeze"] = Field(
+        "train", description="what happens to convolutions that no gate covers"
+    )
+
+
+class Gate(Section):
+    """The recurrent gate shared by all gated layers."""
+
+    hidden: PositiveInt = Field(128, description="common size d and LSTM width")
+    estimator: Literal["straight_through", "identity", "gumbel", "semhash"] = "straight_through"
+    temperature: PositiveFloat = 1.0
+    input_norm: Literal["layer_norm", "none"] = "layer_norm"
+    init_scale: PositiveFloat = Field(4.0, description="factor on the logit weights at the start")
+    bias: float = Field(0.0, description="logit bias at the start; 0 is balanced")
+
+
+class Sparsity(Section):
+    """Regulariser of the gates (not in the paper)."""
+
+    kind: Literal["none", "l1", "target", "decide"] = "none"
+    weight: NonNegativeFloat = 0.0
+    target: Fraction = Field(0.5, description="wanted mean gate for kind=target")
+
+    @model_validator(mode="after")
+    def _check(self) -> Sparsity:
+        if self.kind == "none" and self.weight:
+            raise ValueError("weight is set but kind is none; choose kind=l1, target or decide")
+        return self
+
+
+class AdaFilter(Section):
+    """AdaFilter (Guo et al., AAAI 2020)."""
+
+    name: Literal["adafilter"] = "adafilter"
+    gate: Gate = Gate()
+    sparsity: Sparsity = Sparsity()
+    layers: str = Field(".*", description="regular expression; convolutions it matches are gated")
+
+
+class FineTune(Section):
+    """Plain fine-tuning of every weight."""
+
+    name: Literal["finetune"] = "finetune"
+
+
+class LinearProbe(Section):
+    """A linear head on frozen features (BatchNorm in evaluation mode)."""
+
+    name: Literal["linear_probe"] = "linear_probe"
+
+
+Method = Annotated[AdaFilter | FineTune | LinearProbe, Field(discriminator="name")]
+
+
+class Optim(Section):
+    """Optimizer and learning-rate schedule. Rates are for the global batch as given."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    lr_gate: PositiveFloat | None = Field(None, description="default lr")
+    lr_head: PositiveFloat | None = Field(None, description="default lr")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = Field(1e-4, description="not on biases and BatchNorm")
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_epochs: list[PositiveInt] = Field(
+        [], description="schedule=step: the rate is multiplied by step_gamma after these epochs"
+    )
+    step_gamma: PositiveFloat = 0.1
+    warmup_epochs: NonNegativeFloat = 0.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Optim:
+        if self.schedule == "step" and not self.step_epochs:
+            raise ValueError("schedule=step needs step_epochs, e.g. optim.step_epochs=[30,60]")
+        return self
+
+
+class Ema(Section):
+    """Exponential moving average of the parameters; evaluated and exported when on."""
+
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="0 for off")
+
+
+class Train(Section):
+    """Length, batch and arithmetic of the training."""
+
+    epochs: PositiveInt = 30
+    global_batch: PositiveInt = 256
+    micro_batch: Annotated[int, Field(ge=2)] = Field(
+        32, description="samples whose statistics are taken together; part of the numbers"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    matmul_precision: Literal["highest", "high", "medium"] = "high"
+    compile: bool = False
+    channels_last: bool = True
+    clip_norm: PositiveFloat | None = None
+    evaluate_every: PositiveInt = Field(1, description="epochs between validations")
+
+    @model_validator(mode="after")
+    def _check(self) -> Train:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch={self.global_batch} is not a multiple of "
+                f"micro_batch={self.micro_batch}"
+            )
+        return self
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches in a global batch: the largest usable world size."""
+        return self.global_batch // self.micro_batch
+
+
+class Engine(Section):
+    """Who runs the step."""
+
+    name: Literal["ddp"] = "ddp"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout: Duration = Field("30min", description="process-group time-out")
+    threads: PositiveInt | None = Field(None, description="CPU threads per rank; default shared")
+
+
+class Checkpoint(Section):
+    """When the whole state is saved, and how many are kept."""
+
+    every: PositiveInt | Duration = Field("10min", description="steps, or a duration")
+    keep: Annotated[int, Field(ge=2)] = 2
+
+
+class Evaluate(Section):
+    """What is measured on the test set at the end of a run."""
+
+    probe: bool = Field(False, description="a linear probe on the frozen features beside it")
+    gates: bool = Field(True, description="gates by layer, permuted over images, averaged")
+
+
+class Log(Section):
+    """Where figures go and how often."""
+
+    to: list[Literal["tensorboard", "wandb"]] = Field(
+        ["tensorboard"], description="beside console and metrics.jsonl; skipped if not installed"
+    )
+    every: PositiveInt = Field(20, description="steps between training rows in metrics.jsonl")
+
+
+class Recipe(Section):
+    """One experiment, complete and fixed."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    run_dir: Path | None = Field(None, description="default runs/<name>/<8 hex of the run hash>")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    deterministic: bool = False
+    resume: str = Field("auto", description="auto, never, or the path of a run folder")
+    data: Data
+    augment: Augment = Augment()
+    model: Model = Model()
+    method: Method = AdaFilter()
+    optim: Optim = Optim()
+    ema: Ema = Ema()
+    train: Train = Train()
+    engine: Engine = Engine()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    log: Log = Log()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _default_method(cls, value: Any) -> Any:
+        return {"name": "adafilter", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.optim.warmup_epochs >= self.train.epochs and self.optim.warmup_epochs > 0:
+            raise ValueError(
+                f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of "
+                f"train.epochs={self.train.epochs}"
+            )
+        return self

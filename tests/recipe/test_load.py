@@ -1,0 +1,125 @@
+"""Recipes: files, base, overrides, and errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe import dump_recipe, find_recipe, load_recipe
+from adafilter_dist.recipe.identity import differences, run_dir, run_hash
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ndata: {name: imagefolder, root: pictures}\noptim: {lr: 0.5}\n")
+    return path
+
+
+def errors(*words: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        load_recipe(words)
+    return str(caught.value).splitlines()
+
+
+def test_overrides_split_at_the_first_equals_sign(file: Path) -> None:
+    recipe = load_recipe([f"recipe={file}", "model.weights=/a=b.pth", "optim.lr=1e-3"])
+    assert recipe.model.weights == "/a=b.pth"
+    assert recipe.optim.lr == 1e-3
+
+
+def test_null_unsets_and_brackets_are_lists(file: Path) -> None:
+    recipe = load_recipe(
+        [f"recipe={file}", "train.clip_norm=null", "data.classes=[cat, dog]", "optim.lr_gate="]
+    )
+    assert recipe.train.clip_norm is None
+    assert recipe.data.classes == ["cat", "dog"]
+    assert recipe.optim.lr_gate is None
+
+
+def test_all_mistakes_at_once_with_the_nearest_key(file: Path) -> None:
+    lines = errors(f"recipe={file}", "optim.lrr=1", "train.epochs=many", "method.gate.hiden=3")
+    assert len(lines) == 3
+    assert any(line.startswith("optim.lrr: unknown key (did you mean 'lr'?)") for line in lines)
+    assert any(line.startswith("train.epochs=many: ") for line in lines)
+    assert any("method.gate.hiden: unknown key (did you mean 'hidden'?)" in line for line in lines)
+
+
+def test_unknown_values_name_what_is_allowed(file: Path) -> None:
+    (line,) = errors(f"recipe={file}", "optim.name=sdg")
+    assert line == "optim.name=sdg: not known (did you mean 'sgd'?); allowed: sgd, adamw"
+    (line,) = errors(f"recipe={file}", "method=adafliter")
+    assert "did you mean 'adafilter'" in line
+
+
+def test_impossible_combinations(file: Path) -> None:
+    (line,) = errors(f"recipe={file}", "train.global_batch=10", "train.micro_batch=4")
+    assert "global_batch=10 is not a multiple of micro_batch=4" in line
+    (line,) = errors(f"recipe={file}", "method.sparsity.weight=0.1")
+    assert "kind is none" in line
+
+
+def test_a_comma_list_is_refused_by_name(file: Path) -> None:
+    (line,) = errors(f"recipe={file}", "seed=0,1,2")
+    assert line.startswith("seed=0,1,2: a comma list is a sweep")
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    (line,) = errors("recipe=demmo")
+    assert "did you mean 'demo'" in line
+
+
+def test_short_form_and_switching_the_method(file: Path) -> None:
+    recipe = load_recipe([f"recipe={file}", "method.gate.hidden=8", "method=finetune"])
+    assert recipe.method.name == "finetune"
+    recipe = load_recipe([f"recipe={file}", "model=resnet18", "model.weights=null"])
+    assert (recipe.model.name, recipe.model.weights) == ("resnet18", None)
+
+
+def test_base_is_merged_and_loops_are_refused(tmp_path: Path, file: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text("base: mine\nname: child\noptim: {momentum: 0.5}\n")
+    recipe = load_recipe([f"recipe={child}"])
+    assert (recipe.name, recipe.optim.lr, recipe.optim.momentum) == ("child", 0.5, 0.5)
+    file.write_text("base: child\nname: mine\n")
+    (line,) = errors(f"recipe={child}")
+    assert "leads back" in line
+
+
+def test_dump_reads_back_the_same(tmp_path: Path, file: Path) -> None:
+    recipe = load_recipe([f"recipe={file}", "method.sparsity.kind=l1", "method.sparsity.weight=1"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe([f"recipe={again}"]) == recipe
+
+
+def test_identity_is_of_the_numbers_only(file: Path) -> None:
+    base = load_recipe([f"recipe={file}"])
+    same = load_recipe(
+        [f"recipe={file}", "checkpoint.every=5", "data.loader=torchvision", "log.every=1"]
+    )
+    other = load_recipe([f"recipe={file}", "seed=1"])
+    assert run_hash(base) == run_hash(same)
+    assert run_hash(base) != run_hash(other)
+    assert differences(base, other) == ["seed: 0 -> 1"]
+    assert run_dir(base) == Path("runs") / "mine" / run_hash(base)
+    elsewhere = load_recipe([f"recipe={file}", "data.root=/other/pictures"])
+    assert run_hash(base) != run_hash(elsewhere)  # an image folder is known by its place
+
+
+def test_malformed_yaml_is_one_line(file: Path) -> None:
+    file.write_text("name: [unclosed\n")
+    (line,) = errors(f"recipe={file}")
+    assert line.startswith(str(file)) and "not YAML" in line
+
+
+def test_find_recipe_prefers_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").mkdir()
+    mine = tmp_path / "recipes" / "demo.yaml"
+    mine.write_text("name: demo\ndata: {name: imagefolder}\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("demo").resolve() == mine
