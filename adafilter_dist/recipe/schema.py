@@ -56,7 +56,11 @@ class Data(Section):
     """Which pictures, how they are split and stored, how they are read."""
 
     name: Literal["fashion_mnist", "food101", "caltech256", "imagefolder"]
-    root: AbsolutePath | None = Field(None, description="folder of the pictures as published")
+    root: AbsolutePath | None = Field(
+        None,
+        description="folder of the pictures as published; default below $ADAFILTER_CACHE or "
+        "~/.cache/adafilter for what can be downloaded",
+    )
     prepared: AbsolutePath | None = Field(
         None, description="folder for what `prepare` writes; default beside the data"
     )

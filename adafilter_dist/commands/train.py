@@ -1,0 +1,40 @@
+"""``adafilter train``: run a recipe to its end, from wherever its run stands."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
+
+HELP = "train a recipe; the same words again go on where it stopped"
+
+
+def run(words: list[str]) -> int:
+    """Parse ``recipe=NAME key=value ... [--check] [--cfg]`` and train."""
+    parser = argparse.ArgumentParser(
+        prog="adafilter train",
+        description=f"{HELP}. One process, or under torchrun one a GPU.",
+        epilog=f"recipes: {', '.join(recipe_names())}",
+    )
+    parser.add_argument("recipe", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="two steps, one save and load, then the projected time, disk and memory",
+    )
+    parser.add_argument("--cfg", action="store_true", help="print the resolved recipe and leave")
+    options = parser.parse_args(words)
+    recipe = load_recipe(options.recipe)
+    if options.cfg:
+        print(dump_recipe(recipe), end="")
+        return 0
+    console = Console()
+    if options.check:
+        from adafilter_dist.check import run_check
+
+        return run_check(recipe, console)
+    from adafilter_dist.attempt import run_attempt
+
+    return run_attempt(recipe, console)

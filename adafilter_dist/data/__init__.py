@@ -1,0 +1,1 @@
+"""Pictures and labels: where they lie, how they are split, stored and read."""

@@ -1,0 +1,20 @@
+"""What the loaders hand out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class MicroBatch:
+    """Samples whose statistics are taken together, on the CPU (in pinned memory for a GPU).
+
+    ``images`` uint8 (m, 3, R, R) channels last, ``labels`` int64 (m,), ``index`` int64 (m,): each
+    sample's position in its split.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor

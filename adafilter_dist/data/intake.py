@@ -1,0 +1,91 @@
+"""Reading the pictures of a split, and what is learned of them on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adafilter_dist.data.listing import Sample
+from adafilter_dist.data.pictures import BadPicture, stored_pixels
+from adafilter_dist.data.store import Record
+
+
+def read(sample: Sample) -> bytes | NDArray[np.uint8]:
+    """The picture's file, or its pixels. Raises BadPicture where the file cannot be read."""
+    if sample.pixels is not None:
+        return sample.pixels
+    try:
+        return sample.path.read_bytes()
+    except FileNotFoundError:
+        raise BadPicture("no such file") from None
+    except OSError as error:
+        raise BadPicture(f"cannot be read: {error.strerror}") from None
+
+
+def content_hash(sample: Sample) -> bytes:
+    """sha256 of the file, or of the pixels and their shape. Raises BadPicture."""
+    return _hash(read(sample))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture that went into the store."""
+
+    sample: Sample
+    content: bytes
+    pixels: bytes
+
+
+class Intake:
+    """Records for the store of one split; once all have been called, what was found.
+
+    Records may be called in any order and from many threads: each writes to a place of its own.
+    """
+
+    def __init__(self, samples: Sequence[Sample], stored_size: int) -> None:
+        self._samples = samples
+        self._stored_size = stored_size
+        self._found: list[Stored | str] = [""] * len(samples)
+
+    def records(self) -> list[Record]:
+        """One a sample, giving its pixels and label, or None for a bad picture."""
+        return [partial(self._record, position) for position in range(len(self._samples))]
+
+    @property
+    def stored(self) -> list[Stored]:
+        """The pictures in the store, in its order."""
+        return [found for found in self._found if isinstance(found, Stored)]
+
+    @property
+    def bad(self) -> list[tuple[Sample, str]]:
+        """The pictures left out, and why."""
+        return [
+            (sample, found)
+            for sample, found in zip(self._samples, self._found, strict=True)
+            if isinstance(found, str)
+        ]
+
+    def _record(self, position: int) -> tuple[NDArray[np.uint8], int] | None:
+        sample = self._samples[position]
+        try:
+            content = read(sample)
+            pixels = stored_pixels(content, self._stored_size)
+        except BadPicture as error:
+            self._found[position] = str(error)
+            return None
+        # The pixels tell duplicates that differ in their metadata alone.
+        self._found[position] = Stored(sample, _hash(content), _hash(pixels))
+        return pixels, sample.label
+
+
+def _hash(content: bytes | NDArray[np.uint8]) -> bytes:
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).digest()
+    digest = hashlib.sha256(repr(content.shape).encode())
+    digest.update(np.ascontiguousarray(content).data)
+    return digest.digest()

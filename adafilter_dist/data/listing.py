@@ -1,0 +1,69 @@
+"""What a data set is before it is stored: named, labelled pictures that can be read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adafilter_dist.recipe.schema import Data
+
+# What torchvision's ImageFolder takes for a picture.
+PICTURE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled picture: a file, or pixels taken out of one.
+
+    ``name`` is its path below the root of the data set, with forward slashes.
+    """
+
+    name: str
+    label: int
+    path: Path
+    pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source found in its layout; ``test`` is None where no test split is published."""
+
+    root: Path
+    classes: list[str]
+    train: list[Sample]
+    test: list[Sample] | None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set with its splits drawn; labels index ``classes``."""
+
+    root: Path
+    classes: list[str]
+    train: list[Sample]
+    test: list[Sample]
+    notes: list[str]
+
+
+def cache_folder() -> Path:
+    """$ADAFILTER_CACHE, else ~/.cache/adafilter."""
+    return Path(os.environ.get("ADAFILTER_CACHE", "~/.cache/adafilter")).expanduser()
+
+
+def root_of(data: Data) -> Path:
+    """The folder of the pictures: data.root, else the CSV's, else one in the cache folder."""
+    if data.root is None and data.csv is not None:
+        return data.csv.parent
+    return data.root or cache_folder() / data.name.replace("_", "-")
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture (hidden ones such as ._x.jpg are not)."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES

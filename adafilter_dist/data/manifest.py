@@ -1,0 +1,84 @@
+"""manifest.json of a prepared folder: what was prepared, from what, with which settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from adafilter_dist import atomic
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.schema import Data
+
+NAME = "manifest.json"
+
+
+class StoredSplit(BaseModel):
+    """One store file and what it must look like."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    size: int
+    sha256: str
+    pictures: int
+
+
+class Manifest(BaseModel):
+    """Everything about a prepared folder that is not the pictures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    adafilter: str
+    settings: dict[str, Any]
+    fingerprint: str
+    sources: str
+    root: Path
+    classes: list[str]
+    train: StoredSplit
+    test: StoredSplit
+    skipped: int
+    duplicates: int
+    notes: list[str]
+
+    def write(self, folder: Path) -> None:
+        """Put it into the folder, whole or not at all."""
+        atomic.write_json(folder / NAME, self.model_dump(mode="json"))
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest, None where there is none; UserError if it cannot be understood."""
+    path = folder / NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValidationError:
+        raise UserError(
+            f"{path}: damaged, or written by another version of adafilter; remove {folder}"
+        ) from None
+
+
+def settings_of(data: Data) -> dict[str, Any]:
+    """The keys of the recipe that decide what a prepared folder holds, as plain JSON types.
+
+    A key without effect is None: so folders are shared by recipes that differ in it alone.
+    """
+    pooled = data.name in ("caltech256", "imagefolder")
+    drawn = pooled or data.train_per_class is not None or data.test_per_class is not None
+    return {
+        "name": data.name,
+        "csv": None if data.csv is None else data.csv.name,
+        "classes": None if data.classes is None else sorted(set(data.classes)),
+        "train_per_class": data.train_per_class,
+        "test_per_class": data.test_per_class,
+        "test_fraction": data.test_fraction if pooled and data.test_per_class is None else None,
+        "split_seed": data.split_seed if drawn else None,
+        "stored_size": data.stored_size,
+        "stored_format": data.stored_format,
+        "jpeg_quality": data.jpeg_quality if data.stored_format == "jpg" else None,
+    }

@@ -1,0 +1,154 @@
+"""Fashion-MNIST: 70,000 gray 28x28 pictures of clothes, from a Debian package or torchvision."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torchvision.datasets import FashionMNIST
+
+from adafilter_dist.data.listing import Found, Sample, root_of
+from adafilter_dist.data.sources.download import Say, patience
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.schema import Data
+
+_PACKAGE = "dataset-fashion-mnist"
+_INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+_SHA256 = {
+    "train-images-idx3-ubyte.gz": (
+        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05"
+    ),
+}
+_IDX_HEADER = {"images": 16, "labels": 8}
+
+
+def find(data: Data) -> Found:
+    """The published splits, 60,000 and 10,000; the four files are checked by their sha256."""
+    folder = _folder(data)
+    if folder is None:
+        raise UserError(
+            f"Fashion-MNIST is not in {root_of(data)}; expected {', '.join(_SHA256)} there; "
+            "or data.download=true"
+        )
+    return Found(
+        root_of(data), list(FashionMNIST.classes), _split(folder, "train"), _split(folder, "t10k")
+    )
+
+
+def fetch(data: Data, say: Say) -> None:
+    """Get the four files unless they are there: the Debian package, else torchvision's download.
+
+    Needs no root. Raises UserError saying what to do by hand.
+    """
+    if _folder(data) is not None:
+        return
+    root = root_of(data)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
+            folder = _fetched(Path(scratch), say)
+            for name in _SHA256:
+                _checked(folder / name)
+                os.replace(folder / name, root / name)
+    except OSError as error:
+        raise UserError(
+            f"Fashion-MNIST cannot be written to {root} ({error.strerror}); set data.root or the "
+            "environment variable ADAFILTER_CACHE to a folder of yours"
+        ) from None
+
+
+def _folder(data: Data) -> Path | None:
+    root = root_of(data)
+    places = [root, root / "FashionMNIST" / "raw"]
+    if data.root is None:
+        places.append(_INSTALLED)
+    return next((p for p in places if all((p / name).is_file() for name in _SHA256)), None)
+
+
+def _fetched(scratch: Path, say: Say) -> Path:
+    attempts = []
+    for name, get in (("Debian's package", _from_debian), ("torchvision", _from_torchvision)):
+        say(f"fetching Fashion-MNIST (30 MB) from {name}")
+        try:
+            return get(scratch)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            attempts.append(f"{name}: {' '.join(str(error).split())[-160:]}")
+    raise UserError(
+        f"Fashion-MNIST could not be fetched ({'; '.join(attempts)}); install Debian's package "
+        f"{_PACKAGE}, or run this command once on a machine with internet, or put "
+        f"{', '.join(_SHA256)} into data.root"
+    )
+
+
+def _from_debian(scratch: Path) -> Path:
+    for program in ("apt-get", "dpkg-deb"):
+        if shutil.which(program) is None:
+            raise RuntimeError(f"no {program} here")
+    quick = ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]
+    download = ["apt-get", *quick, "download", _PACKAGE]
+    if _call(download, scratch):
+        # Images of Debian come without package lists; lists of our own need no root.
+        for folder in ("lists/partial", "archives/partial"):
+            (scratch / folder).mkdir(parents=True)
+        own = ["-o", f"Dir::State::Lists={scratch / 'lists'}", "-o", f"Dir::Cache={scratch}"]
+        reason = _call(["apt-get", *quick, *own, "update"], scratch)
+        reason = reason or _call([*download, *own], scratch)
+        if reason:
+            raise RuntimeError(reason)
+    (package,) = scratch.glob(f"{_PACKAGE}_*.deb")
+    subprocess.run(["dpkg-deb", "-x", package, scratch], check=True, capture_output=True)
+    return scratch / _INSTALLED.relative_to("/")
+
+
+def _call(command: list[str], folder: Path) -> str:
+    """Empty when the command succeeds, else the end of what it said."""
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    return "" if done.returncode == 0 else (done.stderr.strip() or f"{command[0]} failed")[-300:]
+
+
+def _from_torchvision(scratch: Path) -> Path:
+    with patience(seconds=30):
+        return Path(FashionMNIST(scratch, download=True).raw_folder)
+
+
+def _checked(path: Path) -> bytes:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != _SHA256[path.name]:
+        raise UserError(
+            f"{path}: not Fashion-MNIST's file (its sha256 is not {_SHA256[path.name][:12]}...); "
+            "remove it and run `prepare` again"
+        )
+    return content
+
+
+def _split(folder: Path, prefix: str) -> list[Sample]:
+    images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz", "images").reshape(-1, 28, 28)
+    labels = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", "labels")
+    path = folder / f"{prefix}-images-idx3-ubyte.gz"
+    split = {"train": "train", "t10k": "test"}[prefix]
+    return [
+        Sample(f"{split}/{number:05d}", int(label), path, image)
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+
+
+def _idx(path: Path, kind: str) -> NDArray[np.uint8]:
+    return np.frombuffer(gzip.decompress(_checked(path)), np.uint8, offset=_IDX_HEADER[kind])

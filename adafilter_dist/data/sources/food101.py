@@ -1,0 +1,80 @@
+"""Food-101 in its official layout: ``food-101/images`` and ``food-101/meta``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from torchvision.datasets import Food101
+
+from adafilter_dist.data.listing import Found, Sample, root_of
+from adafilter_dist.data.sources.download import Say, fetch_folder
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.schema import Data
+
+CLASSES, TRAIN, TEST = 101, 75_750, 25_250
+_LAYOUT = "the unpacked food-101.tar.gz (folders images/ and meta/)"
+
+
+def find(data: Data) -> Found:
+    """The published splits. data.root may be the folder ``food-101`` or the one that holds it."""
+    root = root_of(data)
+    base = next((folder for folder in _places(root) if _is_here(folder)), None)
+    if base is None:
+        raise UserError(
+            f"data.root={root}: Food-101 is not there; expected {_LAYOUT} in it or in its "
+            "folder food-101; or data.download=true"
+        )
+    # torchvision insists on the folder's name, so it gets a link of that name.
+    with tempfile.TemporaryDirectory() as holder:
+        link = Path(holder, "food-101")
+        link.symlink_to(base, target_is_directory=True)
+        train, classes = _split(link, base, "train")
+        test, test_classes = _split(link, base, "test")
+    if classes != test_classes:
+        raise UserError(f"{base / 'meta'}: train.json and test.json name different classes")
+    notes = []
+    if (len(classes), len(train), len(test)) != (CLASSES, TRAIN, TEST):
+        notes.append(
+            f"this is not the full Food-101: {len(classes)} of {CLASSES} classes, {len(train)} of "
+            f"{TRAIN} training and {len(test)} of {TEST} test pictures"
+        )
+    return Found(base, classes, train, test, notes)
+
+
+def fetch(data: Data, say: Say) -> None:
+    """Download Food-101 through torchvision unless it is there. Raises UserError."""
+    root = root_of(data)
+    if any(_is_here(folder) for folder in _places(root)):
+        return
+    target = root if root.name == "food-101" else root / "food-101"
+    say(f"downloading Food-101 (5 GB) into {target}")
+    fetch_folder(target, "Food-101", 11 * 10**9, f"{_LAYOUT} at {target}", _download)
+
+
+def _download(scratch: Path) -> Path:
+    Food101(scratch, download=True)
+    return scratch / "food-101"
+
+
+def _places(root: Path) -> tuple[Path, Path]:
+    return root, root / "food-101"
+
+
+def _is_here(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "meta").is_dir()
+
+
+def _split(link: Path, base: Path, split: str) -> tuple[list[Sample], list[str]]:
+    try:
+        # Its "loader" is called with the picture's path, which is what we are after.
+        published = Food101(link.parent, split=split, loader=Path)
+    except (OSError, ValueError) as error:  # a JSON error is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{base / 'meta' / f'{split}.json'}: {reason}") from None
+    samples = []
+    for path, label in published:
+        name = path.relative_to(link).as_posix()
+        samples.append(Sample(name, label, base / name))
+    samples.sort(key=lambda sample: (sample.label, sample.name))
+    return samples, published.classes

@@ -1,0 +1,101 @@
+"""Filling a new folder with stores, lists and the manifest, which comes last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from adafilter_dist import __version__
+from adafilter_dist.data.fingerprint import fingerprint, sources_hash
+from adafilter_dist.data.intake import Intake
+from adafilter_dist.data.listing import Listing, Sample
+from adafilter_dist.data.lists import write_lists
+from adafilter_dist.data.manifest import Manifest, StoredSplit, settings_of
+from adafilter_dist.data.pool import default_workers
+from adafilter_dist.data.progress import counting
+from adafilter_dist.data.store import Written, write_store
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.schema import Data
+
+_BAD_SHOWN = 10
+
+
+def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -> None:
+    """Write everything that a prepared folder holds.
+
+    Every picture is read before bad ones are complained of, so that the list is complete.
+    """
+    # Taken first: a picture that changes while it is read must look changed next time.
+    sources = sources_hash(listing)
+    train = Intake(listing.train, data.stored_size)
+    test = Intake(listing.test, data.stored_size)
+    stores = {}
+    for name, intake in (("train", train), ("test", test)):
+        stores[name] = _write_store(folder / name, intake, data, console)
+    bad = [*train.bad, *test.bad]
+    if bad and data.on_bad == "error":
+        raise UserError(_complaint(bad, len(listing.train) + len(listing.test)))
+    _require_some(listing, stores)
+    duplicates = write_lists(folder, listing.classes, train, test)
+    contents = [
+        [(stored.sample.label, stored.content) for stored in intake.stored]
+        for intake in (train, test)
+    ]
+    Manifest(
+        adafilter=__version__,
+        settings=settings_of(data),
+        fingerprint=fingerprint(data, listing.classes, contents),
+        sources=sources,
+        root=listing.root,
+        classes=listing.classes,
+        train=_entry(stores["train"]),
+        test=_entry(stores["test"]),
+        skipped=len(bad),
+        duplicates=duplicates,
+        notes=listing.notes,
+    ).write(folder)
+
+
+def _write_store(path: Path, intake: Intake, data: Data, console: Console) -> Written:
+    records = intake.records()
+    with counting(console, f"storing {path.name}", len(records)) as progress:
+        return write_store(
+            path,
+            records,
+            format=data.stored_format,
+            jpeg_quality=data.jpeg_quality,
+            num_workers=data.num_workers or default_workers(),
+            progress=progress,
+        )
+
+
+def _entry(written: Written) -> StoredSplit:
+    return StoredSplit(
+        file=written.path.name,
+        size=written.size,
+        sha256=written.sha256,
+        pictures=len(written.labels),
+    )
+
+
+def _complaint(bad: Sequence[tuple[Sample, str]], of: int) -> str:
+    lines = [f"{len(bad):,} of {of:,} pictures cannot be used:"]
+    lines += [f"  {sample.path}: {reason}" for sample, reason in bad[:_BAD_SHOWN]]
+    if len(bad) > _BAD_SHOWN:
+        lines.append(f"  ... and {len(bad) - _BAD_SHOWN:,} more")
+    lines.append("mend or remove them, or go on without them: data.on_bad=skip")
+    return "\n".join(lines)
+
+
+def _require_some(listing: Listing, stores: dict[str, Written]) -> None:
+    counts = np.bincount(stores["train"].labels, minlength=len(listing.classes))
+    empty: Iterable[str] = (
+        name for name, count in zip(listing.classes, counts, strict=True) if not count
+    )
+    for name in empty:
+        raise UserError(f"{listing.root}: every training picture of class {name!r} is bad")
+    if not len(stores["test"].labels):
+        raise UserError(f"{listing.root}: every test picture is bad")

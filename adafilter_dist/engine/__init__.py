@@ -1,0 +1,22 @@
+"""Engines: who runs the step, behind one interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from adafilter_dist.engine.base import Engine, FullState
+from adafilter_dist.engine.world import World, join_world, set_arithmetic
+from adafilter_dist.recipe import Recipe
+
+__all__ = ["Engine", "FullState", "World", "build_engine", "join_world", "set_arithmetic"]
+
+
+def build_engine(
+    model: nn.Module, groups: list[dict[str, Any]], recipe: Recipe, world: World
+) -> Engine:
+    """The engine that ``engine.name`` asks for, imported only when used."""
+    from adafilter_dist.engine.ddp import DDPEngine
+
+    return DDPEngine(model, groups, recipe, world)

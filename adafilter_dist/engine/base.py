@@ -1,0 +1,62 @@
+"""What the loop asks of an engine, and the state that engines exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class FullState:
+    """The whole training state, engine-neutral: the same under every engine and world size.
+
+    ``model`` holds parameters and persistent buffers by name; ``optimizer`` holds each tensor of
+    optimizer state as ``<parameter name>/<key>``; ``scaler`` is plain numbers.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor with a name that says where it belongs."""
+        for part in ("model", "optimizer", "ema"):
+            for name, tensor in getattr(self, part).items():
+                yield f"{part}: {name}", tensor
+
+
+class Engine(Protocol):
+    """Runs micro-batches and optimizer steps; the loop knows no engine by name."""
+
+    model: nn.Module
+    dtype: torch.dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) in at least fp32."""
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch; ``last`` of this rank's share."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one micro-batch's loss."""
+
+    def step(self, factor: float) -> bool:
+        """Clip, update with every base rate times ``factor``; False if fp16 skipped the step."""
+
+    def reduce(self, flat: Tensor) -> Tensor:
+        """Sum of ``flat`` over ranks."""
+
+    def warm_up(self, run: Callable[[], Tensor]) -> None:
+        """One forward and backward whose results are thrown away."""
+
+    def full_state(self) -> FullState:
+        """The whole state; every rank calls it, the tensors are on this rank's device."""
+
+    def load_full_state(self, state: FullState) -> None:
+        """Take over a state that any engine at any world size gave."""

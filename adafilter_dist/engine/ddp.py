@@ -1,0 +1,128 @@
+"""The DDP engine: one replica a process, gradients averaged over micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adafilter_dist.engine.base import FullState
+from adafilter_dist.engine.optimizer import build_optimizer, optimizer_tensors, put_optimizer
+from adafilter_dist.engine.world import World
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe import Recipe
+
+# Running statistics are averaged once a step, by the loop. Newer versions of torch renamed the key.
+_NO_BUFFER_SYNC: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DDPEngine:
+    """torch's DistributedDataParallel; one process is DDP of one.
+
+    A global batch is ``train.micro_batches`` micro-batches shared over the ranks, unevenly where
+    they do not divide. DDP takes the mean over ranks, so each micro-batch's loss is weighed by
+    world_size / micro_batches: the sum is the mean over micro-batches for any share.
+    """
+
+    def __init__(
+        self, model: nn.Module, groups: list[dict[str, Any]], recipe: Recipe, world: World
+    ) -> None:
+        self.dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
+        layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+        # Parameters keep their identity through to(), so the groups stay right.
+        self.model = model.to(world.device, self.dtype, memory_format=layout)
+        self._world = world
+        self._clip_norm = recipe.train.clip_norm
+        self._weight = world.world_size / recipe.train.micro_batches
+        self._autocast = AUTOCAST.get(recipe.train.precision)
+        self._optimizer = build_optimizer(groups, recipe.optim)
+        self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._scaler = torch.amp.GradScaler(
+            world.device.type, enabled=recipe.train.precision == "fp16"
+        )
+        inner = torch.compile(self.model) if recipe.train.compile else self.model
+        self._ddp = DistributedDataParallel(
+            inner,
+            device_ids=[world.device.index] if world.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **_NO_BUFFER_SYNC,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes), autocast inside, at least fp32 outside."""
+        context = (
+            torch.autocast(self._world.device.type, self._autocast)
+            if self._autocast
+            else nullcontext()
+        )
+        with context:
+            logits: Tensor = self._ddp(images)
+        return logits.to(self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add one micro-batch's gradient, weighed so that the step has the mean."""
+        self._scaler.scale(loss * self._weight).backward()
+
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward: gradients travel only with the last of a rank's share."""
+        return nullcontext() if last else self._ddp.no_sync()
+
+    def step(self, factor: float) -> bool:
+        """Unscale, clip, update; False if an fp16 overflow skipped it (on all ranks alike)."""
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+        self._scaler.unscale_(self._optimizer)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
+        scale = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        # The scale falls only when the step was skipped: gradients were reduced before, so every
+        # rank has seen the same overflow.
+        return self._scaler.get_scale() >= scale
+
+    def reduce(self, flat: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        dist.all_reduce(flat)
+        return flat
+
+    def warm_up(self, run: Callable[[], Tensor]) -> None:
+        """A forward and backward thrown away, so that DDP's buckets have their final layout.
+
+        DDP rebuilds its buckets after the first backward; from three ranks on, the layout decides
+        the order of summation. A resumed run must not differ in it from an undisturbed one.
+        """
+        for _ in range(2):
+            self._scaler.scale(run()).backward()
+            self._optimizer.zero_grad()
+
+    def full_state(self) -> FullState:
+        """Parameters, buffers, optimizer tensors and the loss scale."""
+        return FullState(
+            model=self.model.state_dict(),
+            optimizer=optimizer_tensors(self._optimizer, self.model),
+            scaler=self._scaler.state_dict(),
+        )
+
+    def load_full_state(self, state: FullState) -> None:
+        """Strictly: a missing or unknown name is a UserError."""
+        try:
+            self.model.load_state_dict(state.model)
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint does not fit this model: {error}") from None
+        put_optimizer(self._optimizer, self.model, state.optimizer)
+        if self._scaler.is_enabled() and state.scaler:
+            self._scaler.load_state_dict(state.scaler)

@@ -1,0 +1,117 @@
+"""From what happened to each image to the figures of a data set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the model said of each image, one entry an image: all of shape (n,).
+
+    ``labels`` and ``predictions`` are int64, ``top5`` bool (label among the five largest logits),
+    ``losses`` float64 (cross entropy without smoothing, nats).
+    """
+
+    labels: Tensor
+    predictions: Tensor
+    top5: Tensor
+    losses: Tensor
+
+    @staticmethod
+    def of(logits: Tensor, labels: Tensor) -> Outcomes:
+        """Outcomes of a batch: logits (n, C), labels int64 (n,)."""
+        wide = logits.detach().double()
+        largest = wide.topk(min(5, wide.shape[1]), dim=1).indices
+        return Outcomes(
+            labels=labels,
+            predictions=largest[:, 0],
+            top5=(largest == labels[:, None]).any(dim=1),
+            losses=functional.cross_entropy(wide, labels, reduction="none"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> Tensor:
+        """(n,) bool: the largest logit is the label's."""
+        return self.predictions == self.labels
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a data set. Accuracies are shares in 0..1, the loss is in nats.
+
+    ``confusion`` is int64 (C, C), row = true class, column = predicted class. ``top5`` is None
+    where five guesses cover all classes. ``mean_per_class`` averages the recall of the classes
+    that occur.
+    """
+
+    n: int
+    loss: float
+    top1: float
+    top5: float | None
+    mean_per_class: float
+    confusion: Tensor
+
+    @staticmethod
+    def of(outcomes: Outcomes, num_classes: int) -> Evaluation:
+        """Sum up outcomes; ValueError for no images or a label outside 0..C-1."""
+        n = len(outcomes)
+        if n == 0:
+            raise ValueError("an evaluation needs at least one image")
+        low, high = int(outcomes.labels.min()), int(outcomes.labels.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"labels {low}..{high} do not fit {num_classes} classes")
+        cells = outcomes.labels * num_classes + outcomes.predictions
+        confusion = torch.bincount(cells.cpu(), minlength=num_classes**2)
+        confusion = confusion.reshape(num_classes, num_classes)
+        right = confusion.diagonal()
+        per_class = confusion.sum(dim=1)
+        occurring = per_class > 0
+        recalls = right[occurring].double() / per_class[occurring]
+        return Evaluation(
+            n=n,
+            loss=float(outcomes.losses.sum()) / n,
+            top1=int(right.sum()) / n,
+            top5=int(outcomes.top5.sum()) / n if num_classes > 5 else None,
+            mean_per_class=float(recalls.mean()),
+            confusion=confusion,
+        )
+
+    def to_dict(self, confusion: bool = False) -> dict[str, Any]:
+        """Plain JSON types; the confusion matrix (rows: true classes) only when asked for."""
+        figures: dict[str, Any] = {
+            "n": self.n,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "top1": self.top1,
+            "top5": self.top5,
+            "mean_per_class": self.mean_per_class,
+        }
+        return figures | ({"confusion": self.confusion.tolist()} if confusion else {})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Top-1 of one model minus another's on the same images, with its paired standard error."""
+
+    value: float
+    standard_error: float
+
+    @staticmethod
+    def between(one: Outcomes, other: Outcomes) -> Difference:
+        """Paired: only images on which exactly one of the two is right carry information."""
+        each = one.correct.double() - other.correct.double()
+        error = float(each.std(correction=1)) / math.sqrt(len(each)) if len(each) > 1 else 0.0
+        return Difference(float(each.mean()), error)
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain JSON types."""
+        return {"value": self.value, "standard_error": self.standard_error}

@@ -1,0 +1,108 @@
+"""What a method hands to the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from adafilter_dist.models.backbones import Backbone
+from adafilter_dist.models.gate import RecurrentGate
+from adafilter_dist.models.report import ConversionReport
+from adafilter_dist.recipe.schema import Optim, Recipe
+
+
+@dataclass
+class Built:
+    """A model ready to be trained.
+
+    `groups` are torch optimizer groups with name, params, lr and weight_decay. `penalty()` is the
+    weighted regulariser of the last forward, a 0-d tensor. `gates` and `report` are there for
+    AdaFilter only. `method`, `name` and `head` are what an export needs to build it again.
+    """
+
+    model: nn.Module
+    groups: list[dict[str, Any]]
+    penalty: Callable[[], Tensor]
+    num_classes: int
+    name: str
+    head: str
+    method: str
+    gates: RecurrentGate | None = None
+    report: ConversionReport | None = None
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    lr_gate: float | None = None,
+    lr_head: float | None = None,
+    weight_decay: float = 0.0,
+    head: str | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: trunk, gate and head, each with and without weight decay.
+
+    Only what is trained is in them. Parameters of one dimension (biases, BatchNorm) do not decay.
+    Rates that are None are `lr`. `head` is the classifier's path; a converted network knows it.
+    """
+    prefix = _head_prefix(model, head)
+    rates = {"trunk": lr, "gate": lr_gate or lr, "head": lr_head or lr}
+    groups: dict[str, dict[str, Any]] = {}
+    for part, rate in rates.items():
+        for suffix, decay in (("", weight_decay), ("_no_decay", 0.0)):
+            name = part + suffix
+            groups[name] = {"name": name, "params": [], "lr": rate, "weight_decay": decay}
+    gates = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, RecurrentGate)
+        for parameter in module.parameters()
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "gate" if id(parameter) in gates else "trunk"
+            part = "head" if prefix and name.startswith(prefix) else part
+            groups[part + ("" if parameter.ndim > 1 else "_no_decay")]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def groups_of(model: nn.Module, optim: Optim, head: str) -> list[dict[str, Any]]:
+    """`parameter_groups` with the recipe's rates and decay."""
+    return parameter_groups(
+        model,
+        lr=optim.lr,
+        lr_gate=optim.lr_gate,
+        lr_head=optim.lr_head,
+        weight_decay=optim.weight_decay,
+        head=head,
+    )
+
+
+def without_gates(model: nn.Module, backbone: Backbone, recipe: Recipe, head: str) -> Built:
+    """What a method without gates hands over; `head` is the classifier's path in `model`."""
+    parameter = next(model.parameters())
+    return Built(
+        model=model,
+        groups=groups_of(model, recipe.optim, head),
+        penalty=lambda: parameter.new_zeros(()),
+        num_classes=_classes(model, head),
+        name=backbone.name,
+        head=backbone.head,
+        method=recipe.method.name,
+    )
+
+
+def _classes(model: nn.Module, head: str) -> int:
+    linear = model.get_submodule(head)
+    assert isinstance(linear, nn.Linear)
+    return linear.out_features
+
+
+def _head_prefix(model: nn.Module, head: str | None) -> str | None:
+    if head is None:
+        own = getattr(model, "head", None)
+        head = f"backbone.{own}" if isinstance(own, str) else None
+    return None if head is None else head + "."

@@ -1,0 +1,14 @@
+"""Plain fine-tuning: every weight is trained."""
+
+from __future__ import annotations
+
+from adafilter_dist.methods.base import Built, without_gates
+from adafilter_dist.models.backbones import Backbone
+from adafilter_dist.models.batchnorm import replace_batchnorm
+from adafilter_dist.recipe.schema import Recipe
+
+
+def build_finetune(backbone: Backbone, recipe: Recipe) -> Built:
+    """The backbone itself, its BatchNorms made ones that move once a step."""
+    model = replace_batchnorm(backbone.module)
+    return without_gates(model, backbone, recipe, backbone.head)

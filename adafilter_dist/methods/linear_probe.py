@@ -1,0 +1,14 @@
+"""A linear head on frozen features."""
+
+from __future__ import annotations
+
+from adafilter_dist.methods.base import Built, without_gates
+from adafilter_dist.models.backbones import Backbone
+from adafilter_dist.models.frozen import LinearProbeNet
+from adafilter_dist.recipe.schema import Recipe
+
+
+def build_linear_probe(backbone: Backbone, recipe: Recipe) -> Built:
+    """Freeze all but the classifier."""
+    model = LinearProbeNet(backbone.module, backbone.head)
+    return without_gates(model, backbone, recipe, f"backbone.{backbone.head}")

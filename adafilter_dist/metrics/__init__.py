@@ -1,0 +1,6 @@
+"""What is measured while training, and where it goes."""
+
+from adafilter_dist.metrics.jsonl import JsonLines, append, cut_after, read_lines
+from adafilter_dist.metrics.metrics import Metrics
+
+__all__ = ["JsonLines", "Metrics", "append", "cut_after", "read_lines"]

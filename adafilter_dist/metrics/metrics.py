@@ -1,0 +1,130 @@
+"""The one object the training loop tells its figures to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from adafilter_dist.metrics.boards import Board, TensorBoard, WeightsAndBiases
+from adafilter_dist.metrics.jsonl import JsonLines, append, cut_after
+from adafilter_dist.progress import ConsoleProgress
+from adafilter_dist.recipe import Recipe
+
+
+class Metrics:
+    """Console, metrics.jsonl, events.jsonl and boards of one run; only rank 0 writes.
+
+    ``step`` is the checkpoint's step the run starts from: rows past it are cut. Rows are kept by
+    the names given; the console shows ``loss``, ``accuracy``, ``images_per_second`` and
+    ``data_wait`` (share of time spent waiting for data) of a training row.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path | None,
+        recipe: Recipe,
+        console: Console,
+        *,
+        rank: int,
+        total_steps: int,
+        step: int = 0,
+    ) -> None:
+        self._active = rank == 0
+        self._rows: JsonLines | None = None
+        self._events: Path | None = None
+        self._boards: list[Board] = []
+        self._progress: ConsoleProgress | None = None
+        if not self._active:
+            return
+        if run_dir is not None:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            cut_after(run_dir / "metrics.jsonl", step)
+            self._rows = JsonLines(run_dir / "metrics.jsonl")
+            self._events = run_dir / "events.jsonl"
+            self._boards = _boards(run_dir, recipe, console, step)
+        self._progress = ConsoleProgress(
+            console, epochs=recipe.train.epochs, total_steps=total_steps, step=step
+        )
+
+    def advance(self, step: int, epoch: int) -> None:
+        """A step is done; moves the console's bar and needs no figures from the device."""
+        if self._progress is not None:
+            self._progress.advance(step, epoch)
+
+    def train(self, step: int, epoch: int, row: Mapping[str, Any]) -> None:
+        """Figures of training up to ``step`` (steps done, from 1) in ``epoch`` (from 0)."""
+        if self._progress is not None:
+            self._progress.train(step, epoch, row)
+        self._write("train", step, epoch, {}, row)
+
+    def evaluation(self, step: int, epoch: int, split: str, row: Mapping[str, Any]) -> None:
+        """Figures of an evaluation of ``split`` after ``step`` steps."""
+        if self._progress is not None:
+            self._progress.evaluation(step, epoch, split, row)
+        self._write(split, step, epoch, {"split": split}, row)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something that happened to the run (start, stop ...), on disk at once; never cut.
+
+        May be called after ``close``, for how the run ended.
+        """
+        if self._events is not None:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            append(self._events, {"time": now, "kind": kind, **fields})
+
+    def say(self, line: str) -> None:
+        """Print a line above the progress display, on rank 0."""
+        if self._progress is not None:
+            self._progress.say(line)
+
+    def close(self) -> None:
+        """End the display and write out what is buffered; closing twice is fine."""
+        if self._progress is not None:
+            self._progress.close()
+        if self._rows is not None:
+            self._rows.close()
+        while self._boards:
+            self._boards.pop().close()
+
+    def _write(
+        self, kind: str, step: int, epoch: int, extra: Mapping[str, Any], row: Mapping[str, Any]
+    ) -> None:
+        if self._rows is None:
+            return
+        label = "evaluation" if extra else kind
+        head = {"kind": label, "step": step, "epoch": epoch, "time": round(time.time(), 3)}
+        self._rows.write({**head, **extra, **row})
+        values = {
+            f"{kind}/{name}": float(value)
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
+        for board in self._boards:
+            board.write(step, values)
+
+
+def _boards(run_dir: Path, recipe: Recipe, console: Console, step: int) -> list[Board]:
+    """The boards asked for. A missing one is told of only if the user named it."""
+    boards: list[Board] = []
+    for name in recipe.log.to:
+        try:
+            if name == "tensorboard":
+                boards.append(TensorBoard(run_dir, step))
+            else:
+                boards.append(
+                    WeightsAndBiases(run_dir, recipe.name, recipe.model_dump(mode="json"))
+                )
+        except ImportError:
+            if "to" in recipe.log.model_fields_set:
+                console.print(
+                    f"log.to: {name} is not installed, going on without it; "
+                    f"pip install 'adafilter-dist\\[{name}]'",
+                    soft_wrap=True,
+                )
+    return boards

@@ -1,0 +1,1 @@
+"""Networks: backbones and their weights, conversion to AdaFilter, gates, BatchNorm, penalties."""

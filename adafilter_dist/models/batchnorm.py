@@ -1,0 +1,149 @@
+"""BatchNorm whose running statistics move once a step, by the mean over all micro-batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.statistics import StepStatistics
+
+
+class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
+    """Normalises (N, C, H, W) by its own batch; running statistics wait for the end of the step.
+
+    In training, forward touches no buffer of the state: mean and unbiased variance are added to
+    sums. In evaluation it is `nn.BatchNorm2d`.
+    """
+
+    step_sums: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        # [mean | variance | micro-batches]: a module that did not run (a branch that is left out,
+        # evaluation mode) has a count of zero and keeps its running statistics.
+        sums = torch.zeros(2 * num_features + 1, device=device, dtype=dtype)
+        self.register_buffer("step_sums", sums, persistent=False)
+
+    @classmethod
+    def from_batchnorm(cls, source: nn.BatchNorm2d) -> MicroBatchNorm2d:
+        """A copy of `source` with its own tensors, in the same mode."""
+        like = source.weight if source.affine else source.running_mean
+        copy = cls(
+            source.num_features,
+            source.eps,
+            source.momentum,
+            source.affine,
+            source.track_running_stats,
+            device=None if like is None else like.device,
+            dtype=None if like is None else like.dtype,
+        )
+        copy.load_state_dict(
+            {key: value for key, value in source.state_dict().items() if key in copy.state_dict()}
+        )
+        for own, other in zip(copy.parameters(), source.parameters(), strict=False):
+            own.requires_grad_(other.requires_grad)
+        return copy.train(source.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.running_mean is None:
+            return super().forward(x)
+        self._check_input_dim(x)
+        # With momentum 1 torch's kernel leaves exactly this batch's mean and unbiased variance
+        # in the buffers it is given: no second pass over x.
+        batch = torch.zeros(2, self.num_features, device=x.device, dtype=self.step_sums.dtype)
+        y = F.batch_norm(x, batch[0], batch[1], self.weight, self.bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            self.step_sums[:-1] += batch.flatten()
+            self.step_sums[-1] += 1
+        return y
+
+    def step_statistics(self) -> list[Tensor]:
+        return list(self.step_sums.split([self.num_features, self.num_features, 1]))
+
+    @torch.no_grad()
+    def apply_step_statistics(self, means: list[Tensor]) -> None:
+        self.discard_step_statistics()
+        if self.running_mean is None or self.running_var is None:
+            return
+        mean, variance, count = means
+        ran = count > 0
+        count = torch.where(ran, count, torch.ones_like(count))
+        tracked = self.num_batches_tracked
+        assert tracked is not None
+        tracked += ran[0]
+        rate = self.momentum if self.momentum is not None else 1.0 / tracked.clamp(min=1)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            moved = (1 - rate) * running + rate * (value / count)
+            running.copy_(torch.where(ran, moved, running))
+
+    def discard_step_statistics(self) -> None:
+        self.step_sums.zero_()
+
+
+class MicroBatchNormAct2d(MicroBatchNorm2d):
+    """`MicroBatchNorm2d` followed by the dropping and activation that timm keeps in its BN."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
+
+
+def holds_activation(module: nn.Module) -> bool:
+    """Whether this is timm's BatchNorm that applies an activation as well."""
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and type(module).forward is not nn.BatchNorm2d.forward
+        and isinstance(getattr(module, "drop", None), nn.Module)
+        and isinstance(getattr(module, "act", None), nn.Module)
+    )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether this BatchNorm2d computes what torch's does, timm's activation aside."""
+    return isinstance(module, nn.BatchNorm2d) and (
+        type(module).forward is nn.BatchNorm2d.forward or holds_activation(module)
+    )
+
+
+def replace_batchnorm(model: nn.Module) -> nn.Module:
+    """Make every BatchNorm2d of `model` (in place) a `MicroBatchNorm2d`; returns the model.
+
+    Raises UserError for a BatchNorm of another kind: its statistics would differ from rank to rank.
+    """
+    if isinstance(model, nn.modules.batchnorm._BatchNorm):
+        return _replacement(model, "the model itself")
+    for name, module in list(model.named_modules()):
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                path = f"{name}.{child_name}".lstrip(".")
+                setattr(module, child_name, _replacement(child, path))
+    return model
+
+
+def _replacement(source: nn.Module, path: str) -> nn.Module:
+    if isinstance(source, MicroBatchNorm2d):
+        return source
+    if not isinstance(source, nn.BatchNorm2d) or not is_plain(source):
+        raise UserError(
+            f"{path} is a {type(source).__name__}; only BatchNorm2d can be trained here, because "
+            "running statistics are reduced over ranks once a step. Replace it by nn.BatchNorm2d"
+        )
+    if holds_activation(source):
+        copy = MicroBatchNormAct2d.from_batchnorm(source)
+        copy.drop, copy.act = source.drop, source.act
+        return copy
+    return MicroBatchNorm2d.from_batchnorm(source)

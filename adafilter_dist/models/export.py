@@ -1,0 +1,130 @@
+"""A trained model as a folder that needs nothing else: model.safetensors and config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from adafilter_dist import __version__
+from adafilter_dist.atomic import write_bytes, write_json
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.backbones import build_architecture
+from adafilter_dist.models.batchnorm import replace_batchnorm
+from adafilter_dist.models.convert import AdaFilterNet, convert_pairs
+from adafilter_dist.models.frozen import LinearProbeNet
+from adafilter_dist.models.head import replace_head
+from adafilter_dist.models.pairs import Pair, Pairs
+from adafilter_dist.models.preprocess import Preprocess, evaluation_transform
+from adafilter_dist.models.weights import read_state
+from adafilter_dist.recipe.schema import Gate
+
+FORMAT = 1
+Transform = Callable[[Image.Image], Tensor]
+
+
+class Exportable(Protocol):
+    """What an export needs to know; `adafilter_dist.methods.Built` is one.
+
+    `name` is the architecture's, `head` the classifier's path in it, `method` the recipe's name.
+    """
+
+    model: nn.Module
+    name: str
+    head: str
+    method: str
+
+
+def export_model(
+    folder: Path, built: Exportable, *, classes: Sequence[str], preprocess: Preprocess
+) -> None:
+    """Write `folder`/model.safetensors and config.json, each replaced as a whole.
+
+    The configuration is the same for all exports of a run, so that any pair of files fits.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "version": __version__,
+        "model": built.name,
+        "head": built.head,
+        "method": built.method,
+        "classes": list(classes),
+        "preprocess": preprocess.to_dict(),
+    }
+    if isinstance(built.model, AdaFilterNet):
+        config |= {
+            "gate": built.model.gate.settings.model_dump(mode="json"),
+            "layers": [[layer.name, layer.batchnorm] for layer in built.model.report.gated],
+            "left_out": [list(entry) for entry in built.model.report.left_out],
+        }
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in built.model.state_dict().items()
+    }
+    write_json(folder / "config.json", config)
+    write_bytes(folder / "model.safetensors", safetensors.torch.save(state))
+
+
+def load(path: str | Path) -> tuple[nn.Module, Transform]:
+    """The model of an export (or of a run's best/) in evaluation mode, and its transform.
+
+    The transform takes a PIL picture and gives the float32 tensor (3, H, W) that the model
+    expects in a batch; `model.classes` names the logits. Raises UserError if files are missing,
+    damaged or of a newer format.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
+        folder = folder / "best"
+    config = _read_config(folder / "config.json")
+    preprocess = Preprocess.from_dict(config["preprocess"])
+    model = _rebuild(config, preprocess)
+    state = read_state(folder / "model.safetensors")
+    floating = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    try:
+        model.to(floating).load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{folder}: its two files do not fit together: {first}") from error
+    model.classes = list(config["classes"])
+    return model.eval(), evaluation_transform(preprocess)
+
+
+def _rebuild(config: dict[str, Any], preprocess: Preprocess) -> nn.Module:
+    head = config["head"]
+    with torch.random.fork_rng(devices=[]):
+        module = build_architecture(config["model"], preprocess.crop)
+        replace_head(module, head, len(config["classes"]), seed=0)
+        if config["method"] == "linear_probe":
+            return LinearProbeNet(module, head)
+        if config["method"] == "finetune":
+            return replace_batchnorm(module)
+        pairs = Pairs(
+            tuple(Pair(*names) for names in config["layers"]),
+            tuple((name, reason) for name, reason in config["left_out"]),
+            "given",
+        )
+        return convert_pairs(module, pairs, gate=Gate(**config["gate"]), head=head)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing; give the best/ folder of a run, or an export"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {config.get('format')}, this version reads {FORMAT}; "
+            "install a newer adafilter-dist"
+        )
+    return config

@@ -1,0 +1,74 @@
+"""Statistics gathered per micro-batch, reduced over all ranks and applied once a step.
+
+A module adds up what each micro-batch showed it; once a step the engine takes all sums as one
+flat vector, reduces it beside the gradients, and hands the means back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class StepStatistics(ABC):
+    """Mixin of modules that gather statistics in training mode."""
+
+    @abstractmethod
+    def step_statistics(self) -> list[Tensor]:
+        """Sums over the micro-batches since the last step: 1-D, fixed shapes, zero if none ran."""
+
+    @abstractmethod
+    def apply_step_statistics(self, means: list[Tensor]) -> None:
+        """Take the means over the global batch's micro-batches (same shapes); clear the sums."""
+
+    @abstractmethod
+    def discard_step_statistics(self) -> None:
+        """Clear the sums without using them, as after a skipped step."""
+
+
+def gathering_modules(model: nn.Module) -> list[StepStatistics]:
+    """The modules that gather statistics, in the fixed order of `model.modules()`."""
+    return [module for module in model.modules() if isinstance(module, StepStatistics)]
+
+
+def collect(model: nn.Module) -> Tensor:
+    """All sums as one flat vector (empty where nothing gathers); the sums stay as they are."""
+    sums = [part for module in gathering_modules(model) for part in module.step_statistics()]
+    if sums:
+        return torch.cat(sums)
+    reference = next(model.parameters(), torch.empty(0))
+    return torch.empty(0, device=reference.device, dtype=reference.dtype)
+
+
+def apply(model: nn.Module, flat_means: Tensor) -> None:
+    """Hand each module its part of the reduced vector of `collect`."""
+    modules = gathering_modules(model)
+    shapes = [[part.numel() for part in module.step_statistics()] for module in modules]
+    expected = sum(map(sum, shapes))
+    if flat_means.numel() != expected:
+        raise ValueError(f"got {flat_means.numel()} statistics for a model with {expected}")
+    start = 0
+    for module, sizes in zip(modules, shapes, strict=True):
+        stop = start + sum(sizes)
+        module.apply_step_statistics(list(flat_means[start:stop].split(sizes)))
+        start = stop
+
+
+def discard(model: nn.Module) -> None:
+    """Clear all sums, as after a skipped step."""
+    for module in gathering_modules(model):
+        module.discard_step_statistics()
+
+
+def update_statistics(model: nn.Module) -> None:
+    """Once a step in your own loop: move all running statistics by what the step has seen.
+
+    Where a process group exists, the means are those over all its ranks: call it on every rank.
+    """
+    flat = collect(model)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(flat)
+    # Each module's sums carry their own count, so that sums may stand in for means here.
+    apply(model, flat)

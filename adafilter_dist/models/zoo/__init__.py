@@ -1,0 +1,19 @@
+"""Where architectures and their published weights come from, one file per source."""
+
+from __future__ import annotations
+
+from adafilter_dist.models.zoo.base import WeightsFile, Zoo
+from adafilter_dist.models.zoo.lite import EfficientNetLite
+from adafilter_dist.models.zoo.timm_zoo import TimmZoo
+from adafilter_dist.models.zoo.torchvision_zoo import TorchvisionZoo
+
+__all__ = ["WeightsFile", "Zoo", "zoo_of"]
+
+
+def zoo_of(name: str) -> Zoo:
+    """The source of the architecture `name`; UserError naming the nearest if nobody has it."""
+    if name.startswith("timm/"):
+        return TimmZoo(name)
+    if name == EfficientNetLite.NAME:
+        return EfficientNetLite(name)
+    return TorchvisionZoo(name)

@@ -1,0 +1,62 @@
+"""Signals become one flag; all ranks agree on it inside the step's reduction.
+
+A handler only sets the flag. The flag travels with the step's statistics and is acted on
+``DELAY`` steps later, when every rank has read the same sum: nobody waits, nobody saves alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+DELAY = 2
+"""Steps between a flag's reduction and what is done about it, the same on every rank."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopFlag:
+    """Whether this rank was asked to stop, and by what."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._since = 0.0
+
+    @property
+    def raised(self) -> bool:
+        """Whether a signal has come."""
+        return bool(self.reason)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The handler: note the first signal; a second INT or TERM over 1 s later leaves at once.
+
+        USR2 followed by TERM, as clusters send them, is one stop.
+        """
+        now = time.monotonic()
+        if not self.reason:
+            self.reason, self._since = signal.Signals(number).name, now
+        elif (
+            number in (signal.SIGINT, signal.SIGTERM)
+            and self.reason in ("SIGINT", "SIGTERM")
+            and now - self._since > 1.0
+            and os.isatty(0)
+        ):
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[StopFlag]:
+    """Catch TERM, INT, USR1 and USR2 inside; the handlers found are put back outside."""
+    flag = StopFlag()
+    before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+    try:
+        for number in _SIGNALS:
+            before[number] = signal.signal(number, flag.on_signal)
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

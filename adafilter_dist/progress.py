@@ -1,0 +1,114 @@
+"""The console while training: a live line on a terminal, else a plain line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+_PLAIN_SECONDS = 30.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as ``1:02:03`` or ``2:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """A row in one short line: accuracies in percent, rates and losses in three digits."""
+    parts = []
+    for name, form in _SHOWN.items():
+        value = row.get(name)
+        if value is not None:
+            parts.append(form(value))
+    return "  ".join(parts)
+
+
+_SHOWN: dict[str, Callable[[float], str]] = {
+    "loss": lambda value: f"loss {value:.3f}",
+    "accuracy": lambda value: f"accuracy {value:.1%}",
+    "top1": lambda value: f"top-1 {value:.1%}",
+    "top5": lambda value: f"top-5 {value:.1%}",
+    "mean_per_class": lambda value: f"mean per class {value:.1%}",
+    "images_per_second": lambda value: f"{value:,.0f} images/s",
+    "data_wait": lambda value: f"data wait {value:.0%}",
+}
+
+
+class ConsoleProgress:
+    """Epoch, step, loss, accuracy, images/s, share of time waiting for data, ETA.
+
+    ``clock`` gives seconds; where the console is no terminal a line is due every 30 of them.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        epochs: int,
+        total_steps: int,
+        step: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._epochs = epochs
+        self._total = total_steps
+        self._clock = clock
+        self._first_step = step
+        self._began = self._due = clock()
+        self._row: Mapping[str, Any] = {}
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+        if console.is_terminal:
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[figures]}"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._live.add_task(
+                f"epoch 1/{epochs}", total=total_steps, completed=step, figures=""
+            )
+            self._live.start()
+
+    def advance(self, step: int, epoch: int) -> None:
+        """``step`` steps are done, the last of them in ``epoch`` (from 0)."""
+        head = f"epoch {min(epoch + 1, self._epochs)}/{self._epochs}  step {step}/{self._total}"
+        figures = "  ".join(part for part in (describe(self._row), self._eta(step)) if part)
+        if self._live is not None:
+            self._live.update(self._task, description=head, completed=step, figures=figures)
+        elif self._row and self._clock() >= self._due:
+            self._due = self._clock() + _PLAIN_SECONDS
+            self.say(f"{head}  {figures}")
+
+    def train(self, step: int, epoch: int, row: Mapping[str, Any]) -> None:
+        """Newer figures; shown with the next line, which is now if one is due."""
+        self._row = row
+        self.advance(step, epoch)
+
+    def evaluation(self, step: int, epoch: int, split: str, row: Mapping[str, Any]) -> None:
+        """One line that stays."""
+        self.say(f"epoch {epoch + 1}/{self._epochs}  step {step}  {split}: {describe(row)}")
+
+    def say(self, line: str) -> None:
+        """Print a line as it is (no markup, no wrapping); on a terminal above the live line."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Take the live line away."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _eta(self, step: int) -> str:
+        # Over this whole process, evaluations included: they will come again.
+        done = step - self._first_step
+        if done <= 0:
+            return ""
+        left = (self._clock() - self._began) * (self._total - step) / done
+        return f"ETA {duration(left)}"

@@ -1,0 +1,151 @@
+"""RUN/figures/gates.png: accuracies, curves and gates of a run on one page."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from adafilter_dist.metrics import read_lines
+from adafilter_dist.report.results import Bar, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_BLUE, _LIGHT_BLUE, _ORANGE, _GRAY = "#2166ac", "#6ba3cf", "#d6604d", "#85898f"
+_MOST_NAMES = 70
+
+
+def draw(run_dir: Path, results: Results, console: Console) -> Path | None:
+    """Draw the figure and return its path; without matplotlib say how to get it, return None."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        console.print(
+            "no figure: matplotlib is not installed; pip install 'adafilter-dist\\[report]'",
+            soft_wrap=True,
+        )
+        return None
+    rows = read_lines(run_dir / "metrics.jsonl")
+    tall = results.gates is not None
+    # Figure, not pyplot: no window system, no global state.
+    figure = Figure(figsize=(12, 9 if tall else 4.2), dpi=120, layout="constrained")
+    figure.suptitle(
+        f"{results.recipe}, seed {results.seed}: {results.split} set, "
+        f"{results.evaluation.n:,} images",
+        fontweight="bold",
+    )
+    grid = figure.add_gridspec(3 if tall else 1, 3, height_ratios=(1.25, 1, 1) if tall else None)
+    _accuracies(figure.add_subplot(grid[0, 0]), results.bars(), results.split)
+    _losses(figure.add_subplot(grid[0, 1]), rows)
+    _accuracy_curves(figure.add_subplot(grid[0, 2]), rows)
+    if tall:
+        means = figure.add_subplot(grid[1, :])
+        _gates(means, figure.add_subplot(grid[2, :], sharex=means), results)
+    path = run_dir / "figures" / "gates.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+    return path
+
+
+def _tidy(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _accuracies(axes: Axes, bars: Sequence[Bar], split: str) -> None:
+    heights = [100 * bar.top1 for bar in bars]
+    colors = [_color(bar) for bar in bars]
+    places = range(len(bars))
+    axes.barh(places, heights, color=colors, height=0.62)
+    axes.errorbar(
+        heights, places, xerr=[100 * bar.error for bar in bars], fmt="none", ecolor="black"
+    )
+    for place, bar in enumerate(bars):
+        axes.text(1.5, place, f"{100 * bar.top1:.1f}", va="center", color="white", fontsize=9)
+    axes.set_yticks(places, [_folded(bar.title) for bar in bars])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("top-1 accuracy, % (± standard error)", fontsize=8)
+    _tidy(axes, f"accuracy on the {split} set")
+
+
+def _color(bar: Bar) -> str:
+    if bar.nested:
+        return _LIGHT_BLUE
+    return _GRAY if bar.title.startswith("linear") else _BLUE
+
+
+def _folded(title: str) -> str:
+    return "\n".join(textwrap.wrap(title, 16))
+
+
+def _series(rows: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[list[int], list[float]]:
+    points = [
+        (row["step"], row[key])
+        for row in rows
+        if row.get("kind") == kind
+        and row.get(key) is not None
+        and (kind == "train" or row.get("split") == "val")
+    ]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _losses(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    _curves(axes, rows, "loss", "loss", 1.0)
+    axes.set_ylabel("cross entropy, nats", fontsize=8)
+    _tidy(axes, "loss")
+
+
+def _accuracy_curves(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    _curves(axes, rows, "accuracy", "top1", 100.0)
+    axes.set_ylabel("top-1 accuracy, %", fontsize=8)
+    _tidy(axes, "accuracy while training")
+
+
+def _curves(
+    axes: Axes, rows: Sequence[dict[str, Any]], train_key: str, val_key: str, unit: float
+) -> None:
+    for kind, key, color, label in (
+        ("train", train_key, _GRAY, "training, augmented"),
+        ("evaluation", val_key, _BLUE, "validation"),
+    ):
+        steps, values = _series(rows, kind, key)
+        if steps:
+            marker = "o" if kind == "evaluation" else None
+            scaled = [unit * value for value in values]
+            axes.plot(steps, scaled, color=color, label=label, marker=marker, markersize=3)
+    if axes.get_lines():
+        axes.legend(fontsize=8, frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no rows in metrics.jsonl", ha="center", transform=axes.transAxes)
+    axes.set_xlabel("step", fontsize=8)
+
+
+def _gates(means: Axes, variances: Axes, results: Results) -> None:
+    assert results.gates is not None
+    layers = results.gates.layers
+    places = range(len(layers))
+    means.bar(places, [layer.mean for layer in layers], color=_BLUE, width=0.75)
+    means.axhline(0.5, color="black", linewidth=0.6, linestyle=":")
+    means.set_ylim(0, 1)
+    means.set_ylabel("mean gate", fontsize=8)
+    means.tick_params(labelbottom=False)
+    _tidy(means, "mean gate by layer, in order of execution (1: fine-tuned filter, 0: pre-trained)")
+
+    variances.bar(places, [layer.variance for layer in layers], color=_ORANGE, width=0.75)
+    variances.axhline(0.25, color="black", linewidth=0.6, linestyle=":")
+    variances.set_ylim(0, 0.265)
+    variances.set_ylabel("variance", fontsize=8)
+    _tidy(variances, "variance of a gate over images, mean over the layer's filters (0.25 at most)")
+    every = -(-len(layers) // _MOST_NAMES)
+    shown = list(places)[::every]
+    variances.set_xticks(shown, [layers[i].name for i in shown], rotation=90, fontsize=7)
+    variances.set_xlim(-0.6, len(layers) - 0.4)

@@ -1,0 +1,80 @@
+"""What an evaluated run has to show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from adafilter_dist.evaluate import Evaluation, GateEvaluation
+from adafilter_dist.probe import Probe
+
+TITLES = {
+    "adafilter": "AdaFilter",
+    "finetune": "plain fine-tuning",
+    "linear_probe": "linear head, trained by SGD",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One accuracy of the comparison: top-1 and its standard error as shares; a remark or ''.
+
+    ``nested``: an ablation of the method told above it.
+    """
+
+    title: str
+    top1: float
+    error: float
+    remark: str = ""
+    nested: bool = False
+
+
+@dataclass(frozen=True)
+class Results:
+    """Figures of one run on one split; ``gates`` only for methods that have gates."""
+
+    recipe: str
+    seed: int
+    method: str
+    split: str
+    evaluation: Evaluation
+    gates: GateEvaluation | None = None
+    probe: Probe | None = None
+
+    def bars(self) -> list[Bar]:
+        """The accuracies to compare, in the order they are told."""
+        bars = []
+        if self.probe is not None:
+            chosen = "the edge of its grid" if self.probe.at_edge else "chosen on held-out images"
+            remark = f"L2 {self.probe.strength:g}, {chosen}"
+            bars.append(_bar("linear probe on frozen features", self.probe.test, remark))
+        bars.append(_bar(TITLES[self.method], self.evaluation))
+        if self.gates is not None:
+            for words, other, cost in (
+                ("gates permuted over images", self.gates.permuted, self.gates.permuting_costs),
+                ("each filter's mean gate", self.gates.averaged, self.gates.averaging_costs),
+            ):
+                if other is not None and cost is not None:
+                    lost, error = 100 * cost.value, 100 * cost.standard_error
+                    verb = "costs" if lost >= 0 else "gains"
+                    remark = f"{verb} {abs(lost):.1f} ± {error:.1f} points"
+                    bars.append(_bar(words, other, remark, nested=True))
+        return bars
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the confusion matrix included."""
+        return {
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "method": self.method,
+            "split": self.split,
+            "evaluation": self.evaluation.to_dict(confusion=True),
+            "gates": self.gates.to_dict() if self.gates else None,
+            "probe": self.probe.to_dict() if self.probe else None,
+        }
+
+
+def _bar(title: str, evaluation: Evaluation, remark: str = "", nested: bool = False) -> Bar:
+    p = evaluation.top1
+    return Bar(title, p, math.sqrt(p * (1 - p) / evaluation.n), remark, nested)

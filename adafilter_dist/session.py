@@ -1,0 +1,102 @@
+"""A recipe put together: data, model, engine and the training step, ready for the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from adafilter_dist.data.loader import EvalLoader, TrainLoader
+from adafilter_dist.data.prepare import Prepared, open_prepared
+from adafilter_dist.ema import Ema
+from adafilter_dist.engine import Engine, FullState, World, build_engine, set_arithmetic
+from adafilter_dist.methods import Built, build_method
+from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.step import TrainingStep
+
+
+@dataclass
+class Session:
+    """Everything that one rank needs to train; made anew by every attempt."""
+
+    recipe: Recipe
+    world: World
+    prepared: Prepared
+    preprocess: Preprocess
+    built: Built
+    engine: Engine
+    loader: TrainLoader
+    ema: Ema | None
+    step: TrainingStep
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        return self.loader.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Global batches in the run."""
+        return self.steps_per_epoch * self.recipe.train.epochs
+
+    def eval_loader(self, split: str) -> EvalLoader:
+        """This rank's share of a split, each sample once over all ranks."""
+        return EvalLoader(
+            self.prepared,
+            split,
+            self.recipe,
+            self.preprocess,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            batch_size=2 * self.recipe.train.micro_batch,
+        )
+
+    def full_state(self) -> FullState:
+        """The engine's state with the moving average beside it."""
+        state = self.engine.full_state()
+        if self.ema is not None:
+            state.ema = self.ema.state()
+        return state
+
+    def load_full_state(self, state: FullState) -> None:
+        """Take over a checkpoint's state."""
+        self.engine.load_full_state(state)
+        if self.ema is not None:
+            self.ema.load(state.ema)
+
+
+def build_session(recipe: Recipe, world: World) -> Session:
+    """Open the prepared data, load the weights, convert, and wire up engine and step.
+
+    Raises UserError for whatever the user must mend first.
+    """
+    set_arithmetic(recipe)
+    prepared = open_prepared(recipe)
+    preprocess = resolve_preprocess(recipe)
+    torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
+    backbone = load_backbone(recipe, len(prepared.classes))
+    built = build_method(backbone, recipe)
+    loader = TrainLoader(
+        prepared,
+        recipe,
+        preprocess,
+        rank=world.rank,
+        world_size=world.world_size,
+        device=world.device,
+    )
+    # FFCV sets torch's thread count when a loader is made; the bits depend on it.
+    torch.set_num_threads(world.threads)
+    engine = build_engine(built.model, built.groups, recipe, world)
+    ema = Ema(engine.model, recipe.ema.decay) if recipe.ema.decay else None
+    step = TrainingStep(recipe, built, engine, preprocess, world, ema)
+    return Session(recipe, world, prepared, preprocess, built, engine, loader, ema, step)
+
+
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """Tensors of the state that training never changes: frozen parameters and frozen twins."""
+    parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
+    twins = {n for n, _ in model.named_buffers() if n.rpartition(".")[2].startswith("frozen_")}
+    return frozenset(parameters | twins)

@@ -1,0 +1,213 @@
+"""The training loop: steps, validation, checkpoints, and one agreed way to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from adafilter_dist.checkpoint import Checkpoints, NotFiniteError, Position, check_finite
+from adafilter_dist.data.loader import MicroBatch
+from adafilter_dist.delayed import Delayed
+from adafilter_dist.errors import DivergedError
+from adafilter_dist.evaluate import evaluate
+from adafilter_dist.gate_watch import GateWatch
+from adafilter_dist.metrics import Metrics
+from adafilter_dist.models.export import export_model
+from adafilter_dist.preemption import DELAY, StopFlag
+from adafilter_dist.recipe.schema import seconds
+from adafilter_dist.run_folder import RunFolder
+from adafilter_dist.session import Session
+from adafilter_dist.step import Figures, rate_of
+
+
+class Trainer:
+    """Trains a session from a position to the end of its last epoch, or until asked to stop."""
+
+    def __init__(
+        self,
+        session: Session,
+        run: RunFolder,
+        checkpoints: Checkpoints,
+        metrics: Metrics,
+        stop: StopFlag,
+        position: Position,
+        about: dict[str, Any],
+    ) -> None:
+        self.session = session
+        self.position = position
+        self._run = run
+        self._checkpoints = checkpoints
+        self._metrics = metrics
+        self._stop = stop
+        self._about = about
+        self._delayed = Delayed(DELAY)
+        self._watch = GateWatch(session.built.gates)
+        self._saved_at = time.monotonic()
+        self._row_at = time.monotonic()
+        self._row_step = position.step
+        self._row_wait = 0.0
+
+    def run(self) -> Literal["finished", "stopped"]:
+        """Train; "stopped" means: saved, and the same words go on from here."""
+        per_epoch, total = self.session.steps_per_epoch, self.session.total_steps
+        while True:
+            epoch, first = divmod(self.position.step, per_epoch)
+            if first == 0 and epoch > self.position.validated:
+                self.save()  # a stop during the evaluation loses no step
+                self._finish_epoch(epoch - 1)
+            if self.position.step == total:
+                return "finished"
+            with self.session.loader.epoch(epoch, first) as batches:
+                for _ in range(first, per_epoch):
+                    self._train_step(epoch, batches)
+                    asked_to_stop, asked_to_save = self._read()
+                    if asked_to_stop or asked_to_save:
+                        self.save()
+                    if asked_to_stop:
+                        return "stopped"
+
+    def _train_step(self, epoch: int, batches: Iterator[MicroBatch]) -> None:
+        session, step = self.session, self.position.step
+        figures, skipped = session.step.run(
+            step,
+            epoch,
+            batches,
+            rate_of(session.recipe, step, session.steps_per_epoch),
+            stop=self._stop.raised,
+            save=self._save_due(),
+        )
+        self.position = replace(self.position, step=step + 1)
+        self._delayed.push(step, figures)
+        self._watch.step()
+        if skipped:
+            self._metrics.event("overflow", step=step)
+        self._metrics.advance(step + 1, epoch)
+        if session.world.first:
+            self._run.heartbeat(step=step + 1, epoch=epoch)
+
+    def _save_due(self) -> bool:
+        """Whether this rank asks for a checkpoint; by time only the first asks."""
+        every = self.session.recipe.checkpoint.every
+        if isinstance(every, int):
+            return (self.position.step + 1 + DELAY) % every == 0
+        return self.session.world.first and time.monotonic() - self._saved_at >= seconds(every)
+
+    def _read(self, *, drain: bool = False) -> tuple[bool, bool]:
+        """Log the steps whose figures are due; whether any rank asked to stop, to save."""
+        stop = save = False
+        ready = self._delayed.drain() if drain else self._delayed.ready(self.position.step - 1)
+        for step, values in ready:
+            figures = Figures.of(step, values)
+            stop |= figures.stop > 0
+            save |= figures.save > 0
+            self._row_wait += figures.wait
+            rate = rate_of(self.session.recipe, step, self.session.steps_per_epoch)
+            if not math.isfinite(figures.loss):
+                raise DivergedError(
+                    f"the loss became {figures.loss} at step {step} (learning rate "
+                    f"{rate * self.session.recipe.optim.lr:g}); the last good checkpoint is kept "
+                    f"in {self._checkpoints.folder}; lower optim.lr, or set train.clip_norm"
+                )
+            if (step + 1) % self.session.recipe.log.every == 0:
+                self._row(figures, rate)
+        return stop, save
+
+    def _row(self, figures: Figures, rate: float) -> None:
+        now = time.monotonic()
+        took, steps = max(now - self._row_at, 1e-9), figures.step + 1 - self._row_step
+        row = {
+            "loss": figures.loss,
+            "penalty": figures.penalty,
+            "accuracy": figures.accuracy,
+            "lr": rate * self.session.recipe.optim.lr,
+            "images_per_second": steps * self.session.recipe.train.global_batch / took,
+            "data_wait": min(1.0, self._row_wait / took),
+        }
+        if self.session.built.gates is not None:
+            row |= {"gate_mean": figures.gate_mean, "gate_variance": figures.gate_variance}
+        epoch = figures.step // self.session.steps_per_epoch
+        self._metrics.train(figures.step + 1, epoch, row)
+        self._row_at, self._row_step, self._row_wait = now, figures.step + 1, 0.0
+
+    def _finish_epoch(self, epoch: int) -> None:
+        """Validate, keep the best, and say so when the gates stopped deciding."""
+        session = self.session
+        last = epoch + 1 == session.recipe.train.epochs
+        due = last or (epoch + 1) % session.recipe.train.evaluate_every == 0
+        has_val = session.recipe.data.val_fraction > 0
+        position = replace(self.position, validated=epoch + 1)
+        metric: float | None = None
+        if due and has_val:
+            metric = self._validate(epoch)
+        better = metric is not None and (
+            position.best_metric is None or metric > position.best_metric
+        )
+        if better or (last and not has_val):
+            position = replace(position, best_metric=metric, best_epoch=epoch)
+            if session.world.first:
+                self._export()
+        self.position = position
+        for warning in self._watch.end_epoch():
+            self._metrics.say(f"warning: {warning}")
+            self._metrics.event("gates", epoch=epoch, warning=warning)
+        self._row_at, self._row_step = time.monotonic(), self.position.step
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        ema = self.session.ema
+        return ema.applied() if ema is not None else nullcontext()
+
+    def _validate(self, epoch: int) -> float:
+        session = self.session
+        with self._averaged():
+            result = evaluate(
+                session.engine.model,
+                session.eval_loader("val"),
+                session.preprocess,
+                device=session.world.device,
+                num_classes=len(session.prepared.classes),
+                precision=session.recipe.train.precision,
+                channels_last=session.recipe.train.channels_last,
+            )
+        row = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
+        self._metrics.evaluation(self.position.step, epoch, "val", row)
+        return result.top1
+
+    def _export(self) -> None:
+        with self._averaged(), torch.no_grad():
+            export_model(
+                self._run.path / "best",
+                self.session.built,
+                classes=self.session.prepared.classes,
+                preprocess=self.session.preprocess,
+            )
+
+    def save(self) -> None:
+        """Publish a checkpoint at this position; a failed one is reported and training goes on."""
+        self._read(drain=True)  # the rows before this step are written before it can be resumed
+        state = self.session.full_state()
+        self._saved_at = time.monotonic()
+        try:
+            check_finite(state)  # on every rank, so that all leave together
+        except NotFiniteError as error:
+            raise DivergedError(
+                f"at step {self.position.step} {error}; the last good checkpoint is kept in "
+                f"{self._checkpoints.folder}; lower optim.lr, or set train.clip_norm"
+            ) from None
+        if not self.session.world.first:
+            return
+        try:
+            folder = self._checkpoints.save(state, self.position, self._about)
+        except OSError as error:
+            self._metrics.say(f"warning: checkpoint not saved: {error}; training goes on")
+            self._metrics.event("save_failed", step=self.position.step, error=str(error))
+            return
+        took = time.monotonic() - self._saved_at
+        self._metrics.event(
+            "saved", step=self.position.step, folder=folder.name, seconds=round(took, 3)
+        )

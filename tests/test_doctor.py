@@ -1,0 +1,63 @@
+"""``adafilter doctor`` where everything is installed, and where nothing is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from adafilter_dist.commands import doctor
+
+CLONE = Path(__file__).parent.parent
+
+
+def rows(text: str) -> dict[str, tuple[str, str]]:
+    """Piece -> (state, what was found)."""
+    table = {}
+    for line in text.splitlines():
+        if line.startswith("  "):
+            table[line[11:25].strip()] = (line[2:10].strip(), line[26:])
+    return table
+
+
+def test_tells_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run([]) == 0
+    table = rows(capsys.readouterr().out)
+    assert table["torch"] == ("ok", torch.__version__)
+    assert table["numpy"] == ("ok", numpy.__version__)
+    assert table["cache"][0] == "ok"
+    assert (table["GPUs"][0] == "ok") == torch.cuda.is_available()
+
+
+def test_a_cache_folder_that_cannot_be_written_is_a_note(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ADAFILTER_CACHE", str(tmp_path / "file" / "below"))
+    assert doctor.run([]) == 0
+    state, found = rows(capsys.readouterr().out)["cache"]
+    assert state == "note"
+    assert "ADAFILTER_CACHE" in found
+
+
+def test_without_any_package_it_still_runs_and_names_what_to_install() -> None:
+    # -S: no site-packages, so torch and all the others are really missing.
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "adafilter_dist", "doctor"],
+        cwd=CLONE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    table = rows(done.stdout)
+    assert table["torch"][0] == "missing"
+    assert table["torch"][1].startswith("pip install torch torchvision")
+    assert table["pyyaml"] == ("missing", "pip install pyyaml")
+    assert table["ffcv"][0] == "absent"
+    assert table["timm"][0] == "absent"
+    assert table["Python"][0] == "ok"

@@ -1,0 +1,63 @@
+"""Out of memory is one line with a micro_batch that would fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.real_pictures import real_pictures
+
+# Takes what is mapped once everything is imported, and allows little more.
+_LIMITED = """
+import resource, sys
+import adafilter_dist.attempt
+import torch
+torch.set_num_threads(1)
+from adafilter_dist.__main__ import main
+if main(["prepare", *sys.argv[1:]]):
+    sys.exit("not prepared")
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 900 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_the_line_names_a_micro_batch_and_what_it_means(tmp_path: Path) -> None:
+    for number, picture in enumerate(real_pictures()[:16]):
+        for split in ("train", "test"):
+            place = tmp_path / "pictures" / split / f"class{number % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.open(picture).convert("RGB").resize((64, 64)).save(place / f"{number}.jpg")
+    words = [
+        "recipe=imagefolder",
+        f"data.root={tmp_path / 'pictures'}",
+        "data.stored_size=64",
+        "data.resolution=448",
+        "data.val_fraction=0",
+        "data.loader=torchvision",
+        "data.num_workers=1",
+        "model=resnet18",
+        "model.weights=null",
+        "train.global_batch=16",
+        "train.micro_batch=16",
+        "train.epochs=1",
+        "engine.device=cpu",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "train.micro_batch=8 should fit" in done.stderr
+    assert "another run with other numbers" in done.stderr

@@ -1,0 +1,86 @@
+"""The shipped recipes: each loads, its header's commands are real, and it is what its name says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from adafilter_dist import __main__ as command
+from adafilter_dist.recipe import Recipe, find_recipe, load_recipe, recipe_names
+from adafilter_dist.recipe.schema import AdaFilter, Augment
+
+SHIPPED = {
+    "demo",
+    "food101",
+    "food101-sparse",
+    "caltech256",
+    "caltech256-30",
+    "caltech256-60",
+    "imagefolder",
+}
+PAPER = sorted(SHIPPED - {"demo", "food101-sparse"})
+
+
+def header_commands(path: Path) -> list[list[str]]:
+    """The command lines in the comment at the top of a recipe, as words after the verb."""
+    lines = [line[1:].strip() for line in path.read_text().split("\nname:")[0].splitlines()]
+    text = "\n".join(lines).replace("\\\n", " ")
+    found = re.findall(r"^(?:adafilter|torchrun .* -m adafilter_dist) (.+)$", text, re.MULTILINE)
+    return [shlex.split(words, comments=True) for words in found]
+
+
+def gates(recipe: Recipe) -> AdaFilter:
+    assert isinstance(recipe.method, AdaFilter)
+    return recipe.method
+
+
+def test_these_are_shipped() -> None:
+    assert set(recipe_names()) == SHIPPED
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_header_holds_commands_that_work(name: str) -> None:
+    path = find_recipe(name)
+    commands = header_commands(path)
+    assert {"prepare", "train", "evaluate"} <= {verb for verb, *_ in commands}
+    for verb, *words in commands:
+        assert verb in command.VERBS
+        assert f"recipe={name}" in words
+        load_recipe(words)
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_name_and_sharing(name: str) -> None:
+    recipe = load_recipe([f"recipe={name}"])
+    assert recipe.name == name
+    # A node's worth of GPUs, and at least the demo's four ranks, can share a global batch.
+    assert recipe.train.micro_batches >= 4
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_recipes_crop_and_flip_alone_and_leave_the_gates_free(name: str) -> None:
+    recipe = load_recipe([f"recipe={name}"])
+    assert recipe.augment == Augment()
+    assert (recipe.augment.policy, recipe.augment.mixup, recipe.augment.cutmix) == ("none", 0, 0)
+    assert gates(recipe).sparsity.kind == "none"
+    assert recipe.optim.label_smoothing == 0
+    assert recipe.ema.decay == 0
+
+
+def test_food101_sparse_differs_from_food101_by_the_regulariser_alone() -> None:
+    plain, sparse = (load_recipe([f"recipe={name}"]) for name in ("food101", "food101-sparse"))
+    assert gates(sparse).sparsity.kind == "l1"
+    assert gates(sparse).sparsity.weight > 0
+    free = sparse.model_copy(update={"name": plain.name, "method": plain.method})
+    assert free == plain
+
+
+@pytest.mark.parametrize("count", [30, 60])
+def test_caltech_draws(count: int) -> None:
+    whole = load_recipe(["recipe=caltech256"])
+    drawn = load_recipe([f"recipe=caltech256-{count}"])
+    assert (drawn.data.train_per_class, drawn.data.test_per_class) == (count, 20)
+    assert drawn.model_copy(update={"name": whole.name, "data": whole.data}) == whole

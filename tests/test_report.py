@@ -1,0 +1,137 @@
+"""What a run says at its end: console, file and figure agree with the figures measured."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, LayerGates, Outcomes
+from adafilter_dist.metrics import append
+from adafilter_dist.probe import Probe
+from adafilter_dist.report import Results, draw, print_summary, write_summary
+
+N, CLASSES = 200, 7
+
+
+def evaluation(right: int) -> Evaluation:
+    """An evaluation of 200 images of which the first ``right`` are right."""
+    labels = torch.arange(N) % CLASSES
+    predictions = torch.where(torch.arange(N) < right, labels, (labels + 1) % CLASSES)
+    outcomes = Outcomes(labels, predictions, predictions == labels, torch.ones(N).double())
+    return Evaluation.of(outcomes, CLASSES)
+
+
+def results(layers: int = 3, seed: int = 4) -> Results:
+    draw_from = np.random.default_rng(0)
+    gates = GateEvaluation(
+        learned=evaluation(160),
+        permuted=evaluation(150),
+        averaged=evaluation(164),
+        permuting_costs=Difference(0.05, 0.02),
+        averaging_costs=Difference(-0.02, 0.01),
+        layers=[
+            LayerGates(
+                name=f"layer{i // 6}.{i // 3}.conv{i % 3}",
+                filters=64,
+                mean=float(draw_from.uniform(0.1, 0.9)),
+                variance=float(draw_from.uniform(0, 0.2)),
+                constant=0.25,
+            )
+            for i in range(layers)
+        ],
+    )
+    probe = Probe(evaluation(140), 0.1, {1.0: 0.6, 0.1: 0.7, 0.01: 0.65}, 512, 1000)
+    return Results("demo", seed, "adafilter", "test", gates.learned, gates, probe)
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=100)
+
+
+def shown(place: Console) -> str:
+    assert isinstance(place.file, io.StringIO)
+    return place.file.getvalue()
+
+
+def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
+    place = console()
+    run_dir = tmp_path / ("long-name-" * 12) / "1234abcd"
+    print_summary(place, run_dir, results(), run_dir / "figures" / "gates.png")
+    lines = [" ".join(line.replace("│", " ").split()) for line in shown(place).splitlines()]
+    text = "\n".join(lines)
+    assert "linear probe on frozen features 70.0 ± 3.2" in text
+    assert "AdaFilter 80.0 ± 2.8" in text
+    assert "gates permuted over images 75.0 ± 3.1 costs 5.0 ± 2.0 points" in text
+    assert "each filter's mean gate 82.0 ± 2.7 gains 2.0 ± 1.0 points" in text
+    for layer in results().gates.layers:  # type: ignore[union-attr]
+        assert f"{layer.name} 64 {layer.mean:.2f} {layer.variance:.3f} 25%" in text
+    # Paths and the command stay whole, however narrow the console.
+    assert f"resume adafilter resume {run_dir}" in lines
+    assert f"figure {run_dir}/figures/gates.png" in lines
+
+
+def test_without_gates_and_probe_only_the_accuracy_is_told() -> None:
+    place = console()
+    plain = Results("demo", 4, "finetune", "test", evaluation(160))
+    print_summary(place, Path("runs/demo"), plain)
+    assert "plain fine-tuning" in shown(place) and "80.0" in shown(place)
+    assert "gate" not in shown(place) and "probe" not in shown(place)
+
+
+def test_summary_json_holds_the_same_figures(tmp_path: Path) -> None:
+    found = json.loads(write_summary(tmp_path, results()).read_text())
+    assert found["evaluation"]["top1"] == 0.8
+    assert np.asarray(found["evaluation"]["confusion"]).sum() == N
+    assert found["probe"]["test"]["top1"] == 0.7 and found["probe"]["strength"] == 0.1
+    assert found["gates"]["permuted"]["top1"] == 0.75
+    assert found["gates"]["permuting_costs"] == {"value": 0.05, "standard_error": 0.02}
+    assert [layer["filters"] for layer in found["gates"]["layers"]] == [64] * 3
+
+
+def rows(folder: Path) -> None:
+    for step in range(10, 310, 10):
+        row = {"loss": 2 / (1 + step / 60), "accuracy": 0.85 - 0.6 / (1 + step / 50)}
+        append(folder / "metrics.jsonl", {"kind": "train", "step": step, **row})
+    for step in range(30, 330, 30):
+        row = {"loss": 1.8 / (1 + step / 60), "top1": 0.8 - 0.5 / (1 + step / 50)}
+        head = {"kind": "evaluation", "split": "val", "step": step}
+        append(folder / "metrics.jsonl", {**head, **row})
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"), dtype=np.int16)
+
+
+def test_the_figure_shows_accuracies_curves_and_gates(tmp_path: Path) -> None:
+    rows(tmp_path)
+    path = draw(tmp_path, results(layers=52), console())
+    assert path == tmp_path / "figures" / "gates.png"
+    assert [item.name for item in path.parent.iterdir()] == ["gates.png"]
+    first = pixels(path)
+    assert first.shape[0] > 800 and first.shape[1] > 1200 and first.std() > 10
+    # Other curves change the upper third only, other gates the lower part only.
+    (tmp_path / "metrics.jsonl").write_text("")
+    draw(tmp_path, results(layers=52), console())
+    without_curves = pixels(path)
+    lower = int(0.45 * len(first))
+    assert (without_curves[:lower] != first[:lower]).any()
+    draw(tmp_path, Results("demo", 4, "finetune", "test", evaluation(160)), console())
+    assert pixels(path).shape[0] < first.shape[0]
+
+
+def test_without_matplotlib_one_line_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    place = console()
+    assert draw(tmp_path, results(), place) is None
+    assert "pip install 'adafilter-dist[report]'" in shown(place)
+    assert not (tmp_path / "figures").exists()
