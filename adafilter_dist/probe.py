@@ -19,7 +19,7 @@ from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.models.preprocess import Preprocess
 
 # Strength of L2 beside the mean cross entropy; strong first, each fit starts from the one before.
-GRID = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+GRID = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 _MAX_ITERATIONS = 200
 
 
@@ -105,23 +105,43 @@ def extract_features(
     return Features(**columns)
 
 
-def fit_probe(train: Features, val: Features | None, test: Features, num_classes: int) -> Probe:
+def fit_probe(
+    train: Features,
+    val: Features | None,
+    test: Features,
+    num_classes: int,
+    device: torch.device | None = None,
+) -> Probe:
     """Fit on ``train``, choose the L2 strength on ``val``, report on ``test``.
 
     Without ``val`` (data.val_fraction=0) every tenth training image of each class chooses the
     strength, and the fit reported is again on all of ``train``. Deterministic: starts from zero,
-    no random draw.
+    no random draw. Computes on ``device`` (default CPU).
     """
     mean = train.x.mean(dim=0)
     # A feature that never fires has no scale; it stays at zero instead of blowing up.
     scale = train.x.std(dim=0, correction=0).clamp_min(1e-6)
 
     def standardised(split: Features) -> Features:
-        return Features((split.x - mean) / scale, split.y)
+        return Features(((split.x - mean) / scale).to(device), split.y.to(device))
 
-    whole, final = standardised(train), standardised(test)
-    fitted, chooser = (whole, standardised(val)) if val is not None else _held_out(whole)
-    weight = torch.zeros(num_classes, whole.x.shape[1] + 1)
+    # The rounding of a fast matrix product misleads the line search.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return _choose(
+            standardised(train),
+            standardised(val) if val is not None else None,
+            standardised(test),
+            num_classes,
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _choose(train: Features, val: Features | None, test: Features, num_classes: int) -> Probe:
+    fitted, chooser = (train, val) if val is not None else _held_out(train)
+    weight = train.x.new_zeros(num_classes, train.x.shape[1] + 1)
     validation: dict[float, float] = {}
     tried: dict[float, Tensor] = {}
     for strength in GRID:
@@ -132,21 +152,21 @@ def fit_probe(train: Features, val: Features | None, test: Features, num_classes
         )
     # Ties go to the stronger regularisation, which comes first.
     best = max(GRID, key=validation.__getitem__)
-    weight = tried[best] if val is not None else _fit(whole, best, tried[best])
-    outcomes = Outcomes.of(_logits(final.x, weight), final.y)
+    weight = tried[best] if val is not None else _fit(train, best, tried[best])
+    outcomes = Outcomes.of(_logits(test.x, weight).cpu(), test.y.cpu())
     return Probe(
         test=Evaluation.of(outcomes, num_classes),
         strength=best,
         validation=validation,
-        features=whole.x.shape[1],
-        train_images=len(whole.y),
+        features=train.x.shape[1],
+        train_images=len(train.y),
     )
 
 
 def _held_out(train: Features) -> tuple[Features, Features]:
     """Nine tenths to fit, one tenth to choose, class by class in order of position."""
     order = torch.argsort(train.y, stable=True)
-    chosen = torch.zeros(len(order), dtype=torch.bool)
+    chosen = torch.zeros_like(order, dtype=torch.bool)
     chosen[order[::10]] = True
     return Features(train.x[~chosen], train.y[~chosen]), Features(train.x[chosen], train.y[chosen])
 

@@ -35,8 +35,8 @@ class RunFolder:
         """status.json as a dict, empty if there is none yet."""
         try:
             status = json.loads((self.path / "status.json").read_text())
-        except FileNotFoundError:
-            return {}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}  # a place that cannot be is refused by create()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / 'status.json'}: cannot be read: {error}") from None
         return status if isinstance(status, dict) else {}

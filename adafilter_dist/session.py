@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adafilter_dist.data.loader import EvalLoader, TrainLoader
-from adafilter_dist.data.prepare import Prepared, open_prepared
+from adafilter_dist.data.prepared import Prepared, SplitName, open_prepared
 from adafilter_dist.ema import Ema
 from adafilter_dist.engine import Engine, FullState, World, build_engine, set_arithmetic
 from adafilter_dist.methods import Built, build_method
@@ -42,7 +42,7 @@ class Session:
         """Global batches in the run."""
         return self.steps_per_epoch * self.recipe.train.epochs
 
-    def eval_loader(self, split: str) -> EvalLoader:
+    def eval_loader(self, split: SplitName) -> EvalLoader:
         """This rank's share of a split, each sample once over all ranks."""
         return EvalLoader(
             self.prepared,

@@ -47,6 +47,7 @@ def test_the_line_names_a_micro_batch_and_what_it_means(tmp_path: Path) -> None:
         "train.global_batch=16",
         "train.micro_batch=16",
         "train.epochs=1",
+        "optim.warmup_epochs=0",
         "engine.device=cpu",
     ]
     done = subprocess.run(

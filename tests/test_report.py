@@ -29,8 +29,8 @@ def evaluation(right: int) -> Evaluation:
     return Evaluation.of(outcomes, CLASSES)
 
 
-def results(layers: int = 3, seed: int = 4) -> Results:
-    draw_from = np.random.default_rng(0)
+def results(layers: int = 3, seed: int = 4, gate_seed: int = 0) -> Results:
+    draw_from = np.random.default_rng(gate_seed)
     gates = GateEvaluation(
         learned=evaluation(160),
         permuted=evaluation(150),
@@ -116,15 +116,21 @@ def test_the_figure_shows_accuracies_curves_and_gates(tmp_path: Path) -> None:
     assert path == tmp_path / "figures" / "gates.png"
     assert [item.name for item in path.parent.iterdir()] == ["gates.png"]
     first = pixels(path)
-    assert first.shape[0] > 800 and first.shape[1] > 1200 and first.std() > 10
-    # Other curves change the upper third only, other gates the lower part only.
+    assert first.shape[0] > 800 and first.shape[1] > 1200
+    upper = int(0.36 * len(first))
+    # Other gates change the lower panels only, other curves the upper ones only.
+    draw(tmp_path, results(layers=52, gate_seed=1), console())
+    other_gates = pixels(path)
+    assert (other_gates[:upper] == first[:upper]).all()
+    for panel in (slice(upper, int(0.62 * len(first))), slice(int(0.66 * len(first)), None)):
+        assert (other_gates[panel] != first[panel]).any()
     (tmp_path / "metrics.jsonl").write_text("")
     draw(tmp_path, results(layers=52), console())
-    without_curves = pixels(path)
-    lower = int(0.45 * len(first))
-    assert (without_curves[:lower] != first[:lower]).any()
+    other_curves, width = pixels(path), first.shape[1]
+    for panel in (slice(int(0.4 * width), int(0.68 * width)), slice(int(0.72 * width), None)):
+        assert (other_curves[:upper, panel] != first[:upper, panel]).any()
     draw(tmp_path, Results("demo", 4, "finetune", "test", evaluation(160)), console())
-    assert pixels(path).shape[0] < first.shape[0]
+    assert len(pixels(path)) < len(first)
 
 
 def test_without_matplotlib_one_line_says_how_to_get_it(

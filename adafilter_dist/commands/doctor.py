@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def _node() -> Iterator[Row]:
         yield Row("absent", "NCCL", "GPUs cannot work together with this build of torch")
     gloo = dist.is_available() and dist.is_gloo_available()
     yield Row("ok" if gloo else "absent", "gloo", "several CPU processes" if gloo else "none")
+    yield _host_names()
     yield from _shared_memory()
 
 
@@ -197,6 +199,18 @@ def _cache() -> Iterator[Row]:
         yield Row("note", "cache", hint)
     else:
         yield Row("ok", "cache", str(folder))
+
+
+def _host_names() -> Row:
+    # torchrun's processes find each other by name, and hang for minutes where that fails.
+    names = ["localhost", socket.gethostname()]
+    for name in names:
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError:
+            hint = f"{name} does not resolve, so torchrun will hang; put it into /etc/hosts"
+            return Row("note", "host names", hint)
+    return Row("ok", "host names", ", ".join(names))
 
 
 def _shared_memory() -> Iterator[Row]:

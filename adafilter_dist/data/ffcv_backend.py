@@ -20,6 +20,7 @@ import contextlib
 import ctypes
 import importlib.util
 import sys
+import threading
 import types
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -39,26 +40,32 @@ from adafilter_dist.data.store import Store, damaged
 
 
 @contextlib.contextmanager
-def _survivable_import() -> Iterator[None]:
-    """For FFCV: it asks for a name of distutils, gone since Python 3.12, which it does not use.
-
-    It also sets torch's thread count to one.
-    """
+def _tamed_import() -> Iterator[None]:
+    """While FFCV is imported: what it needs, does not need, and would leave changed."""
     threads = torch.get_num_threads()
-    stubs: dict[str, types.ModuleType] = {}
+    replaced = {}
     if importlib.util.find_spec("distutils") is None:
-        stubs = {name: types.ModuleType(name) for name in ("distutils", "distutils.log")}
-        stubs["distutils.log"].__dict__["warn"] = None
-    sys.modules.update(stubs)
+        # Gone since Python 3.12; a name is imported from it and never used.
+        log = types.ModuleType("distutils.log")
+        log.__dict__["warn"] = None
+        replaced = {"distutils": types.ModuleType("distutils"), "distutils.log": log}
+    # A table of two entries is a numba dictionary, which takes seconds to compile.
+    typed = types.ModuleType("numba.typed")
+    typed.__dict__["Dict"] = dict
+    replaced["numba.typed"] = typed
+    before = {name: sys.modules.get(name) for name in replaced}
+    sys.modules.update(replaced)
     try:
         yield
     finally:
-        for name in stubs:
+        for name, module in before.items():
             del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
         torch.set_num_threads(threads)
 
 
-with _survivable_import():
+with _tamed_import():
     from ffcv import _libffcv
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.loader import Loader, epoch_iterator
@@ -98,6 +105,8 @@ _resize = _external("resize", void(*[int64] * 11))
 
 _READ_AT_ONCE = 128  # pictures in a batch of FFCV's: enough to share among the workers
 _AHEAD = 3
+# Numba's simplest layer of threads aborts when two passes use it at once; none gains by that.
+_one_at_a_time = threading.Lock()
 _STATUS = 5  # column of an order, after top, left, height, width, mirrored
 
 
@@ -110,13 +119,18 @@ class FfcvBackend:
         self._store = store
         self._micro_batch = micro_batch
         self._pin = pin
-        self._loader = Loader(
-            str(store.path),
-            batch_size=micro_batch * max(1, _READ_AT_ONCE // micro_batch),
-            num_workers=workers,
-            pipelines={"image": [_BoxDecoder(size)], "label": None},
-            batches_ahead=_AHEAD,
-        )
+        # What is worth compiling is compiled already; FFCV would take seconds for the rest.
+        Compiler.set_enabled(False)
+        try:
+            self._loader = Loader(
+                str(store.path),
+                batch_size=micro_batch * max(1, _READ_AT_ONCE // micro_batch),
+                num_workers=workers,
+                pipelines={"image": [_BoxDecoder(size)], "label": None},
+                batches_ahead=_AHEAD,
+            )
+        finally:
+            Compiler.set_enabled(True)
 
     def read(self, plan: Plan) -> Generator[Tensor, None, None]:
         """See :class:`~adafilter_dist.data.backend.Backend`."""
@@ -128,7 +142,7 @@ class FfcvBackend:
 
 
 class _BoxDecoder(SimpleRGBImageDecoder):
-    """Decodes a record and scales the box that it is told, by FFCV's own compiled functions."""
+    """Has a batch decoded and its boxes scaled, as ordered in a buffer of one row a picture."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -141,10 +155,12 @@ class _BoxDecoder(SimpleRGBImageDecoder):
         return state, (AllocationQuery(shape, pixel), orders)
 
     def generate_code(self) -> Callable[..., Any]:
-        def decode(batch_indices, memory, rows, storage):  # type: ignore[no-untyped-def]
+        def decode(records: Any, memory: Any, rows: Any, storage: Any) -> Any:
             pictures, orders = memory
-            _decode(batch_indices, rows, storage[0], storage[1], storage[2], orders, pictures)
-            return pictures[: len(batch_indices)]
+            file, offsets, sizes = storage
+            with _one_at_a_time:
+                _decode(records, rows, np.asarray(file), offsets, sizes, orders, pictures)
+            return pictures[: len(records)]
 
         return decode
 

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import fromarray
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -185,7 +186,7 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Generator[MicroBatch, None, None]:
-        crop = self._preprocess.crop
+        crop, pin = self._preprocess.crop, torch.cuda.is_available()
         samples = range(
             self._batches.start * self._batch_size,
             min(self._batches.stop * self._batch_size, self.total),
@@ -194,30 +195,24 @@ class EvalLoader:
             pictures = pool.map(self._picture, samples, ahead=self._batch_size + self._workers)
             for first in samples[:: self._batch_size]:
                 index = torch.arange(first, min(first + self._batch_size, samples.stop))
-                images = torch.empty(
-                    (len(index), crop, crop, 3),
-                    dtype=torch.uint8,
-                    pin_memory=torch.cuda.is_available(),
-                ).permute(0, 3, 1, 2)
-                for image in images:
-                    image.copy_(next(pictures))
+                shape = (len(index), crop, crop, 3)
+                images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+                for pixels in images.numpy():
+                    pixels[:] = next(pictures)
                 labels = torch.from_numpy(self._labels[index.numpy()])
-                yield MicroBatch(images, labels, index)
+                yield MicroBatch(images.permute(0, 3, 1, 2), labels, index)
 
-    def _picture(self, sample: int) -> Tensor:
-        """uint8 (3, crop, crop) by the operations that torchvision's own presets use."""
+    def _picture(self, sample: int) -> NDArray[np.uint8]:
+        """uint8 (crop, crop, 3), by the operations of torchvision's own presets on a picture."""
         preprocess = self._preprocess
-        pixels = self._store.read(int(self._records[sample]))
-        # A copy: torch wants memory that it may write to.
-        picture = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        picture = fromarray(self._store.read(int(self._records[sample])))
         resized = v2.functional.resize(
             picture,
             [preprocess.resize],
             interpolation=v2.InterpolationMode(preprocess.interpolation),
             antialias=True,
         )
-        cropped: Tensor = v2.functional.center_crop(resized, [preprocess.crop])
-        return cropped
+        return np.asarray(v2.functional.center_crop(resized, [preprocess.crop]))
 
 
 def _why_no_ffcv() -> str | None:

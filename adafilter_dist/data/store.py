@@ -34,6 +34,7 @@ Record = Callable[[], tuple[NDArray[np.uint8], int] | None]
 
 _VERSION = 2
 _PAGE = 1 << 26
+_JPEG_END = b"\xff\xd9"
 _MODES: dict[Format, int] = {"jpg": 0, "raw": 1}
 _HEADER = np.dtype(
     [
@@ -190,6 +191,8 @@ class Store:
         shape = (int(self.heights[index]), int(self.widths[index]), 3)
         if self._raw[index]:
             return data.reshape(shape)
+        if data[-2:].tobytes() != _JPEG_END:  # Pillow would paint what is missing gray
+            raise self._damaged(f"record {index} cannot be decoded (its end is missing)")
         try:
             with Image.open(io.BytesIO(data.data), formats=["JPEG"]) as opened:
                 picture = np.asarray(opened)

@@ -41,7 +41,7 @@ class DDPEngine:
         self.dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
         # Parameters keep their identity through to(), so the groups stay right.
-        self.model = model.to(world.device, self.dtype, memory_format=layout)
+        self.model = model.to(world.device, self.dtype).to(memory_format=layout)
         self._world = world
         self._clip_norm = recipe.train.clip_norm
         self._weight = world.world_size / recipe.train.micro_batches

@@ -84,6 +84,12 @@ def load_backbone(recipe: Recipe, num_classes: int) -> Backbone:
         load_trunk(module, head, zoo.adapt(read_state(file.path)), str(file.path))
         source = f"{file.source} ({file.path.name})"
     replace_head(module, head, num_classes, recipe.seed)
+    if not recipe.model.dropout:
+        zoo.switch_off_dropout(module)
+    if recipe.model.bn_momentum is not None:
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = recipe.model.bn_momentum
     return Backbone(module, head, preprocess, name, source, digest)
 
 

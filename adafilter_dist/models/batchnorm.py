@@ -18,6 +18,7 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
     """
 
     step_sums: Tensor
+    held_still = False
 
     def __init__(
         self,
@@ -55,7 +56,16 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
             own.requires_grad_(other.requires_grad)
         return copy.train(source.training)
 
+    def hold_still(self) -> None:
+        """From now on as in evaluation, in training too: running statistics, nothing trained."""
+        self.held_still = True
+        self.requires_grad_(False)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.held_still and self.running_mean is not None:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
         if not self.training or self.running_mean is None:
             return super().forward(x)
         self._check_input_dim(x)
@@ -82,7 +92,7 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         tracked = self.num_batches_tracked
         assert tracked is not None
         tracked += ran[0]
-        rate = self.momentum if self.momentum is not None else 1.0 / tracked.clamp(min=1)
+        rate = self.momentum if self.momentum is not None else 1 / tracked.clamp(min=1).to(mean)
         for running, value in ((self.running_mean, mean), (self.running_var, variance)):
             moved = (1 - rate) * running + rate * (value / count)
             running.copy_(torch.where(ran, moved, running))

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.batchnorm import holds_activation, replace_batchnorm
+from adafilter_dist.models.batchnorm import (
+    MicroBatchNorm2d,
+    holds_activation,
+    replace_batchnorm,
+)
 from adafilter_dist.models.gate import RecurrentGate
 from adafilter_dist.models.gated import GatedConvBN
 from adafilter_dist.models.head import find_head
@@ -72,9 +76,9 @@ def convert(
     The network is run once on `example_input` (N, C, H, W), or on noise (2, 3, size, size), to
     check that it still computes the same. Every Conv2d directly followed by a BatchNorm2d whose
     path matches `layers` (re.search) is gated; `ungated` says what happens to the other
-    convolutions; `head` is the classifier's path (default the last nn.Linear); `seed` draws the
-    gate's initial weights. Raises UserError if nothing can be gated or the network computes
-    something else afterwards.
+    convolutions and BatchNorms; `head` is the classifier's path (default the last nn.Linear);
+    `seed` draws the gate's initial weights. Raises UserError if nothing can be gated or the
+    network computes something else afterwards.
     """
     example = _example(model, size) if example_input is None else example_input
     pairs = find_pairs(model, example, layers)
@@ -128,7 +132,7 @@ def _gate_pair(model: nn.Module, pair: Pair, gate: RecurrentGate, index: int) ->
     model.set_submodule(pair.conv, layer.train(batchnorm.training))
     behind: nn.Module = nn.Identity()
     if holds_activation(batchnorm):
-        behind = nn.Sequential(batchnorm.drop, batchnorm.act)
+        behind = nn.Sequential(batchnorm.get_submodule("drop"), batchnorm.get_submodule("act"))
     model.set_submodule(pair.batchnorm, behind.train(batchnorm.training))
 
 
@@ -153,9 +157,17 @@ def _describe(model: nn.Module, pair: Pair) -> GatedLayer:
 
 
 def _freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Convolutions that no gate covers, and BatchNorms outside gated layers, stay pre-trained.
+
+    What lies before the first gated layer then costs no backward.
+    """
     for name in names:
-        for parameter in _conv(model, name).parameters():
-            parameter.requires_grad_(False)
+        _conv(model, name).requires_grad_(False)
+    gated = [module for module in model.modules() if isinstance(module, GatedConvBN)]
+    inside = {id(part) for layer in gated for part in layer.modules()}
+    for module in model.modules():
+        if isinstance(module, MicroBatchNorm2d) and id(module) not in inside:
+            module.hold_still()
 
 
 def _head_or_none(model: nn.Module) -> str | None:
@@ -171,9 +183,7 @@ def _count(model: nn.Module, gate: RecurrentGate, head: str | None) -> Parameter
 
     layers = [module for module in model.modules() if isinstance(module, GatedConvBN)]
     tuned = numbers([layer.conv for layer in layers])
-    norms = numbers(
-        [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    )
+    norms = numbers([m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)])
     classifier = numbers([model.get_submodule(head)]) if head else 0
     return ParameterCounts(
         frozen=tuned,  # the twins have the same shapes

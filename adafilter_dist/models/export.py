@@ -92,7 +92,7 @@ def load(path: str | Path) -> tuple[nn.Module, Transform]:
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{folder}: its two files do not fit together: {first}") from error
-    model.classes = list(config["classes"])
+    model.classes = list(config["classes"])  # type: ignore[assignment]
     return model.eval(), evaluation_transform(preprocess)
 
 

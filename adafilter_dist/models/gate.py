@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from adafilter_dist.models.estimators import binarise
 from adafilter_dist.models.statistics import StepStatistics
@@ -67,10 +69,13 @@ class RecurrentGate(nn.Module, StepStatistics):
         super().__init__()
         self.names = [name for name, _, _ in layers]
         self.settings = settings
-        hidden, kind = settings.hidden, {"device": device, "dtype": dtype}
-        self.inputs = nn.ModuleList(nn.Linear(c_in, hidden, **kind) for _, c_in, _ in layers)
-        self.cell = nn.LSTMCell(hidden, hidden, **kind)
-        self.outputs = nn.ModuleList(nn.Linear(hidden, c_out, **kind) for _, _, c_out in layers)
+        hidden = settings.hidden
+        kind: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": dtype}
+        # Without torch's own initialisation, which would draw from the global generator.
+        linear = partial(skip_init, nn.Linear, **kind)
+        self.inputs = nn.ModuleList(linear(c_in, hidden) for _, c_in, _ in layers)
+        self.cell = skip_init(nn.LSTMCell, hidden, hidden, **kind)
+        self.outputs = nn.ModuleList(linear(hidden, c_out) for _, _, c_out in layers)
         self._initialise(generator)
         start = torch.full((len(layers),), 1 / (1 + math.exp(-settings.bias)), **kind)
         self.register_buffer("running_mean", start)
@@ -87,18 +92,21 @@ class RecurrentGate(nn.Module, StepStatistics):
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
         # Drawn on the CPU in float32, so that device and dtype do not change the start.
-        def draw(parameter: Tensor, bound: float) -> None:
+        def draw(parameter: Tensor, fan_in: int, scale: float = 1.0) -> None:
             values = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
-            parameter.copy_((2 * values - 1) * bound)
+            parameter.copy_((2 * values - 1) * scale * fan_in**-0.5)
 
+        settings = self.settings
         for linear in self.inputs:
+            assert isinstance(linear, nn.Linear)
             for parameter in linear.parameters():
-                draw(parameter, linear.in_features**-0.5)
+                draw(parameter, linear.in_features)
         for parameter in self.cell.parameters():
-            draw(parameter, self.settings.hidden**-0.5)
+            draw(parameter, settings.hidden)
         for linear in self.outputs:
-            draw(linear.weight, self.settings.init_scale * self.settings.hidden**-0.5)
-            linear.bias.fill_(self.settings.bias)
+            assert isinstance(linear, nn.Linear)
+            draw(linear.weight, settings.hidden, settings.init_scale)
+            linear.bias.fill_(settings.bias)
 
     def start(self) -> None:
         """Begin a forward of the network: the recurrent state is zero."""

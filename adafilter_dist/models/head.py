@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from adafilter_dist.errors import UserError
 
@@ -26,8 +27,13 @@ def replace_head(model: nn.Module, head: str, num_classes: int, seed: int) -> No
     """
     old = model.get_submodule(head)
     assert isinstance(old, nn.Linear)
-    new = nn.Linear(
-        old.in_features, num_classes, device=old.weight.device, dtype=old.weight.dtype
+    # Without torch's own initialisation, which would draw from the global generator.
+    new = skip_init(
+        nn.Linear,
+        old.in_features,
+        num_classes,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

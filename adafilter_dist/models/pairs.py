@@ -70,8 +70,8 @@ def _nothing_to_gate(model: nn.Module, left_out: list[tuple[str, str]]) -> str:
     reasons = Counter(reason for _, reason in left_out).most_common(3)
     words = "; ".join(f"{count} x {reason}" for reason, count in reasons)
     return (
-        f"none of the {len(left_out)} convolutions of {type(model).__name__} can be gated: {words}. "
-        "AdaFilter needs Conv2d directly followed by BatchNorm2d; choose such a network "
+        f"none of the {len(left_out)} convolutions of {type(model).__name__} can be gated: "
+        f"{words}. AdaFilter needs Conv2d directly followed by BatchNorm2d; choose such a network "
         "(ResNet, DenseNet, MobileNet, EfficientNet, RegNet, VGG with BN ...)"
     )
 

@@ -114,9 +114,7 @@ class _Watch(TorchFunctionMode):
             if isinstance(value, Tensor) and id(value) in self.outputs:
                 self.outputs[id(value)][2].append(reader)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.inside:
             self.note((args, kwargs), getattr(func, "__name__", str(func)))
         return func(*args, **(kwargs or {}))

@@ -46,10 +46,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as weights: {reason}. Allowed: .safetensors, or a state dict "
-            "saved by torch.save"
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors. "
+            "Allowed: .safetensors, or a state dict saved by torch.save"
         ) from error
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -75,9 +74,9 @@ def load_trunk(module: nn.Module, head: str, state: dict[str, Tensor], origin: s
         _complaint(
             "of another shape",
             (
-                f"{k} {_shape(v)} instead of {_shape(own[k])}"
-                for k, v in state.items()
-                if k in own and k not in fitting and k not in free
+                f"{k} {_shape(state[k])} instead of {_shape(v)}"
+                for k, v in own.items()
+                if k in state and k not in fitting and k not in free
             ),
         ),
     ]

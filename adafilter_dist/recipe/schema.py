@@ -139,7 +139,13 @@ class Model(Section):
         description="torchvision's name (IMAGENET1K_V2), a local file, or null for random weights",
     )
     ungated: Literal["train", "freeze"] = Field(
-        "train", description="what happens to convolutions that no gate covers"
+        "train", description="what happens to convolutions and BatchNorms that no gate covers"
+    )
+    dropout: bool = Field(
+        True, description="dropout and stochastic depth of the network in training, as published"
+    )
+    bn_momentum: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="share of a step in the running statistics; default the network's own"
     )
 
 

@@ -69,10 +69,12 @@ def _accuracies(axes: Axes, bars: Sequence[Bar], split: str) -> None:
         heights, places, xerr=[100 * bar.error for bar in bars], fmt="none", ecolor="black"
     )
     for place, bar in enumerate(bars):
-        axes.text(1.5, place, f"{100 * bar.top1:.1f}", va="center", color="white", fontsize=9)
+        end = 100 * (bar.top1 + bar.error)
+        axes.text(end + 1.5, place, f"{100 * bar.top1:.1f}", va="center", fontsize=9)
     axes.set_yticks(places, [_folded(bar.title) for bar in bars])
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
+    axes.set_xlim(0, 114)  # room for the figure beside a full bar
+    axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("top-1 accuracy, % (± standard error)", fontsize=8)
     _tidy(axes, f"accuracy on the {split} set")
 

@@ -27,7 +27,10 @@ def measure(
     probe: bool = True,
     gates: bool = True,
 ) -> Results:
-    """Results of ``model`` (not wrapped, on ``world.device``) on a split. Every rank calls it."""
+    """Results of ``model`` (not wrapped, on ``world.device``) on a split.
+
+    Collective; all ranks get the same, except that only rank 0 gets the probe.
+    """
     loader = _loader(recipe, prepared, preprocess, world, split)
     classes = len(prepared.classes)
     found = None
@@ -80,8 +83,8 @@ def _loader(
 
 def _probe(
     recipe: Recipe, prepared: Prepared, preprocess: Preprocess, world: World, split: SplitName
-) -> Probe:
-    """On the features of the backbone as it was before training."""
+) -> Probe | None:
+    """On the features of the backbone as it was before training; fitted by rank 0 alone."""
     classes = len(prepared.classes)
     backbone = load_backbone(recipe, classes)
     module = backbone.module.to(world.device)
@@ -98,4 +101,7 @@ def _probe(
 
     # What is reported on must not choose the strength.
     chooser = features("val") if split != "val" and len(prepared.split("val")[1]) else None
-    return fit_probe(features("train"), chooser, features(split), classes)
+    train, reported = features("train"), features(split)
+    if not world.first:
+        return None
+    return fit_probe(train, chooser, reported, classes, world.device)

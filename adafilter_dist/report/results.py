@@ -46,8 +46,8 @@ class Results:
         """The accuracies to compare, in the order they are told."""
         bars = []
         if self.probe is not None:
-            chosen = "the edge of its grid" if self.probe.at_edge else "chosen on held-out images"
-            remark = f"L2 {self.probe.strength:g}, {chosen}"
+            edge = ", the edge of its grid" if self.probe.at_edge else ""
+            remark = f"L2 {self.probe.strength:g}{edge}"
             bars.append(_bar("linear probe on frozen features", self.probe.test, remark))
         bars.append(_bar(TITLES[self.method], self.evaluation))
         if self.gates is not None:

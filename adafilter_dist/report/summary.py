@@ -65,10 +65,10 @@ def _gate_table(results: Results) -> Table:
     assert results.gates is not None
     layers = results.gates.layers
     table = Table(
-        title="gates by layer over images; 1: fine-tuned filter, 0: pre-trained filter",
+        title="gates by layer (1: fine-tuned filter, 0: pre-trained)",
         title_justify="left",
         box=SIMPLE_HEAD,
-        caption="variance: at most 0.25; constant: filters whose gate is the same for all images",
+        caption="variance over images, 0.25 at most; constant over all images",
         caption_justify="left",
     )
     table.add_column("layer", overflow="fold")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from adafilter_dist.models.preprocess import Preprocess
 
@@ -44,6 +45,17 @@ class Zoo(ABC):
     @abstractmethod
     def download(self, weights: str) -> None:
         """Bring the file of `locate` to its place; UserError if that fails."""
+
+    def switch_off_dropout(self, module: nn.Module) -> None:
+        """No dropout and no stochastic depth in training, where the network keeps them in modules.
+
+        Knows torch's Dropout, torchvision's StochasticDepth (`p`) and timm's DropPath.
+        """
+        for part in module.modules():
+            if isinstance(part, (nn.modules.dropout._DropoutNd, StochasticDepth)):
+                part.p = 0.0
+            elif hasattr(part, "drop_prob"):
+                part.drop_prob = 0.0  # type: ignore[assignment]
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The published state dict under the names that today's code uses."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -32,6 +33,12 @@ class EfficientNetLite(Zoo):
         # Its padding is fixed when it is built, for one size of picture.
         module: nn.Module = network.from_name("efficientnet-lite0", image_size=size)
         return module
+
+    def switch_off_dropout(self, module: nn.Module) -> None:
+        """Also its drop-connect, which is a number among its settings."""
+        super().switch_off_dropout(module)
+        settings: Any = module._global_params
+        module._global_params = settings._replace(drop_connect_rate=0.0)
 
     def preprocess(self, weights: str | None) -> Preprocess:
         return Preprocess((_MEAN,) * 3, (_STD,) * 3, "bicubic", 256, 224)

@@ -92,12 +92,12 @@ class TimmZoo(Zoo):
     def _config(self, weights: str | None) -> Any:
         tag = self._tag if weights in (None, "DEFAULT") else weights
         name = f"{self._base}.{tag}" if tag else self._base
-        allowed = [
-            full.partition(".")[2] for full in self._timm.list_pretrained(f"{self._base}.*")
-        ]
-        config = self._timm.get_pretrained_cfg(name, allow_unregistered=False) if (
-            not tag or tag in allowed
-        ) else None
+        allowed = [full.partition(".")[2] for full in self._timm.list_pretrained(f"{self._base}.*")]
+        config = (
+            self._timm.get_pretrained_cfg(name, allow_unregistered=False)
+            if (not tag or tag in allowed)
+            else None
+        )
         if config is None:
             raise UserError(
                 f"timm has no weights {tag!r} of {self._base}{nearest(tag or '', allowed)}; "

@@ -32,8 +32,8 @@ class TorchvisionZoo(Zoo):
         allowed = models.list_models(module=models)
         if name not in allowed:
             raise UserError(
-                f"model.name={name} is unknown{nearest(name, allowed)}; allowed: the classification "
-                "models of torchvision, timm/NAME, efficientnet_lite0"
+                f"model.name={name} is unknown{nearest(name, allowed)}; allowed: the "
+                "classification models of torchvision, timm/NAME, efficientnet_lite0"
             )
 
     def build(self, size: int) -> nn.Module:

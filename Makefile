@@ -1,0 +1,45 @@
+# `make help` lists what there is. Everything works from any folder (make -C PATH demo), a second
+# time without reinstalling, and in two clones or two terminals at once.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast setup ffcv lint format clean
+
+ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
+# Without a home, caches stay in the clone. Settings (see tools/setup.sh) come from the environment
+# or as words: make setup ADAFILTER_FFCV=never
+ifeq ($(HOME),)
+export ADAFILTER_CACHE ?= $(ROOT)/.cache
+endif
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' "$(ROOT)/Makefile" | expand -t 12
+
+demo: setup  ## prepare the data, fine-tune with AdaFilter on real pictures, show what the gates learned
+	@cd "$(ROOT)" && $(BIN)/adafilter prepare recipe=demo
+	@cd "$(ROOT)" && $(BIN)/adafilter train recipe=demo
+
+test: lint  ## style, types, then every test: the fast ones side by side, the others alone
+	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed"
+	@cd "$(ROOT)" && $(PYTEST) -m "slow or distributed"
+
+test-fast: setup  ## the fast tests only
+	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed"
+
+setup:  ## Python packages and, where possible, FFCV
+	@"$(ROOT)/tools/setup.sh"
+
+ffcv:  ## try again to install FFCV
+	@"$(ROOT)/tools/setup.sh" --ffcv
+
+lint: setup  ## ruff and mypy
+	@cd "$(ROOT)" && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup  ## let ruff rewrite the code
+	@cd "$(ROOT)" && $(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:  ## remove .venv and caches of the clone; runs and prepared data stay
+	@cd "$(ROOT)" && rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache dist
+	@find "$(ROOT)" -name __pycache__ -prune -exec rm -rf {} +

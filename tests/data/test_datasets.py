@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torchvision.datasets import Caltech256, Food101
+
+from adafilter_dist.data.datasets import list_dataset
+from adafilter_dist.data.listing import Listing, Sample
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.schema import Data
+from tests.data import trees
+
+
+def listed(name: str, root: Path | None, **keys: Any) -> Listing:
+    return list_dataset(Data(name=name, root=root, download=False, **keys))
+
+
+def refused(name: str, root: Path | None, **keys: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        listed(name, root, **keys)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def per_class(samples: list[Sample]) -> list[int]:
+    return [count for _, count in sorted(Counter(s.label for s in samples).items())]
+
+
+def names(samples: list[Sample]) -> set[str]:
+    return {sample.name for sample in samples}
+
+
+def test_food101_is_what_torchvision_lists(tmp_path: Path) -> None:
+    root = trees.food101(tmp_path)
+    listing = listed("food101", root)
+    assert listing.classes == ["apple_pie", "baby_back_ribs", "baklava"]
+    for split, ours in (("train", listing.train), ("test", listing.test)):
+        theirs = Food101(root, split=split, loader=str)
+        assert sorted((str(s.path), s.label) for s in ours) == sorted(theirs)
+        assert all(s.path.is_file() and s.path == listing.root / s.name for s in ours)
+    assert listing.notes == [
+        "this is not the full Food-101: 3 of 101 classes, 12 of 75750 training and 6 of 25250 test "
+        "pictures"
+    ]
+
+
+def test_food101_root_may_be_the_folder_itself_under_any_name(tmp_path: Path) -> None:
+    root = trees.food101(tmp_path)
+    expected = names(listed("food101", root).train)
+    assert names(listed("food101", root / "food-101").train) == expected
+    (root / "food-101").rename(root / "food")
+    renamed = listed("food101", root / "food")
+    assert names(renamed.train) == expected
+    assert all(sample.path.is_file() for sample in renamed.train)
+
+
+def test_food101_missing_or_broken_says_where_and_what(tmp_path: Path) -> None:
+    message = refused("food101", tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in message and "food-101.tar.gz" in message
+    assert "data.download=true" in message
+    assert not (tmp_path / "nowhere").exists()
+    root = trees.food101(tmp_path)
+    meta = root / "food-101" / "meta"
+    (meta / "test.json").write_text(json.dumps({"pizza": ["pizza/1"]}))
+    assert "different classes" in refused("food101", root)
+    (meta / "test.json").write_text("{")
+    assert "test.json" in refused("food101", root)
+    (meta / "test.json").unlink()
+    assert "test.json: No such file" in refused("food101", root)
+
+
+def test_caltech256_is_what_torchvision_lists_where_it_can(tmp_path: Path) -> None:
+    # Classes numbered from 1 without a gap, as torchvision needs them.
+    root = trees.caltech256(tmp_path, {"001.ak47": 3, "002.american-flag": 4})
+    theirs = Caltech256(str(root))
+    files = sorted(
+        (f"{theirs.categories[y]}/{y + 1:03d}_{i:04d}.jpg", y)
+        for y, i in zip(theirs.y, theirs.index, strict=True)
+    )
+    ours = listed("caltech256", root)
+    assert sorted((s.name, s.label) for s in (*ours.train, *ours.test)) == files
+
+
+def test_caltech256_leaves_out_clutter_and_survives_stray_files(tmp_path: Path) -> None:
+    root = trees.caltech256(tmp_path)
+    base = root / "caltech256" / "256_ObjectCategories"
+    (base / ".DS_Store").write_bytes(b"x")
+    (base / "001.ak47" / "._001_0001.jpg").write_bytes(b"resource fork")
+    listing = listed("caltech256", root)
+    assert listing.classes == ["001.ak47", "056.dog", "198.spider"]
+    assert per_class(listing.train) == [8, 9, 10]
+    assert per_class(listing.test) == [2, 2, 2]
+    both = names(listing.train) | names(listing.test)
+    assert len(both) == 33
+    assert all(Path(name).suffix == ".jpg" and "greg" not in name for name in both)
+    assert "3 of 256 classes, 33 of 29780 pictures" in listing.notes[0]
+    for place in (root / "caltech256", base):
+        assert names(listed("caltech256", place).test) == names(listing.test)
+
+
+def test_caltech256_30_and_60_are_drawn_with_one_test_set(tmp_path: Path) -> None:
+    # The paper's 30, 60 and 20 a class, in small: 3, 6 and 2.
+    root = trees.caltech256(tmp_path)
+    small = listed("caltech256", root, train_per_class=3, test_per_class=2)
+    large = listed("caltech256", root, train_per_class=6, test_per_class=2)
+    assert per_class(small.train) == [3] * 3 and per_class(large.train) == [6] * 3
+    assert per_class(small.test) == [2] * 3
+    assert names(small.test) == names(large.test)
+    assert names(small.train) < names(large.train)
+    assert not names(large.train) & names(large.test)
+    again = listed("caltech256", root, train_per_class=3, test_per_class=2, split_seed=1)
+    assert names(again.test) != names(small.test)
+    message = refused("caltech256", root, train_per_class=9, test_per_class=2)
+    assert "data.train_per_class=9: class '001.ak47' has only 8 pictures" in message
+
+
+def test_caltech256_missing_says_where_and_what(tmp_path: Path) -> None:
+    message = refused("caltech256", tmp_path / "nowhere")
+    assert "256_ObjectCategories.tar" in message and str(tmp_path / "nowhere") in message
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("test_folder", ["test", "val"])
+def test_folder_with_published_splits(tmp_path: Path, test_folder: str) -> None:
+    counts = {"train/cat": 3, "train/dog": 4, f"{test_folder}/cat": 1, f"{test_folder}/dog": 2}
+    listing = listed("imagefolder", trees.folders(tmp_path, counts))
+    assert listing.classes == ["cat", "dog"]
+    assert (per_class(listing.train), per_class(listing.test)) == ([3, 4], [1, 2])
+    assert listing.train[0].name == "train/cat/000.jpg"
+
+
+def test_folder_without_splits_is_cut_by_class(tmp_path: Path) -> None:
+    root = trees.folders(tmp_path, {"cat": 10, "dog/deep": 20, "adafilter-0123abcd": 1})
+    (root / ".cache").mkdir()
+    (root / "cat" / "Thumbs.db").write_bytes(b"x")
+    (root / "cat" / "CAPITALS.JPG").write_bytes(b"x")
+    listing = listed("imagefolder", root, test_fraction=0.3)
+    assert listing.classes == ["cat", "dog"]
+    assert (per_class(listing.train), per_class(listing.test)) == ([8, 14], [3, 6])
+    assert not names(listing.train) & names(listing.test)
+    assert "cat/CAPITALS.JPG" in names(listing.train) | names(listing.test)
+    assert "dog/deep/000.jpg" in names(listing.train) | names(listing.test)
+    assert ["Thumbs.db" in note for note in listing.notes] == [True]
+
+
+def test_folder_errors_name_the_place(tmp_path: Path) -> None:
+    assert "data.root is not set" in refused("imagefolder", None)
+    assert "no such folder" in refused("imagefolder", tmp_path / "nowhere")
+    assert "no class folders" in refused("imagefolder", tmp_path)
+    one = trees.folders(tmp_path / "one", {"cat": 2})
+    assert "only one class (cat)" in refused("imagefolder", one)
+    (one / "dog").mkdir()
+    message = refused("imagefolder", one)
+    assert str(one / "dog") in message and "no pictures" in message
+    extra = {"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/emu": 1}
+    message = refused("imagefolder", trees.folders(tmp_path / "extra", extra))
+    assert "test/emu" in message and "no folder in train/" in message
+    assert "no test pictures" in refused(
+        "imagefolder", trees.folders(tmp_path / "few", {"cat": 1, "dog": 1})
+    )
+
+
+def test_classes_can_be_chosen(tmp_path: Path) -> None:
+    root = trees.folders(tmp_path, {"cat": 5, "dog": 5, "emu": 5})
+    listing = listed("imagefolder", root, classes=["emu", "cat"])
+    assert listing.classes == ["cat", "emu"]
+    assert {(s.name[:3], s.label) for s in listing.train} == {("cat", 0), ("emu", 1)}
+    assert "no class 'dgo' (did you mean 'dog'?)" in refused(
+        "imagefolder", root, classes=["cat", "dgo"]
+    )
+    assert "only one class" in refused("imagefolder", root, classes=["cat"])
+
+
+def write_csv(path: Path, *rows: str) -> Path:
+    path.write_text("\ufeff" + "\r\n".join(rows) + "\r\n", encoding="utf-8")
+    return path
+
+
+def test_csv_of_path_label_split(tmp_path: Path) -> None:
+    root = trees.folders(tmp_path, {"pictures": 6})
+    rows = [
+        f'pictures/{i:03d}.jpg,"{"ab"[i % 2]}, or so",{"test" if i > 3 else "train"}'
+        for i in range(6)
+    ]
+    file = write_csv(tmp_path / "list.csv", "path,label,split", *rows)
+    listing = listed("imagefolder", None, csv=file)
+    assert listing.classes == ["a, or so", "b, or so"]
+    assert (per_class(listing.train), per_class(listing.test)) == ([2, 2], [1, 1])
+    assert all(s.path.is_file() for s in (*listing.train, *listing.test))
+    # Elsewhere, with the folder of the pictures named; and without splits.
+    (tmp_path / "lists").mkdir()
+    moved = file.rename(tmp_path / "lists" / "list.csv")
+    assert names(listed("imagefolder", root, csv=moved).train) == names(listing.train)
+    pool = [row.rsplit(",", 1)[0] for row in ("path,label,split", *rows)]
+    drawn = listed("imagefolder", root, csv=write_csv(moved, *pool), test_fraction=0.4)
+    assert (per_class(drawn.train), per_class(drawn.test)) == ([2, 2], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (["file,class", "a.jpg,x"], "path,label,split; it names file,class"),
+        (["path,label,split"], "no rows"),
+        (["path,label,split", "a.jpg,x,train", "b.jpg,y,tset"], "line 3: split 'tset'; allowed"),
+        (["path,label,split", "a.jpg,,train"], "line 2: no label"),
+        (["path,label,split", ",x,train"], "line 2: no path"),
+        (
+            ["path,label,split", "a.jpg,x,train", "a.jpg,x,test"],
+            "line 3: a.jpg is listed in line 2",
+        ),
+        (
+            ["path,label,split", "a.jpg,x,train", "b.jpg,y,train", "c.jpg,z,test"],
+            "no training pictures of class 'z'",
+        ),
+    ],
+)
+def test_csv_errors_name_the_line(tmp_path: Path, rows: list[str], expected: str) -> None:
+    assert expected in refused("imagefolder", None, csv=write_csv(tmp_path / "list.csv", *rows))
+
+
+def test_csv_missing_or_not_text(tmp_path: Path) -> None:
+    assert "No such file" in refused("imagefolder", None, csv=tmp_path / "none.csv")
+    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in refused("imagefolder", None, csv=tmp_path / "x.csv")
+
+
+def test_order_depends_on_names_alone(tmp_path: Path) -> None:
+    root = trees.folders(tmp_path, {"train/a": 5, "train/b": 5, "test/a": 1, "test/b": 1})
+    first = listed("imagefolder", root)
+    # A list in another order gives the same order of pictures.
+    rows = [(s.name, first.classes[s.label], "train") for s in reversed(first.train)]
+    rows += [(s.name, first.classes[s.label], "test") for s in first.test]
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    again = listed("imagefolder", root, csv=tmp_path / "list.csv")
+    assert [s.name for s in again.train] == [s.name for s in first.train]

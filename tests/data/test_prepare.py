@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from adafilter_dist.data import space
+from adafilter_dist.data.lists import read_list
+from adafilter_dist.data.pictures import stored_pixels
+from adafilter_dist.data.prepare import prepare
+from adafilter_dist.data.prepared import Prepared, open_prepared, prepared_folder
+from adafilter_dist.data.store import open_store
+from adafilter_dist.data.summary import summarise
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe import Recipe
+from tests.data import trees
+
+COUNTS = {"train/cat": 4, "train/dog": 5, "test/cat": 2, "test/dog": 3}
+
+
+def recipe(root: Path | None, name: str = "imagefolder", **keys: Any) -> Recipe:
+    keys = {"stored_size": 32, "num_workers": 2, "download": False, **keys}
+    model = {"name": "resnet50", "weights": "IMAGENET1K_V2"}
+    return Recipe.model_validate(
+        {"name": "mine", "data": {"name": name, "root": root, **keys}, "model": model}
+    )
+
+
+def prepared(root: Path | None, name: str = "imagefolder", **keys: Any) -> tuple[Prepared, str]:
+    """The prepared data and what was said of them."""
+    said = io.StringIO()
+    console = Console(file=said, width=200)
+    done = prepare(recipe(root, name, **keys), console)
+    summarise(done.folder, console)
+    return done, said.getvalue()
+
+
+def refused(root: Path | None, **keys: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        prepared(root, **keys)
+    return str(caught.value)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return trees.folders(tmp_path / "pictures", COUNTS)
+
+
+def identity(done: Prepared) -> tuple[int, int]:
+    return done.train_store.stat().st_ino, done.test_store.stat().st_ino
+
+
+def only_prepared_left(done: Prepared) -> bool:
+    """Nothing hidden lies beside the folder, and its files are the ones it should hold."""
+    beside = [path.name for path in done.folder.parent.iterdir() if path.name.startswith(".")]
+    files = {path.name for path in done.folder.iterdir()}
+    lists = {f"{name}.csv" for name in ("train", "test", "classes", "skipped", "duplicates")}
+    stores = {f"{s}.beton{e}" for s in ("train", "test") for e in ("", ".sha256")}
+    return not beside and files == {"manifest.json"} | lists | stores
+
+
+@pytest.mark.parametrize("name", ["food101", "caltech256"])
+def test_official_layouts_end_to_end(tmp_path: Path, name: str) -> None:
+    root = trees.food101(tmp_path) if name == "food101" else trees.caltech256(tmp_path)
+    done, said = prepared(root, name, stored_format="raw")
+    assert done.folder.parent == root and only_prepared_left(done)
+    base = root / {"food101": "food-101", "caltech256": "caltech256/256_ObjectCategories"}[name]
+    for split, path in (("train", done.train_store), ("test", done.test_store)):
+        store, rows = open_store(path), read_list(done.folder / f"{split}.csv")
+        assert len(store) == len(rows) > 0
+        for i, row in enumerate(rows):
+            assert done.classes[store.labels[i]] == row["label"]
+            content = (base / row["path"]).read_bytes()
+            assert (store.read(i) == stored_pixels(content, 32)).all()
+    assert "3 classes" in said and "note: this is not the full" in said
+
+
+def test_summary_counts_sizes_and_classes(root: Path) -> None:
+    done, said = prepared(root)
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    sizes = [path.stat().st_size / 1e6 for path in (done.train_store, done.test_store)]
+    assert f"train 9 {sizes[0]:.1f} MB 4 4.5 5" in lines
+    assert f"test 5 {sizes[1]:.1f} MB 2 2.5 3" in lines
+    assert read_list(done.folder / "classes.csv") == [
+        {"class": "cat", "train": "4", "test": "2"},
+        {"class": "dog", "train": "5", "test": "3"},
+    ]
+    assert "no picture is in both splits" in said and "skipped" not in said
+
+
+def test_second_run_reads_no_picture(root: Path) -> None:
+    first, _ = prepared(root)
+    victim = root / "train" / "cat" / "000.jpg"
+    before = victim.stat()
+    victim.write_bytes(b"x" * before.st_size)
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+    again, said = prepared(root)
+    assert "already prepared" in said
+    assert identity(again) == identity(first)
+    assert again.fingerprint == first.fingerprint
+
+
+def test_touched_pictures_are_compared_and_nothing_is_written_again(root: Path) -> None:
+    first, _ = prepared(root)
+    os.utime(root / "train" / "cat" / "000.jpg", (1, 1))
+    again, said = prepared(root)
+    assert "already prepared" in said and identity(again) == identity(first)
+    sources = json.loads((first.folder / "manifest.json").read_text())["sources"]
+    os.utime(root / "train" / "cat" / "000.jpg", (2, 2))
+    prepared(root)
+    assert json.loads((first.folder / "manifest.json").read_text())["sources"] != sources
+
+
+@pytest.mark.parametrize("change", ["content", "added", "removed", "label"])
+def test_changed_pictures_are_prepared_again(root: Path, change: str) -> None:
+    first, _ = prepared(root)
+    victim = root / "train" / "cat" / "000.jpg"
+    if change == "content":
+        shutil.copyfile(root / "train" / "dog" / "000.jpg", victim)
+    elif change == "added":
+        shutil.copyfile(victim, root / "train" / "cat" / "new.jpg")
+    elif change == "removed":
+        victim.unlink()
+    else:
+        victim.rename(root / "train" / "dog" / "zzz.jpg")
+    again, said = prepared(root)
+    assert "already prepared" not in said
+    assert again.fingerprint != first.fingerprint
+    assert again.folder == first.folder and only_prepared_left(again)
+    assert len(again.train_labels) == {"added": 10, "removed": 8}.get(change, 9)
+
+
+def test_moved_root_is_the_same_data(root: Path) -> None:
+    first, _ = prepared(root)
+    moved = root.rename(root.with_name("elsewhere"))
+    again, said = prepared(moved)
+    assert "already prepared" in said
+    assert again.fingerprint == first.fingerprint and again.folder.parent == moved
+    # A copy with other times, prepared anew, has the same fingerprint too.
+    for file in moved.rglob("*.jpg"):
+        os.utime(file, (5, 5))
+    fresh, _ = prepared(moved, prepared=root.with_name("fresh"))
+    assert fresh.fingerprint == first.fingerprint
+
+
+def test_fingerprint_tells_how_pictures_are_stored(root: Path) -> None:
+    variants: list[dict[str, Any]] = [
+        {},
+        {"stored_size": 48},
+        {"jpeg_quality": 80},
+        {"stored_format": "raw"},
+    ]
+    done = [prepared(root, **keys)[0] for keys in variants]
+    assert len({d.fingerprint for d in done}) == len({d.folder for d in done}) == 4
+    same = prepared(root, stored_format="raw", jpeg_quality=80)[0]
+    assert same.folder == done[3].folder
+
+
+def test_sources_may_be_gone(root: Path, tmp_path: Path) -> None:
+    first, _ = prepared(root, prepared=tmp_path / "kept")
+    shutil.rmtree(root)
+    again, said = prepared(root, prepared=tmp_path / "kept")
+    assert again.fingerprint == first.fingerprint
+    assert "not compared with its pictures" in said
+    assert open_prepared(recipe(root, prepared=tmp_path / "kept")).classes == ["cat", "dog"]
+
+
+def damage(root: Path, count: int) -> list[Path]:
+    victims = sorted((root / "train" / "dog").iterdir())[:count]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:-200])
+    return victims
+
+
+def test_bad_pictures_are_all_listed_and_nothing_is_kept(tmp_path: Path) -> None:
+    root = trees.folders(tmp_path, COUNTS | {"train/dog": 20})
+    victims = damage(root, 13)
+    (root / "test" / "cat" / "000.jpg").write_text("not a picture")
+    lines = refused(root).splitlines()
+    assert lines[0] == "14 of 29 pictures cannot be used:"
+    assert lines[1].startswith(f"  {victims[0]}: ") and "truncated" in lines[1]
+    assert lines[11] == "  ... and 4 more"
+    assert "data.on_bad=skip" in lines[12] and len(lines) == 13
+    assert not [path for path in root.iterdir() if path.name not in ("train", "test")]
+
+
+def test_bad_pictures_may_be_skipped_and_are_recorded(root: Path) -> None:
+    victims = damage(root, 2)
+    (root / "test" / "cat" / "000.jpg").write_text("not a picture")
+    done, said = prepared(root, on_bad="skip")
+    assert (len(done.train_labels), len(done.test_labels)) == (7, 4)
+    rows = read_list(done.folder / "skipped.csv")
+    assert [row["path"] for row in rows] == [
+        *(f"train/dog/{victim.name}" for victim in victims),
+        "test/cat/000.jpg",
+    ]
+    assert [row["split"] for row in rows] == ["train", "train", "test"]
+    assert "skipped 3: 2 image file is truncated, 1 not a picture" in said
+    listed = {row["path"] for row in read_list(done.folder / "train.csv")}
+    assert not listed & {row["path"] for row in rows}
+    # The second run leaves them be; who does not accept bad pictures is told, twice over.
+    assert "already prepared" in prepared(root, on_bad="skip")[1]
+    with pytest.raises(UserError, match=r"3 bad pictures were skipped .* data.on_bad=skip"):
+        open_prepared(recipe(root))
+    assert "3 bad pictures were skipped" in refused(root)
+
+
+def test_mended_pictures_are_taken_in(root: Path) -> None:
+    (victim,) = damage(root, 1)
+    skipping, _ = prepared(root, on_bad="skip")
+    shutil.copyfile(root / "train" / "dog" / "004.jpg", victim)
+    mended, _ = prepared(root)
+    assert (len(skipping.train_labels), len(mended.train_labels)) == (8, 9)
+    assert mended.fingerprint != skipping.fingerprint
+
+
+def test_class_of_bad_pictures_alone_is_refused(root: Path) -> None:
+    damage(root, 5)
+    assert "every training picture of class 'dog' is bad" in refused(root, on_bad="skip")
+
+
+def test_missing_file_of_a_list_is_a_bad_picture(root: Path, tmp_path: Path) -> None:
+    rows = ["path,label,split", "train/cat/000.jpg,a,train", "gone.jpg,b,train"]
+    (tmp_path / "list.csv").write_text("\n".join([*rows, "test/cat/000.jpg,a,test"]))
+    message = refused(root, csv=tmp_path / "list.csv")
+    assert f"{root / 'gone.jpg'}: no such file" in message
+
+
+def test_duplicates_across_splits_are_listed(root: Path) -> None:
+    original = root / "train" / "cat" / "001.jpg"
+    shutil.copyfile(original, root / "test" / "dog" / "twin.jpg")
+    # Same pixels in another file: a PNG of the decoded picture.
+    with Image.open(root / "train" / "dog" / "002.jpg") as picture:
+        picture.save(root / "test" / "dog" / "reborn.png")
+    # Twice within a split is no leak.
+    shutil.copyfile(original, root / "train" / "cat" / "zzz.jpg")
+    done, said = prepared(root)
+    rows = read_list(done.folder / "duplicates.csv")
+    assert [(row["test_path"], row["train_path"]) for row in rows] == [
+        ("test/dog/reborn.png", "train/dog/002.jpg"),
+        ("test/dog/twin.jpg", "train/cat/001.jpg"),
+        ("test/dog/twin.jpg", "train/cat/zzz.jpg"),
+    ]
+    assert (rows[1]["test_label"], rows[1]["train_label"]) == ("dog", "cat")
+    assert "2 test pictures are in the training set too" in said
+
+
+def test_place_that_cannot_be_written_names_the_key(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    message = refused(root, prepared=tmp_path / "file" / "prepared")
+    assert str(tmp_path / "file") in message and "data.prepared" in message
+
+
+def test_foreign_folder_is_never_replaced(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1").write_text("x")
+    assert "not written by `adafilter prepare`" in refused(root, prepared=tmp_path / "thesis")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1"]
+    prepared(root, prepared=tmp_path / "mine")
+    message = refused(root, prepared=tmp_path / "mine", stored_size=48)
+    assert "data.stored_size=32, now 48" in message and "or remove this one" in message
+    assert prepared(root, prepared=tmp_path / "mine")[1].startswith("already prepared")
+
+
+def test_no_space_is_said_before_anything_is_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(root)._replace(free=1000)
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda place: usage)
+    message = refused(root, stored_format="raw")
+    # 14 pictures of 32 x 40 px and a fifth more: 64,512 bytes
+    assert (
+        "14 pictures of 32 px take about 0.1 MB, and only 0.0 MB are free" in message
+        and "data.prepared" in message
+    )
+    assert not [path for path in root.iterdir() if path.name not in ("train", "test")]
+    monkeypatch.undo()
+    prepared(root)
+
+
+def test_damaged_store_is_noticed_and_written_again(root: Path) -> None:
+    first, _ = prepared(root)
+    with first.train_store.open("r+b") as file:
+        file.truncate(first.train_store.stat().st_size - 1)
+    with pytest.raises(UserError, match=r"train.beton: damaged, .* run: adafilter prepare"):
+        open_prepared(recipe(root))
+    again, said = prepared(root)
+    assert "already prepared" not in said and again.fingerprint == first.fingerprint
+    again.test_store.unlink()
+    with pytest.raises(UserError, match=r"test.beton: missing; run: adafilter prepare"):
+        open_prepared(recipe(root))
+
+
+def test_manifest_of_another_format_is_refused(root: Path) -> None:
+    done, _ = prepared(root)
+    path = done.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for text in (json.dumps(manifest | {"format": 2}), path.read_text()[:-20]):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"remove {done.folder}"):
+            open_prepared(recipe(root))
+
+
+def test_open_prepared_names_the_line_that_prepares(root: Path) -> None:
+    wanted = recipe(root, classes=["cat", "dog"], on_bad="skip")
+    with pytest.raises(UserError) as caught:
+        open_prepared(wanted)
+    place = prepared_folder(wanted.data)
+    assert str(caught.value) == (
+        f"{place}: the data are not prepared; run: adafilter prepare recipe=imagefolder "
+        f'data.root={root} data.download=false \'data.classes=["cat","dog"]\' '
+        "data.stored_size=32 data.on_bad=skip"
+    )
+
+
+def test_splits_are_disjoint_stratified_and_nested(tmp_path: Path) -> None:
+    root = trees.folders(tmp_path, {"train/a": 20, "train/b": 10, "test/a": 2, "test/b": 1})
+    done, _ = prepared(root, val_fraction=0.2, label_fraction=0.5)
+    parts = {}
+    for name, counts in (("train", [8, 4]), ("val", [4, 2]), ("test", [2, 1])):
+        store, indices, labels = done.split(name)  # type: ignore[arg-type]
+        assert store == (done.test_store if name == "test" else done.train_store)
+        assert indices.dtype == labels.dtype == np.int64
+        assert np.bincount(labels).tolist() == counts
+        assert (open_store(store).labels[indices] == labels).all()
+        assert (np.diff(indices) > 0).all()
+        parts[name] = set(indices.tolist())
+    assert not parts["train"] & parts["val"]
+    whole = open_prepared(recipe(root, val_fraction=0.2))
+    assert set(whole.split("val")[1].tolist()) == parts["val"]
+    assert set(whole.split("train")[1].tolist()) > parts["train"]
+    assert len(open_prepared(recipe(root, val_fraction=0)).split("val")[1]) == 0

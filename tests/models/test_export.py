@@ -1,0 +1,143 @@
+"""Exports: a folder that gives the model and its transform back, on its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import models
+
+import adafilter_dist
+from adafilter_dist.errors import UserError
+from adafilter_dist.methods import Built, build_method
+from adafilter_dist.models.backbones import load_backbone
+from adafilter_dist.models.convert import AdaFilterNet
+from adafilter_dist.models.export import export_model, load
+from adafilter_dist.models.preprocess import Preprocess, evaluation_transform
+from adafilter_dist.recipe.schema import Recipe
+from tests.models.networks import randomise
+
+PREPROCESS = Preprocess((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic", 40, 32)
+CLASSES = ["cat", "dog", "zebra"]
+
+
+def build(method: object, name: str = "resnet18", dtype: torch.dtype = torch.float32) -> Built:
+    recipe = Recipe.model_validate(
+        {
+            "name": "t",
+            "data": {"name": "fashion_mnist", "resolution": 32},
+            "model": {"name": name, "weights": None},
+            "method": method,
+        }
+    )
+    built = build_method(load_backbone(recipe, len(CLASSES)), recipe)
+    randomise(built.model, seed=3)
+    built.model.to(dtype)
+    return built
+
+
+def picture() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 61, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+METHODS = [
+    {"name": "adafilter", "gate": {"hidden": 8, "input_norm": "none"}, "layers": "layer[12]"},
+    {"name": "finetune"},
+    {"name": "linear_probe"},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_round_trip(method: object, dtype: torch.dtype, tmp_path: Path) -> None:
+    built = build(method, dtype=dtype)
+    export_model(tmp_path / "best", built, classes=CLASSES, preprocess=PREPROCESS)
+    model, transform = adafilter_dist.load(tmp_path / "best")
+    x = transform(picture())[None].to(dtype)
+    assert x.shape == (1, 3, 32, 32)
+    assert not model.training and model.classes == CLASSES
+    assert torch.equal(model(x), built.model.eval()(x))
+    if isinstance(built.model, AdaFilterNet):
+        assert isinstance(model, AdaFilterNet)
+        assert list(model.gated_layers) == list(built.model.gated_layers)
+        assert model.report.left_out == built.model.report.left_out
+        assert model.gate.settings == built.model.gate.settings
+    else:
+        assert type(model) is type(built.model)
+
+
+def test_a_run_folder_will_do_and_an_export_replaces_the_last(tmp_path: Path) -> None:
+    built = build(METHODS[1])
+    for _ in range(2):
+        export_model(tmp_path / "best", built, classes=CLASSES, preprocess=PREPROCESS)
+        with torch.no_grad():
+            built.model.fc.bias += 1  # type: ignore[union-attr,operator]
+    model, _ = load(str(tmp_path))
+    torch.testing.assert_close(model.fc.bias, built.model.fc.bias - 1)  # type: ignore
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_the_names_that_timm_and_efficientnet_lite_use(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    built = build(METHODS[0] | {"layers": ".*"}, "timm/tf_efficientnet_lite0")
+    export_model(tmp_path, built, classes=CLASSES, preprocess=PREPROCESS)
+    model, transform = load(tmp_path)
+    x = transform(picture())[None]
+    assert torch.equal(model(x), built.model.eval()(x))
+
+
+def test_damaged_and_missing_files_are_short_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is missing; give the best/ folder"):
+        load(tmp_path)
+    export_model(tmp_path, build(METHODS[1]), classes=CLASSES, preprocess=PREPROCESS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "classes": ["one"]}))
+    with pytest.raises(UserError, match="do not fit together"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(UserError, match="has format 99"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "mobilenet_v3_large"])
+def test_transform_equals_the_librarys_own(name: str) -> None:
+    preset = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    preprocess = Preprocess(
+        tuple(preset.mean),
+        tuple(preset.std),
+        preset.interpolation.value,
+        preset.resize_size[0],
+        preset.crop_size[0],
+    )
+    image = picture().resize((300, 260))
+    torch.testing.assert_close(
+        evaluation_transform(preprocess)(image), preset(image), rtol=0, atol=1e-6
+    )
+    gray = evaluation_transform(preprocess)(image.convert("L"))
+    assert gray.shape == (3, preprocess.crop, preprocess.crop)
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, adafilter_dist; print('torch' in sys.modules, adafilter_dist.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", adafilter_dist.__version__]
+    with pytest.raises(AttributeError, match="no attribute 'konvert'"):
+        adafilter_dist.konvert  # noqa: B018
+    assert all(hasattr(adafilter_dist, name) for name in adafilter_dist.__all__)

@@ -1,0 +1,111 @@
+"""`adafilter evaluate` on a run folder with a real model, real pictures and no training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from adafilter_dist import load
+from adafilter_dist.__main__ import main
+from adafilter_dist.data.prepared import open_prepared
+from adafilter_dist.methods import build_method
+from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.models.export import export_model
+from adafilter_dist.recipe import dump_recipe, load_recipe
+from tests.real_pictures import thumbnails
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two classes of thumbnails whose best model is a freshly converted ResNet-18."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("pictures")
+    for number, path in enumerate(thumbnails()):
+        folder = root / ("test" if number % 4 == 0 else "train") / path.name.partition("_")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / path.name)
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    recipe_file = folder.parent / "small.yaml"
+    recipe_file.write_text(
+        f"name: small\nrun_dir: {folder}\n"
+        f"data: {{name: imagefolder, root: {root}, stored_size: 32, stored_format: raw,\n"
+        "       resolution: 32, eval_resize: 32, val_fraction: 0.2, num_workers: 1}\n"
+        "model: {name: resnet18, weights: null}\n"
+        "train: {global_batch: 8, micro_batch: 4}\n"
+        "engine: {device: cpu, threads: 1}\n"
+    )
+    assert main(["prepare", f"recipe={recipe_file}"]) == 0
+    recipe = load_recipe([f"recipe={recipe_file}"])
+    classes = open_prepared(recipe).classes
+    built = build_method(load_backbone(recipe, len(classes)), recipe)
+    export_model(folder / "best", built, classes=classes, preprocess=resolve_preprocess(recipe))
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    return folder
+
+
+def figures(run_dir: Path, split: str = "test") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / f"evaluation-{split}.json").read_text())
+    return found
+
+
+def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run_dir), "--probe"]) == 0
+    found = figures(run_dir)
+    recipe = load_recipe([f"recipe={run_dir / 'recipe.yaml'}"])
+    assert recipe.data.root is not None
+    model, transform = load(run_dir)
+    confusion = torch.zeros(2, 2, dtype=torch.int64)
+    for label, name in enumerate(open_prepared(recipe).classes):
+        for path in (recipe.data.root / "test" / name).iterdir():
+            with torch.no_grad(), Image.open(path) as picture:
+                confusion[label, model(transform(picture)[None]).argmax()] += 1
+    assert int(confusion.sum()) == found["evaluation"]["n"] == 10
+    assert found["evaluation"]["confusion"] == confusion.tolist()
+    assert len(found["gates"]["layers"]) == 20
+    assert found["probe"]["test"]["n"] == 10 and found["probe"]["train_images"] == 24
+    shown = capsys.readouterr().out
+    assert "gates permuted over images" in shown and "linear probe" in shown
+    assert f"adafilter resume {run_dir}" in shown
+    assert str(run_dir / "evaluation-test.json") in shown
+
+
+def test_validation_without_gates_by_the_recipes_words(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", f"recipe={run_dir.parent / 'small.yaml'}", "--split", "val", "--no-gates"]
+    assert main(words) == 0
+    found = figures(run_dir, "val")
+    assert (found["split"], found["evaluation"]["n"]) == ("val", 6)
+    assert found["gates"] is None and found["probe"] is None
+    assert "permuted" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "not a run folder"),
+        (["{run}", "optim.lrr=1"], "optim.lrr: unknown key"),
+        (["{run}", "data.val_fraction=0", "--split", "val"], "val_fraction=0"),
+        (["recipe={run}/recipe.yaml", "run_dir=elsewhere"], "train it first"),
+    ],
+)
+def test_bad_words_are_one_line(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["evaluate", *[word.format(run=run_dir) for word in words]]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and said in errors[0]
+
+
+def test_a_run_without_a_best_model_says_how_to_get_one(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run_dir / "recipe.yaml", tmp_path / "recipe.yaml")
+    assert main(["evaluate", str(tmp_path)]) == 2
+    assert f"adafilter resume {tmp_path}" in capsys.readouterr().err
