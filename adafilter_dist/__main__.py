@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from adafilter_dist import __version__
 from adafilter_dist.errors import UserError, nearest
 
+# Before torch is imported: threads that wait for each other by spinning starve one another as soon
+# as anything else runs on the same cores, and a step then takes ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 VERBS = ("prepare", "train", "resume", "evaluate", "inspect", "doctor")
 
 

@@ -60,7 +60,8 @@ class ConsoleProgress:
         self._total = total_steps
         self._clock = clock
         self._first_step = step
-        self._began = self._due = clock()
+        self._began = clock()
+        self._due = self._began + _PLAIN_SECONDS
         self._row: Mapping[str, Any] = {}
         self._live: Progress | None = None
         self._task = TaskID(0)
@@ -83,12 +84,14 @@ class ConsoleProgress:
         figures = "  ".join(part for part in (describe(self._row), self._eta(step)) if part)
         if self._live is not None:
             self._live.update(self._task, description=head, completed=step, figures=figures)
-        elif self._row and self._clock() >= self._due:
+        elif self._clock() >= self._due:
             self._due = self._clock() + _PLAIN_SECONDS
             self.say(f"{head}  {figures}")
 
     def train(self, step: int, epoch: int, row: Mapping[str, Any]) -> None:
-        """Newer figures; shown with the next line, which is now if one is due."""
+        """Newer figures; shown with the next line, which is now for the first of them."""
+        if not self._row:
+            self._due = self._clock()
         self._row = row
         self.advance(step, epoch)
 

@@ -53,8 +53,10 @@ class Listing:
 
 
 def cache_folder() -> Path:
-    """$ADAFILTER_CACHE, else ~/.cache/adafilter."""
-    return Path(os.environ.get("ADAFILTER_CACHE", "~/.cache/adafilter")).expanduser()
+    """$ADAFILTER_CACHE, else adafilter in $XDG_CACHE_HOME, else ~/.cache/adafilter."""
+    if "ADAFILTER_CACHE" in os.environ:
+        return Path(os.environ["ADAFILTER_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adafilter"
 
 
 def root_of(data: Data) -> Path:

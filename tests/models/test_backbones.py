@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -214,15 +213,18 @@ def test_weights_of_another_architecture_are_counted_and_named(tmp_path: Path) -
 
 
 class Evil:
-    """Unpickling it would run code."""
+    """Unpickling it would leave a folder behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (os.system, ("exit 3",))
+        return (os.mkdir, (str(self.trace),))
 
 
 def test_files_that_are_no_weights_are_refused_without_running_them(tmp_path: Path) -> None:
     evil, text, empty = tmp_path / "evil.pth", tmp_path / "text.pth", tmp_path / "empty.pth"
-    evil.write_bytes(pickle.dumps({"a": Evil()}))
+    torch.save({"conv1.weight": Evil(tmp_path / "trace")}, evil)
     text.write_text("not weights")
     empty.write_bytes(b"")
     broken = tmp_path / "broken.safetensors"
@@ -230,6 +232,7 @@ def test_files_that_are_no_weights_are_refused_without_running_them(tmp_path: Pa
     for path in (evil, text, empty, broken):
         with pytest.raises(UserError, match="cannot be read as weights"):
             load_backbone(recipe("resnet18", str(path)), 7)
+    assert not (tmp_path / "trace").exists()
     number = save({"epoch": 3}, tmp_path / "number.pth")
     with pytest.raises(UserError, match="not a state dict of tensors"):
         load_backbone(recipe("resnet18", number), 7)
@@ -250,6 +253,31 @@ def test_preprocessing_is_the_weights_own_and_can_be_overridden() -> None:
     with pytest.raises(UserError, match=r"eval_resize=100 is smaller than the crop of 224"):
         resolve_preprocess(recipe("resnet50", None, eval_resize=100))
     assert Preprocess.from_dict(changed.to_dict()) == changed
+
+
+def draws(name: str, dropout: bool) -> bool:
+    """Whether two forwards in training differ."""
+    model = {"name": name, "weights": None, "dropout": dropout}
+    data = {"name": "fashion_mnist", "resolution": 32}
+    chosen = Recipe.model_validate({"name": "t", "data": data, "model": model})
+    module, x = load_backbone(chosen, 7).module.train(), torch.randn(8, 3, 32, 32)
+    return not torch.equal(module(x), module(x))
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite0", "densenet121"])
+def test_dropout_and_stochastic_depth_can_be_switched_off(name: str) -> None:
+    if name == "efficientnet_lite0" and not _has("efficientnet_lite_pytorch"):
+        pytest.skip("the extra `demo` is not installed")
+    assert not draws(name, dropout=False)
+    assert draws(name, dropout=True) == (name != "densenet121")  # which has none as published
+
+
+def test_bn_momentum_is_every_batchnorms() -> None:
+    model = {"name": "resnet18", "weights": None, "bn_momentum": 0.3}
+    content = {"name": "t", "data": {"name": "fashion_mnist"}, "model": model}
+    module = load_backbone(Recipe.model_validate(content), 7).module
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert len(norms) == 20 and {norm.momentum for norm in norms} == {0.3}
 
 
 def test_efficientnet_lite0_comes_from_its_package() -> None:

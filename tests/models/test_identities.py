@@ -162,7 +162,7 @@ class SelectedOnly:
 
 
 def test_i4_computing_only_the_selected_filters_is_the_same(architecture: nn.Module) -> None:
-    x = images(3)
+    x = images(2)
     net = convert(copy.deepcopy(architecture), example_input=x[:1]).eval()
     unsettle(net)
     seen: list[Tensor] = []
