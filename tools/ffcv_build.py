@@ -21,7 +21,7 @@ LIBRARIES = ("opencv4", "libturbojpeg")  # as pkg-config calls them
 # import on a machine without a display, and for packages of ffcv's benchmarks.
 HELPERS = ("opencv-python-headless>=4.8", "numba>=0.61", "tqdm>=4.66")
 FFCV = "ffcv>=1.0.2"
-COST = "the torchvision loader is used: the same pictures, 2 to 4 times slower to load"
+COST = "the torchvision loader is used: the same pictures, 2 to 5 times slower to load"
 
 
 def ensure(environment: Path, packages: Path, *, retry: bool) -> bool:

@@ -19,7 +19,7 @@ find_python() {
         usable "$ADAFILTER_PYTHON" && echo "$ADAFILTER_PYTHON"
         return
     fi
-    for name in python3.13 python3.12 python3.11 python3 python; do
+    for name in python3.11 python3.12 python3.13 python3 python; do  # the best tested one first
         if usable "$name"; then echo "$name"; return; fi
     done
     # uv finds Pythons that are not on PATH.
