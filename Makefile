@@ -9,8 +9,8 @@ ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 BIN := .venv/bin
 # Two processes for the demo's two micro-batches: on two cores nearly twice as fast as two threads,
 # because its layers are small. A machine with one GPU or one core gets one.
-DEVICES := $(shell nvidia-smi -L 2>/dev/null | wc -l)
-RANKS := $(shell n=$(DEVICES); [ $$n -gt 0 ] || n=$$(nproc); [ $$n -lt 2 ] && echo 1 || echo 2)
+DEVICES := $(shell if command -v nvidia-smi >/dev/null; then nvidia-smi -L | wc -l; else nproc; fi)
+RANKS := $(shell [ "$(DEVICES)" -ge 2 ] && echo 2 || echo 1)
 PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
 # Without a home, caches stay in the clone. Settings (see tools/setup.sh) come from the environment
 # or as words: make setup ADAFILTER_FFCV=never
