@@ -8,6 +8,7 @@ import pytest
 
 from tests.distributed.launch import adafilter
 
+
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The words of a recipe whose data are prepared: 10 classes, 430 training pictures."""
