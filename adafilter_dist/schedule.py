@@ -11,8 +11,12 @@ def rate_factor(optim: Optim, step: int, steps_per_epoch: int, total_steps: int)
     """What every base rate is multiplied by at ``step`` (0-based).
 
     Linear warm-up over ``warmup_epochs``, then cosine to zero over the remaining steps, a factor
-    ``step_gamma`` after each of ``step_epochs``, or constant.
+    ``step_gamma`` after each of ``step_epochs``, or constant. With ``schedule_epochs`` it has that
+    length instead of ``total_steps``, and afterwards the rate of its last step is held.
     """
+    if optim.schedule_epochs is not None:
+        total_steps = optim.schedule_epochs * steps_per_epoch
+        step = min(step, total_steps - 1)
     warmup = round(optim.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return (step + 1) / (warmup + 1)

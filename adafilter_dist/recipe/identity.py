@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.schema import Optim, Recipe
 
 # Where things lie and who reads them does not change the numbers.
 _DATA_PLACES = {"root", "prepared", "download", "loader", "num_workers", "csv"}
@@ -25,8 +26,15 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(
         mode="json",
         include={"data", "augment", "model", "method", "optim", "ema", "train", "seed"},
-        exclude={"data": places, "train": _TRAIN_EXTRA},
+        exclude={"data": places, "optim": _without(recipe.optim), "train": _TRAIN_EXTRA},
     )
+
+
+def _without(optim: Optim) -> set[str]:
+    # What to do when a run is extended says nothing of the run as it is. And a schedule as long
+    # as the training is left out, so that recipes which never name the key keep their hashes.
+    unset = {"schedule_epochs"} if optim.schedule_epochs is None else set()
+    return {"schedule_on_extend"} | unset
 
 
 def run_hash(recipe: Recipe) -> str:
@@ -40,17 +48,19 @@ def run_dir(recipe: Recipe) -> Path:
     return recipe.run_dir or Path("runs") / recipe.name / run_hash(recipe)
 
 
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested sections as one mapping of dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            items |= {f"{key}.{inner}": leaf for inner, leaf in flat(value).items()}
+        else:
+            items[key] = value
+    return items
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """Keys that change the numbers and differ, as ``key: old -> new``."""
-
-    def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(tree, dict):
-            return {prefix: tree}
-        items: dict[str, Any] = {}
-        for key, value in tree.items():
-            items |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return items
-
     a, b = flat(numbers_of(old)), flat(numbers_of(new))
     return [
         f"{key}: {a.get(key)} -> {b.get(key)}"

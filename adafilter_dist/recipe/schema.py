@@ -36,12 +36,27 @@ def seconds(text: str) -> float:
 
 
 def _duration(value: Any) -> Any:
-    if isinstance(value, str):
-        seconds(value)
+    if not seconds(str(value)):
+        raise ValueError("must be longer than 0 s")
     return value
 
 
 Duration = Annotated[str, BeforeValidator(_duration)]
+
+
+def _every(value: Any) -> Any:
+    # One validator for all three, so that a mistake is one line and not one for each.
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    try:
+        return value if value == "auto" else _duration(value)
+    except ValueError:
+        raise ValueError(
+            "must be a number of steps from 1, a duration like '90s', '10min' or '1.5h', or 'auto'"
+        ) from None
+
+
+Every = Annotated[int | str, BeforeValidator(_every)]
 # Absolute from the start, so that a run can be resumed from another folder.
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -213,6 +228,16 @@ class Optim(Section):
         [], description="schedule=step: the rate is multiplied by step_gamma after these epochs"
     )
     step_gamma: PositiveFloat = 0.1
+    schedule_epochs: PositiveInt | None = Field(
+        None,
+        description="length of the schedule in epochs; default train.epochs; afterwards the last "
+        "rate is held",
+    )
+    schedule_on_extend: Literal["stretch", "hold"] | None = Field(
+        None,
+        description="when a run goes on with more epochs: the schedule over the new length, or "
+        "over the length it had",
+    )
     warmup_epochs: NonNegativeFloat = 0.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
@@ -220,6 +245,11 @@ class Optim(Section):
     def _check(self) -> Optim:
         if self.schedule == "step" and not self.step_epochs:
             raise ValueError("schedule=step needs step_epochs, e.g. optim.step_epochs=[30,60]")
+        if self.schedule_epochs is not None and self.warmup_epochs >= self.schedule_epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs:g} leaves nothing of "
+                f"schedule_epochs={self.schedule_epochs}"
+            )
         return self
 
 
@@ -271,7 +301,18 @@ class Engine(Section):
 class Checkpoint(Section):
     """When the whole state is saved, and how many are kept."""
 
-    every: PositiveInt | Duration = Field("10min", description="steps, or a duration")
+    every: Every = Field(
+        "10min",
+        description="steps, a duration, or auto: what loses least by mtbi and measured cost",
+    )
+    mtbi: Duration = Field(
+        "2h", description="mean time between interruptions of the whole job, for every=auto"
+    )
+    lease: Duration = Field(
+        "60s",
+        description="how long a process on another machine may be silent before its run is "
+        "taken over",
+    )
     keep: Annotated[int, Field(ge=2)] = 2
 
 

@@ -54,6 +54,27 @@ def test_unknown_values_name_what_is_allowed(file: Path) -> None:
     assert "did you mean 'adafilter'" in line
 
 
+def test_a_checkpoint_interval_is_steps_a_duration_or_auto(file: Path) -> None:
+    for text in ("500", "90s", "1.5h", "auto"):
+        recipe = load_recipe([f"recipe={file}", f"checkpoint.every={text}"])
+        assert str(recipe.checkpoint.every) == text
+    for text in ("often", "0", "0s", "1.5", "true", "", "[10min]"):
+        (line,) = errors(f"recipe={file}", f"checkpoint.every={text}")
+        assert line.startswith("checkpoint.every=")
+        assert line.endswith(
+            ": must be a number of steps from 1, a duration like '90s', '10min' or '1.5h', or 'auto'"
+        )
+
+
+def test_a_duration_needs_its_unit_and_a_length(file: Path) -> None:
+    (line,) = errors(f"recipe={file}", "checkpoint.mtbi=7200")
+    assert line == (
+        "checkpoint.mtbi=7200: '7200' is not a duration; write it like '90s', '10min' or '1.5h'"
+    )
+    (line,) = errors(f"recipe={file}", "checkpoint.lease=0s")
+    assert line == "checkpoint.lease=0s: must be longer than 0 s"
+
+
 def test_impossible_combinations(file: Path) -> None:
     (line,) = errors(f"recipe={file}", "train.global_batch=10", "train.micro_batch=4")
     assert "global_batch=10 is not a multiple of micro_batch=4" in line
