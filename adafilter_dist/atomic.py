@@ -17,6 +17,15 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make ``path`` and what is missing above it, each name durable."""
+    # The last one always: whoever made it may have been killed before it was durable.
+    missing = [path, *(place for place in path.parents if not place.exists())]
+    for place in reversed(missing):
+        place.mkdir(exist_ok=True)
+        fsync_folder(place.parent)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``, durably; a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

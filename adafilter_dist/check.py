@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from adafilter_dist.checkpoint import Checkpoints, Position
+from adafilter_dist.checkpoint.saver import Saved, Saver
+from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.disk import existing_parent, gib
 from adafilter_dist.engine import join_world
 from adafilter_dist.errors import UserError
+from adafilter_dist.ownership import claim
 from adafilter_dist.progress import duration
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.identity import run_dir
@@ -60,11 +62,20 @@ def _save_and_load(session: Session) -> tuple[int, float]:
     """Bytes of one checkpoint and seconds to save it; what is read back must be what was saved."""
     place = existing_parent(run_dir(session.recipe).parent)
     with tempfile.TemporaryDirectory(prefix=".adafilter-check-", dir=place) as name:
-        store = Checkpoints(Path(name), frozen=frozen_names(session.engine.model))
+        run = Path(name)
+        saver = Saver(claim(run))
+        saver.go_on(frozen_names(session.engine.model), None, None)
         state = session.full_state()
         began = time.perf_counter()
-        folder = store.save(state, Position(step=STEPS), {})
+        try:
+            saver.save(state, Position(step=STEPS), {})
+            result = saver.result(wait=True)
+        finally:
+            saver.close()
+        if not isinstance(result, Saved):
+            raise UserError(f"{place}: a checkpoint cannot be saved there: {result}")
         took = time.perf_counter() - began
+        store, folder = Checkpoints(run), run / "checkpoints" / result.folder
         read = dict(store.load(folder).state.tensors())
         for key, tensor in state.tensors():
             if not torch.equal(read[key], tensor.cpu()):

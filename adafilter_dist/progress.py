@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -43,7 +46,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 class ConsoleProgress:
     """Epoch, step, loss, accuracy, images/s, share of time waiting for data, ETA.
 
-    ``clock`` gives seconds; where the console is no terminal a line is due every 30 of them.
+    ``clock`` gives seconds; where the console is no terminal a line is due every 30 of them. Lines
+    that stay are kept in the file ``log`` too, with the time.
     """
 
     def __init__(
@@ -54,8 +58,10 @@ class ConsoleProgress:
         total_steps: int,
         step: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        log: Path | None = None,
     ) -> None:
         self._console = console
+        self._log = log
         self._epochs = epochs
         self._total = total_steps
         self._clock = clock
@@ -102,6 +108,10 @@ class ConsoleProgress:
     def say(self, line: str) -> None:
         """Print a line as it is (no markup, no wrapping); on a terminal above the live line."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if self._log is not None:
+            # A copy for later: what a full disk keeps from it is on the console.
+            with contextlib.suppress(OSError), self._log.open("a") as file:
+                file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {line}\n")
 
     def close(self) -> None:
         """Take the live line away."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import socket
+import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -14,73 +17,147 @@ from typing import Any, Literal
 import torch
 
 from adafilter_dist import __version__
-from adafilter_dist.atomic import write_json, write_text
+from adafilter_dist.atomic import make_folder, write_json, write_text
 from adafilter_dist.errors import UserError
+from adafilter_dist.ownership import ALIVE_EVERY, LostRunError, Ownership, claim
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
-from adafilter_dist.recipe.identity import differences, run_dir
+from adafilter_dist.recipe.identity import run_dir
+from adafilter_dist.recipe.schema import seconds
 
 State = Literal["queued", "running", "stopped", "finished", "failed"]
 _HEARTBEAT_SECONDS = 5.0
 
 
 class RunFolder:
-    """One run on disk: recipe.yaml, environment.json, status.json and the rest beside them."""
+    """One run on disk: recipe.yaml, environment.json, status.json and the rest beside them.
 
-    def __init__(self, path: Path) -> None:
+    ``say`` gets a line where status.json cannot be written; training does not end by that.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
         self.path = path
+        self._say = say
         self._status: dict[str, Any] = {}
-        self._written = 0.0
+        self._writing = threading.Lock()
+        self._changed = False
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ownership: Ownership | None = None
+        self._lost: LostRunError | None = None
+        self._told = ""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
 
     def read_status(self) -> dict[str, Any]:
         """status.json as a dict, empty if there is none yet."""
         try:
             status = json.loads((self.path / "status.json").read_text())
         except (FileNotFoundError, NotADirectoryError):
-            return {}  # a place that cannot be is refused by create()
+            return {}  # a place that cannot be is refused by enter()
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path / 'status.json'}: cannot be read: {error}") from None
         return status if isinstance(status, dict) else {}
 
-    def create(self, recipe: Recipe, environment: dict[str, Any]) -> int:
-        """Make the folder or enter an existing one; returns the attempt (1 for the first).
+    def known_recipe(self) -> Recipe | None:
+        """The recipe that the run was started with, None for a new one."""
+        known = self.path / "recipe.yaml"
+        return load_recipe([f"recipe={known}"]) if known.exists() else None
 
-        Raises UserError when it holds a run of another recipe, naming what differs, or cannot be
-        written.
+    @property
+    def ownership(self) -> Ownership:
+        """The attempt that this process claimed by :meth:`enter`."""
+        assert self._ownership is not None
+        return self._ownership
+
+    def enter(self, recipe: Recipe) -> None:
+        """Make the folder and keep the recipe in it, or enter an existing one; claim it.
+
+        Raises UserError where a living process has it, or it cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            known = self.path / "recipe.yaml"
-            if known.exists():
-                self._same_run(known, recipe)
-            else:
-                write_text(known, dump_recipe(recipe))
-            write_json(self.path / "environment.json", environment)
+            make_folder(self.path)
+            ownership = claim(self.path, lease=seconds(recipe.checkpoint.lease), say=self._say)
+            if not (self.path / "recipe.yaml").exists():
+                self.keep(recipe)
         except OSError as error:
             raise UserError(
                 f"run_dir={self.path}: cannot be written ({error.strerror}); "
                 "choose another with run_dir=PATH"
             ) from None
-        return int(self.read_status().get("attempt", 0)) + 1
+        self._ownership = ownership
+        self._status = {"attempt": ownership.attempt}
+        self._thread = threading.Thread(target=self._keep_fresh, daemon=True)
+        self._thread.start()
 
-    def _same_run(self, known: Path, recipe: Recipe) -> None:
-        changed = differences(load_recipe([f"recipe={known}"]), recipe)
-        if changed:
-            raise UserError(
-                f"{self.path} holds a run of another recipe; it differs in "
-                + "; ".join(changed)
-                + "; choose another run_dir, or resume=never"
-            )
+    def keep(self, recipe: Recipe) -> None:
+        """Write the recipe that the run goes on with."""
+        write_text(self.path / "recipe.yaml", dump_recipe(recipe))
 
     def status(self, state: State, *, reason: str = "", **fields: Any) -> None:
         """Write status.json atomically, with a fresh heartbeat; fields are kept between calls."""
-        self._status |= {"state": state, "reason": reason, "heartbeat": time.time(), **fields}
-        write_json(self.path / "status.json", self._status)
-        self._written = time.monotonic()
+        with self._writing:
+            self._set(state=state, reason=reason, **fields)
+            self._write()
 
-    def heartbeat(self, **fields: Any) -> None:
-        """Refresh a running status, at most every few seconds."""
-        if time.monotonic() - self._written > _HEARTBEAT_SECONDS:
-            self.status("running", **fields)
+    def end(self, state: State, *, reason: str = "", step: int | None = None) -> None:
+        """Note how the attempt ended and give the run free; what was noted before stays."""
+        known = self._status
+        if self._ownership is None or self._lost or known.get("state") in ("finished", "stopped"):
+            return
+        self.close()
+        step = known.get("step") if step is None else step
+        self.status(state, reason=reason, step=step)
+        with contextlib.suppress(OSError):  # whoever comes next sees that the process is gone
+            self._ownership.end(state, reason, step)
+
+    def tick(self, **fields: Any) -> None:
+        """Note progress; a thread brings it to status.json every few seconds.
+
+        Raises LostRunError once another attempt has the run.
+        """
+        if self._ownership is None:
+            return  # not the rank that writes
+        if self._lost is not None:
+            raise self._lost
+        self._set(**fields)
+        self._changed = True
+
+    def close(self) -> None:
+        """End the thread that keeps status.json fresh."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _set(self, **fields: Any) -> None:
+        self._status = {**self._status, "heartbeat": time.time(), **fields}
+
+    def _write(self) -> None:
+        try:
+            if self._ownership is not None:
+                self._ownership.check()
+            write_json(self.path / "status.json", self._status)
+            self._told = ""
+        except LostRunError as error:
+            self._lost = error
+        except OSError as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                self._say(f"warning: status.json cannot be written: {error}; training goes on")
+
+    def _keep_fresh(self) -> None:
+        """Signs of life for whoever wants the run, and now and then the newest status."""
+        written = time.monotonic()
+        while not self._closed.wait(ALIVE_EVERY):
+            with contextlib.suppress(OSError):  # status.json and saves say what is wrong
+                self.ownership.alive()
+            if self._changed and time.monotonic() - written >= _HEARTBEAT_SECONDS:
+                with self._writing:
+                    self._changed = False
+                    self._write()
+                written = time.monotonic()
 
 
 def find_run(recipe: Recipe) -> RunFolder:
@@ -102,7 +179,9 @@ def find_run(recipe: Recipe) -> RunFolder:
     return RunFolder(path)
 
 
-def describe_environment(recipe: Recipe, world_size: int, threads: int) -> dict[str, Any]:
+def describe_environment(
+    recipe: Recipe, world_size: int, threads: int, loader: str
+) -> dict[str, Any]:
     """What the bits of a run depend on beside its recipe."""
     cuda = torch.cuda.is_available() and recipe.engine.device != "cpu"
     return {
@@ -116,6 +195,7 @@ def describe_environment(recipe: Recipe, world_size: int, threads: int) -> dict[
         "world_size": world_size,
         "threads": threads,
         "compile": recipe.train.compile,
+        "loader": loader,
     }
 
 

@@ -4,26 +4,47 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from adafilter_dist.checkpoint import Checkpoints, NotFiniteError, Position, check_finite
-from adafilter_dist.data.loader import MicroBatch
+from adafilter_dist.checkpoint.interval import AutoInterval
+from adafilter_dist.checkpoint.saver import Failed, Saved, Saver
+from adafilter_dist.checkpoint.store import NotFiniteError, Position, check_finite
+from adafilter_dist.data.loader import EvalLoader, MicroBatch
 from adafilter_dist.delayed import Delayed
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.evaluate import evaluate
 from adafilter_dist.gate_watch import GateWatch
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.models.export import export_model
+from adafilter_dist.ownership import LostRunError
 from adafilter_dist.preemption import DELAY, StopFlag
 from adafilter_dist.recipe.schema import seconds
 from adafilter_dist.run_folder import RunFolder
 from adafilter_dist.session import Session
 from adafilter_dist.step import Figures, rate_of
+
+
+@dataclass
+class Watched:
+    """A split's batches; ``on_batch`` is called at each."""
+
+    loader: EvalLoader
+    on_batch: Callable[[], None]
+
+    @property
+    def total(self) -> int:
+        """Samples over all ranks."""
+        return self.loader.total
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for batch in self.loader:
+            self.on_batch()
+            yield batch
 
 
 class Trainer:
@@ -33,7 +54,7 @@ class Trainer:
         self,
         session: Session,
         run: RunFolder,
-        checkpoints: Checkpoints,
+        saver: Saver | None,
         metrics: Metrics,
         stop: StopFlag,
         position: Position,
@@ -41,17 +62,23 @@ class Trainer:
     ) -> None:
         self.session = session
         self.position = position
+        self.saved_step = position.step
         self._run = run
-        self._checkpoints = checkpoints
+        self._saver = saver  # of the first rank
         self._metrics = metrics
         self._stop = stop
         self._about = about
         self._delayed = Delayed(DELAY)
         self._watch = GateWatch(session.built.gates)
+        every = session.recipe.checkpoint.every
+        self._interval = (
+            AutoInterval(seconds(session.recipe.checkpoint.mtbi)) if every == "auto" else None
+        )
         self._saved_at = time.monotonic()
         self._row_at = time.monotonic()
         self._row_step = position.step
         self._row_wait = 0.0
+        self._step_seconds = 0.0
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train; "stopped" means: saved, and the same words go on from here."""
@@ -62,6 +89,7 @@ class Trainer:
                 self.save()  # a stop during the evaluation loses no step
                 self._finish_epoch(epoch - 1)
             if self.position.step == total:
+                self._note_save(wait=True)
                 return "finished"
             with self.session.loader.epoch(epoch, first) as batches:
                 for _ in range(first, per_epoch):
@@ -70,10 +98,12 @@ class Trainer:
                     if asked_to_stop or asked_to_save:
                         self.save()
                     if asked_to_stop:
+                        self._note_save(wait=True)
                         return "stopped"
 
     def _train_step(self, epoch: int, batches: Iterator[MicroBatch]) -> None:
         session, step = self.session, self.position.step
+        began = time.monotonic()
         figures, skipped = session.step.run(
             step,
             epoch,
@@ -88,15 +118,27 @@ class Trainer:
         if skipped:
             self._metrics.event("overflow", step=step)
         self._metrics.advance(step + 1, epoch)
-        if session.world.first:
-            self._run.heartbeat(step=step + 1, epoch=epoch)
+        if self._saver is None:
+            return
+        took = time.monotonic() - began
+        if self._interval is not None:
+            self._interval.step(took, self._saver.writing)
+        self._note_save()
+        self._step_seconds += 0.1 * (took - self._step_seconds) if self._step_seconds else took
+        self._run.tick(
+            step=step + 1,
+            epoch=epoch,
+            phase="training",
+            step_seconds=round(self._step_seconds, 4),
+        )
 
     def _save_due(self) -> bool:
         """Whether this rank asks for a checkpoint; by time only the first asks."""
         every = self.session.recipe.checkpoint.every
         if isinstance(every, int):
             return (self.position.step + 1 + DELAY) % every == 0
-        return self.session.world.first and time.monotonic() - self._saved_at >= seconds(every)
+        after = self._interval.seconds if self._interval is not None else seconds(every)
+        return self.session.world.first and time.monotonic() - self._saved_at >= after
 
     def _read(self, *, drain: bool = False) -> tuple[bool, bool]:
         """Log the steps whose figures are due; whether any rank asked to stop, to save."""
@@ -112,7 +154,7 @@ class Trainer:
                 raise DivergedError(
                     f"the loss became {figures.loss} at step {step} (learning rate "
                     f"{rate * self.session.recipe.optim.lr:g}); the last good checkpoint is kept "
-                    f"in {self._checkpoints.folder}; lower optim.lr, or set train.clip_norm"
+                    f"in {self._run.checkpoints}; lower optim.lr, or set train.clip_norm"
                 )
             if (step + 1) % self.session.recipe.log.every == 0:
                 self._row(figures, rate)
@@ -167,7 +209,7 @@ class Trainer:
         with self._averaged():
             result = evaluate(
                 session.engine.model,
-                session.eval_loader("val"),
+                Watched(session.eval_loader("val"), self._while_evaluating),
                 session.preprocess,
                 device=session.world.device,
                 num_classes=len(session.prepared.classes),
@@ -178,7 +220,13 @@ class Trainer:
         self._metrics.evaluation(self.position.step, epoch, "val", row)
         return result.top1
 
+    def _while_evaluating(self) -> None:
+        if self._saver is not None:
+            self._run.tick(phase="evaluating")
+            self._note_save()
+
     def _export(self) -> None:
+        self._run.ownership.check()
         with self._averaged(), torch.no_grad():
             export_model(
                 self._run.path / "best",
@@ -188,7 +236,7 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Publish a checkpoint at this position; a failed one is reported and training goes on."""
+        """Have a checkpoint of this position written, while training goes on."""
         self._read(drain=True)  # the rows before this step are written before it can be resumed
         state = self.session.full_state()
         self._saved_at = time.monotonic()
@@ -197,17 +245,31 @@ class Trainer:
         except NotFiniteError as error:
             raise DivergedError(
                 f"at step {self.position.step} {error}; the last good checkpoint is kept in "
-                f"{self._checkpoints.folder}; lower optim.lr, or set train.clip_norm"
+                f"{self._run.checkpoints}; lower optim.lr, or set train.clip_norm"
             ) from None
-        if not self.session.world.first:
-            return
-        try:
-            folder = self._checkpoints.save(state, self.position, self._about)
-        except OSError as error:
-            self._metrics.say(f"warning: checkpoint not saved: {error}; training goes on")
-            self._metrics.event("save_failed", step=self.position.step, error=str(error))
-            return
-        took = time.monotonic() - self._saved_at
-        self._metrics.event(
-            "saved", step=self.position.step, folder=folder.name, seconds=round(took, 3)
-        )
+        if self._saver is not None:
+            self._note_save(wait=True)
+            self._saver.save(state, self.position, self._about, self._metrics.files)
+
+    def _note_save(self, *, wait: bool = False) -> None:
+        """Tell how the last save went; a failed one is reported and training goes on."""
+        result = self._saver.result(wait=wait) if self._saver is not None else None
+        if isinstance(result, Saved):
+            self.saved_step = result.step
+            if self._interval is not None:
+                self._interval.saved(result.stall, result.seconds)
+            self._metrics.event(
+                "saved",
+                step=result.step,
+                folder=result.folder,
+                stall=round(result.stall, 4),
+                seconds=round(result.seconds, 4),
+            )
+        elif isinstance(result, Failed):
+            if result.lost:
+                raise LostRunError(result.error)
+            self._metrics.say(
+                f"warning: checkpoint of step {result.step} not saved: {result.error}; "
+                "training goes on"
+            )
+            self._metrics.event("save_failed", step=result.step, error=result.error)

@@ -1,12 +1,5 @@
-"""Checkpoints: save whole, verify, find the newest good one, keep k."""
+"""Checkpoints: save whole and beside the training, verify, find the newest good one, keep k.
 
-from adafilter_dist.checkpoint.files import DamagedError
-from adafilter_dist.checkpoint.store import (
-    Checkpoints,
-    Loaded,
-    NotFiniteError,
-    Position,
-    check_finite,
-)
-
-__all__ = ["Checkpoints", "DamagedError", "Loaded", "NotFiniteError", "Position", "check_finite"]
+``image`` and ``saver`` copy a state into shared memory, ``writer`` and ``publish`` (another
+process, without torch) bring it to disk, ``store`` reads it back; ``interval`` says how often.
+"""

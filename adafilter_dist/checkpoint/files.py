@@ -1,4 +1,4 @@
-"""Tensors to files that are durable and verified: safetensors, fsync, sha256."""
+"""Files of a checkpoint: durable when written, verified when read. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,47 +9,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+FORMAT = 1
+FROZEN_COPIES = ("frozen.0.safetensors", "frozen.1.safetensors")
 
 
 class DamagedError(Exception):
     """A checkpoint that must not be used, and why."""
 
 
-def _fsync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR)
+def folder_name(step: int) -> str:
+    """The name of the checkpoint at ``step``; names sort as steps do."""
+    return f"step-{step:09d}"
+
+
+def write_durable(path: Path, content: bytes | memoryview) -> dict[str, Any]:
+    """Write and fsync a new file; returns its manifest entry, of the bytes as they are in memory.
+
+    What a disk changes on the way is therefore noticed when the file is read.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a safetensors file and fsync it; returns its manifest entry (size, sha256)."""
-    # Channels-last weights are stored in their logical order; the layout belongs to the run.
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    _fsync_file(path)
-    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def write_record(path: Path, content: Any) -> dict[str, Any]:
-    """Write strict JSON and fsync it; returns its manifest entry."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    _fsync_file(path)
-    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    """Like :func:`write_durable`, of strict JSON."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    return write_durable(path, text.encode())
 
 
 def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
     """Write the manifest, its own sha256 inside, and fsync it."""
-    path.write_bytes(_sealed(content))
-    _fsync_file(path)
+    write_durable(path, _sealed(content))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -73,16 +70,15 @@ def _sealed(content: Mapping[str, Any]) -> bytes:
 
 def check_file(path: Path, entry: Mapping[str, Any]) -> None:
     """DamagedError unless the file is there with the size and sha256 of its manifest entry."""
-    if not path.is_file():
-        raise DamagedError(f"{path.name} is missing")
-    size = path.stat().st_size
-    if size != entry["size"]:
-        raise DamagedError(f"{path.name} has {size} bytes instead of {entry['size']}")
-    if sha256_of(path) != entry["sha256"]:
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry["size"]:
+                raise DamagedError(f"{path.name} has {size} bytes instead of {entry['size']}")
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DamagedError(f"{path.name} is missing") from None
+    except OSError as error:
+        raise DamagedError(f"{path.name} cannot be read: {error}") from None
+    if found != entry["sha256"]:
         raise DamagedError(f"{path.name} does not have the bytes that were written (sha256)")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checked safetensors file, on the CPU."""
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors

@@ -9,22 +9,38 @@ from rich.console import Console
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import load_recipe
+from adafilter_dist.recipe.changes import require_known
 
 HELP = "go on with the run in a folder"
 
 
 def run(words: list[str]) -> int:
-    """Parse ``RUN [key=value ...]`` and train on from the run's newest checkpoint."""
+    """Parse ``RUN [key=value ...] [--allow-mismatch KEY]`` and go on from the newest checkpoint."""
     parser = argparse.ArgumentParser(prog="adafilter resume", description=HELP + ".")
     parser.add_argument("run", help="the run folder")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="keys that do not change the numbers"
+        "overrides", nargs="*", metavar="key=value", help="what is to be different from here on"
     )
-    options = parser.parse_args(words)
+    add_allow_mismatch(parser)
+    options = parser.parse_intermixed_args(words)
+    require_known(options.allow_mismatch)
     folder = Path(options.run).expanduser()
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it)")
     recipe = load_recipe([f"recipe={folder / 'recipe.yaml'}", *options.overrides])
     from adafilter_dist.attempt import run_attempt
 
-    return run_attempt(recipe.model_copy(update={"resume": str(folder)}), Console())
+    recipe = recipe.model_copy(update={"resume": str(folder)})
+    return run_attempt(recipe, Console(), allow_mismatch=tuple(options.allow_mismatch))
+
+
+def add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
+    """The option by which a run goes on with other numbers than it began with."""
+    parser.add_argument(
+        "--allow-mismatch",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="go on although this key or section (optim.lr, data) changes the numbers of the run; "
+        "may be given again",
+    )

@@ -6,13 +6,15 @@ import argparse
 
 from rich.console import Console
 
+from adafilter_dist.commands.resume import add_allow_mismatch
 from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
+from adafilter_dist.recipe.changes import require_known
 
 HELP = "train a recipe; the same words again go on where it stopped"
 
 
 def run(words: list[str]) -> int:
-    """Parse ``recipe=NAME key=value ... [--check] [--cfg]`` and train."""
+    """Parse ``recipe=NAME key=value ... [--check] [--cfg] [--allow-mismatch KEY]`` and train."""
     parser = argparse.ArgumentParser(
         prog="adafilter train",
         description=f"{HELP}. One process, or under torchrun one a GPU.",
@@ -25,8 +27,10 @@ def run(words: list[str]) -> int:
         help="two steps, one save and load, then the projected time, disk and memory",
     )
     parser.add_argument("--cfg", action="store_true", help="print the resolved recipe and leave")
-    options = parser.parse_args(words)
+    add_allow_mismatch(parser)
+    options = parser.parse_intermixed_args(words)
     recipe = load_recipe(options.recipe)
+    require_known(options.allow_mismatch)
     if options.cfg:
         print(dump_recipe(recipe), end="")
         return 0
@@ -37,4 +41,4 @@ def run(words: list[str]) -> int:
         return run_check(recipe, console)
     from adafilter_dist.attempt import run_attempt
 
-    return run_attempt(recipe, console)
+    return run_attempt(recipe, console, allow_mismatch=tuple(options.allow_mismatch))

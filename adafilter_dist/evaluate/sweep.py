@@ -22,7 +22,8 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Batches(Protocol):
     """This rank's share of a data set: over all ranks each position 0..total-1 exactly once."""
 
-    total: int
+    @property
+    def total(self) -> int: ...
 
     def __iter__(self) -> Iterator[MicroBatch]: ...
 

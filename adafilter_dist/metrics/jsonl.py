@@ -51,46 +51,84 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _whole_lines(path)]
 
 
-def _rewrite(path: Path, lines: list[bytes]) -> None:
-    content = b"".join(line + b"\n" for line in lines)
-    if path.exists() and path.read_bytes() != content:
-        atomic.write_bytes(path, content)
+def _join(lines: list[bytes]) -> bytes:
+    return b"".join(line + b"\n" for line in lines)
 
 
 def repair(path: Path) -> None:
     """Drop torn lines by an atomic rewrite, so that the next row starts on a line of its own."""
-    _rewrite(path, [line for line, _ in _whole_lines(path)])
+    content = _join([line for line, _ in _whole_lines(path)])
+    if path.exists() and path.read_bytes() != content:
+        atomic.write_bytes(path, content)
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Drop torn lines and rows whose ``step`` is past ``step``, by an atomic rewrite.
+def cut_after(path: Path, step: int, evaluated: int | None = None, *, ending: bool = False) -> None:
+    """Drop what a run that goes on from the checkpoint of ``step`` will write again.
 
-    For a run that resumes from the checkpoint of ``step``: no step appears twice.
+    These are torn lines, rows past ``step``, evaluations of epochs from ``evaluated`` on (they come
+    after the checkpoint of their step), and where the run is only ``ending`` that of the test set.
+    Always an atomic rewrite: a process that still has the old file open writes into nothing.
     """
-    _rewrite(path, [line for line, row in _whole_lines(path) if row.get("step", 0) <= step])
+
+    def stays(row: dict[str, Any]) -> bool:
+        if row.get("step", 0) > step:
+            return False
+        if row.get("kind") != "evaluation" or evaluated is None:
+            return True
+        return row.get("epoch", 0) < evaluated and not (ending and row.get("split") == "test")
+
+    if path.exists():
+        atomic.write_bytes(path, _join([line for line, row in _whole_lines(path) if stays(row)]))
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row and wait until it is on disk; a torn last line is dropped first."""
     repair(path)
+    new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         file.write(encode(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        atomic.fsync_folder(path.parent)
 
 
 class JsonLines:
-    """A file kept open to append rows to; each is in the file when ``write`` returns."""
+    """A file kept open to append rows to; each is in the file when ``write`` returns.
+
+    A row that the disk refuses is kept and tried again with the next; ``trouble`` says why then.
+    """
 
     def __init__(self, path: Path) -> None:
         repair(path)
-        self._file = path.open("a", encoding="utf-8")
+        new = not path.exists()
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if new:
+            atomic.fsync_folder(path.parent)
+        self._end = os.fstat(self._descriptor).st_size
+        self._kept = b""
+        self._closed = False
+        self.trouble: str | None = None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; NaN and inf are written as null."""
-        self._file.write(encode(row) + "\n")
-        self._file.flush()
+        self._kept += encode(row).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        written = 0
+        try:
+            while written < len(self._kept):
+                # At a place of our own counting: half a row that fitted is written over.
+                written += os.pwrite(self._descriptor, self._kept[written:], self._end + written)
+        except OSError as error:
+            self.trouble = str(error)
+        else:
+            self._end, self._kept, self.trouble = self._end + written, b"", None
 
     def close(self) -> None:
         """Close the file; closing twice is fine."""
-        self._file.close()
+        if not self._closed:
+            self._closed = True
+            self._flush()
+            os.close(self._descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -20,9 +21,10 @@ from adafilter_dist.recipe import Recipe
 class Metrics:
     """Console, metrics.jsonl, events.jsonl and boards of one run; only rank 0 writes.
 
-    ``step`` is the checkpoint's step the run starts from: rows past it are cut. Rows are kept by
-    the names given; the console shows ``loss``, ``accuracy``, ``images_per_second`` and
-    ``data_wait`` (share of time spent waiting for data) of a training row.
+    ``step`` and ``evaluated`` (epochs) are those of the checkpoint the run starts from: rows past
+    them are cut. Rows are kept by the names given; the console shows ``loss``, ``accuracy``,
+    ``images_per_second`` and ``data_wait`` (share of time spent waiting for data) of a training
+    row. A disk that refuses is told of once and tried again; training does not end by it.
     """
 
     def __init__(
@@ -34,22 +36,31 @@ class Metrics:
         rank: int,
         total_steps: int,
         step: int = 0,
+        evaluated: int = 0,
     ) -> None:
         self._active = rank == 0
         self._rows: JsonLines | None = None
         self._events: Path | None = None
+        self._kept_events: list[dict[str, Any]] = []
         self._boards: list[Board] = []
         self._progress: ConsoleProgress | None = None
+        self._told: set[str] = set()
+        self.files: list[Path] = []
+        """What must be durable before a checkpoint says that its rows are there."""
         if not self._active:
             return
+        log: Path | None = None
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
-            cut_after(run_dir / "metrics.jsonl", step)
+            ending = step == total_steps
+            cut_after(run_dir / "metrics.jsonl", step, evaluated, ending=ending)
             self._rows = JsonLines(run_dir / "metrics.jsonl")
             self._events = run_dir / "events.jsonl"
             self._boards = _boards(run_dir, recipe, console, step)
+            self.files = [run_dir / "metrics.jsonl"]
+            log = run_dir / "log.txt"
         self._progress = ConsoleProgress(
-            console, epochs=recipe.train.epochs, total_steps=total_steps, step=step
+            console, epochs=recipe.train.epochs, total_steps=total_steps, step=step, log=log
         )
 
     def advance(self, step: int, epoch: int) -> None:
@@ -74,9 +85,16 @@ class Metrics:
 
         May be called after ``close``, for how the run ended.
         """
-        if self._events is not None:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            append(self._events, {"time": now, "kind": kind, **fields})
+        if self._events is None:
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._kept_events.append({"time": now, "kind": kind, **fields})
+        try:
+            while self._kept_events:
+                append(self._events, self._kept_events[0])
+                del self._kept_events[0]
+        except OSError as error:
+            self._trouble(f"events.jsonl cannot be written: {error}")
 
     def say(self, line: str) -> None:
         """Print a line above the progress display, on rank 0."""
@@ -90,7 +108,13 @@ class Metrics:
         if self._rows is not None:
             self._rows.close()
         while self._boards:
-            self._boards.pop().close()
+            with contextlib.suppress(OSError):
+                self._boards.pop().close()
+
+    def _trouble(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self.say(f"warning: {line}; training goes on, what is missing is tried again")
 
     def _write(
         self, kind: str, step: int, epoch: int, extra: Mapping[str, Any], row: Mapping[str, Any]
@@ -100,13 +124,19 @@ class Metrics:
         label = "evaluation" if extra else kind
         head = {"kind": label, "step": step, "epoch": epoch, "time": round(time.time(), 3)}
         self._rows.write({**head, **extra, **row})
+        if self._rows.trouble:
+            self._trouble(f"metrics.jsonl cannot be written: {self._rows.trouble}")
         values = {
             f"{kind}/{name}": float(value)
             for name, value in row.items()
             if isinstance(value, (int, float)) and math.isfinite(value)
         }
-        for board in self._boards:
-            board.write(step, values)
+        for board in list(self._boards):
+            try:
+                board.write(step, values)
+            except OSError as error:
+                self._boards.remove(board)
+                self.say(f"warning: {type(board).__name__} is given up: {error}")
 
 
 def _boards(run_dir: Path, recipe: Recipe, console: Console, step: int) -> list[Board]:

@@ -1,65 +1,38 @@
-"""Checkpoints: whole or absent, verified, the newest good one, frozen weights once."""
+"""Checkpoints: verified, the newest good one, frozen weights once, the oldest format for ever."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from adafilter_dist.checkpoint import Checkpoints, NotFiniteError, Position, check_finite
 from adafilter_dist.checkpoint.files import read_manifest, write_manifest
-from adafilter_dist.engine import FullState
+from adafilter_dist.checkpoint.store import Checkpoints, NotFiniteError, Position, check_finite
 from adafilter_dist.errors import UserError
+from tests.checkpoint.saves import attempt, hurt, newest, save, state
 
-FROZEN = frozenset({"conv.frozen_weight"})
-
-
-def state(value: float) -> FullState:
-    return FullState(
-        model={
-            "conv.weight": torch.full((4, 3, 3, 3), value).to(memory_format=torch.channels_last),
-            "conv.frozen_weight": torch.arange(9.0),
-            "bn.num_batches_tracked": torch.tensor(7),
-        },
-        optimizer={"conv.weight/momentum_buffer": torch.full((4, 3, 3, 3), -value)},
-        scaler={"scale": 2.0**16},
-    )
+DAMAGES = ["truncated", "flipped", "emptied", "removed"]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path, keep=2, frozen=FROZEN)
-
-
-def save(store: Checkpoints, *steps: int) -> list[Path]:
-    return [
-        store.save(state(float(step)), Position(step=step), {"run_hash": "x"}) for step in steps
-    ]
-
-
-def newest(run: Path) -> tuple[int | None, list[str]]:
-    """Step of the newest good checkpoint for a fresh process, and what was said on the way."""
-    said: list[str] = []
-    loaded = Checkpoints(run, frozen=FROZEN).newest(said.append)
-    return (loaded.position.step if loaded else None), said
-
-
-def test_round_trip_to_the_bit(store: Checkpoints) -> None:
-    (folder,) = save(store, 3)
-    loaded = store.load(folder)
+def test_round_trip_to_the_bit(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path, 3)
+    loaded = Checkpoints(tmp_path).load(folder)
     assert loaded.position == Position(step=3)
     assert loaded.state.scaler == {"scale": 65536.0}
+    assert loaded.manifest["attempt"] == 1 and loaded.manifest["run_hash"] == "x"
     wanted = dict(state(3.0).tensors())
     read = dict(loaded.state.tensors())
     assert read.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        assert torch.equal(read[name], tensor), name
+        assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor), name
 
 
-def test_keeps_the_newest_and_nothing_temporary(store: Checkpoints) -> None:
-    save(store, 1, 2, 3)
-    names = sorted(path.name for path in store.folder.iterdir())
+def test_keeps_the_newest_and_nothing_temporary(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [
         "frozen.0.safetensors",
         "frozen.1.safetensors",
@@ -68,69 +41,104 @@ def test_keeps_the_newest_and_nothing_temporary(store: Checkpoints) -> None:
     ]
 
 
-def test_frozen_weights_are_stored_once_a_run(store: Checkpoints) -> None:
-    (folder,) = save(store, 1)
-    from safetensors import safe_open
-
+def test_frozen_weights_are_stored_once_a_run(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path, 1)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert "conv.frozen_weight" not in file.keys()  # noqa: SIM118 (not a dict)
+    copy = tmp_path / "checkpoints" / "frozen.0.safetensors"
+    before = copy.stat().st_ino
+    save(tmp_path, 2)  # another attempt
+    assert copy.stat().st_ino == before
 
 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "removed"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_noticed_and_the_one_before_used(
-    store: Checkpoints, tmp_path: Path, name: str, damage: str
+    tmp_path: Path, name: str, damage: str
 ) -> None:
-    _, last = save(store, 1, 2)
+    _, last = save(tmp_path, 1, 2)
     hurt(last / name, damage)
-    step, said = newest(tmp_path)
-    assert step == 1
-    assert len(said) == 1 and str(last) in said[0]
-    # The run passes the same step again and the bad folder is not in its way.
-    again = Checkpoints(tmp_path, frozen=FROZEN)
-    again.newest(said.append)
-    save(again, 2)
-    assert newest(tmp_path)[0] == 2
+    with attempt(tmp_path) as one:
+        assert one.loaded is not None and one.loaded.position.step == 1
+        assert len(one.said) == 1 and str(last) in one.said[0] and name in one.said[0]
+        # The run passes the same step again and the bad folder is not in its way.
+        one.save(2)
+    assert newest(tmp_path) == (2, [])
     assert (last.parent / f"bad-{last.name}").is_dir()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "removed"])
-def test_one_damaged_copy_of_the_frozen_weights_is_replaced(
-    store: Checkpoints, tmp_path: Path, damage: str
+def test_a_whole_checkpoint_folder_that_was_emptied_is_noticed(tmp_path: Path) -> None:
+    _, last = save(tmp_path, 1, 2)
+    for file in last.iterdir():
+        file.unlink()
+    step, said = newest(tmp_path)
+    assert step == 1 and "manifest.json" in said[0]
+
+
+def test_damaged_ones_after_the_next_save_are_not_taken_for_the_newest_again(
+    tmp_path: Path,
 ) -> None:
-    save(store, 1)
-    copy = tmp_path / "checkpoints" / "frozen.0.safetensors"
+    _, last = save(tmp_path, 3, 9)
+    hurt(last / "state.json", "removed")
+    with attempt(tmp_path) as one:
+        one.save(5)  # the interval was changed: steps 5 and 7 before it comes to 9
+        one.save(7)
+    assert newest(tmp_path) == (7, [])
+    assert sorted(p.name for p in Checkpoints(tmp_path).steps()) == [
+        "step-000000005",
+        "step-000000007",
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_one_damaged_copy_of_the_frozen_weights_is_named_and_replaced(
+    tmp_path: Path, number: int, damage: str
+) -> None:
+    save(tmp_path, 1)
+    copy = tmp_path / "checkpoints" / f"frozen.{number}.safetensors"
     good = copy.read_bytes()
     hurt(copy, damage)
-    again = Checkpoints(tmp_path, frozen=FROZEN)
-    assert again.newest(print) is not None
-    save(again, 2)
+    with attempt(tmp_path) as one:
+        assert one.loaded is not None and one.loaded.position.step == 1
+        assert len(one.said) == 1 and copy.name in one.said[0]
+        one.save(2)
     assert copy.read_bytes() == good
+    assert newest(tmp_path) == (2, [])
 
 
-def test_when_all_are_damaged_it_says_so_and_deletes_nothing(
-    store: Checkpoints, tmp_path: Path
+def test_both_copies_of_the_frozen_weights_come_back_from_the_source_if_it_is_the_same(
+    tmp_path: Path,
 ) -> None:
-    folders = save(store, 1, 2)
+    save(tmp_path, 1)
+    for number in (0, 1):
+        hurt(tmp_path / "checkpoints" / f"frozen.{number}.safetensors", "flipped")
+    with pytest.raises(UserError, match=r"both copies of the frozen weights.*nothing was deleted"):
+        newest(tmp_path)
+    source = {"conv.frozen_weight": torch.arange(9.0)}
+    said: list[str] = []
+    loaded = Checkpoints(tmp_path, frozen=source).newest(said.append)
+    assert loaded is not None and "source weights" in said[-1]
+    assert torch.equal(loaded.state.model["conv.frozen_weight"], torch.arange(9.0))
+    other = {"conv.frozen_weight": torch.arange(9.0) + 1e-6}
+    with pytest.raises(UserError, match="both copies"):
+        Checkpoints(tmp_path, frozen=other).newest(print)
+
+
+def test_when_all_are_damaged_it_says_so_and_deletes_nothing(tmp_path: Path) -> None:
+    folders = save(tmp_path, 1, 2)
     for folder in folders:
         hurt(folder / "model.safetensors", "flipped")
+    before = sorted((tmp_path / "checkpoints").rglob("*"))
     with pytest.raises(UserError, match=r"every checkpoint is damaged.*resume=never"):
         newest(tmp_path)
-    assert all(folder.is_dir() for folder in folders)
+    assert sorted((tmp_path / "checkpoints").rglob("*")) == before
 
 
 def test_no_checkpoint_is_not_an_error(tmp_path: Path) -> None:
     assert newest(tmp_path) == (None, [])
-
-
-def test_a_failed_save_leaves_the_one_before(store: Checkpoints, tmp_path: Path) -> None:
-    save(store, 1)
-    with pytest.raises(ValueError, match="JSON"):
-        store.save(state(2.0), Position(step=2, best_metric=float("nan")), {})
-    assert newest(tmp_path)[0] == 1
-    assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
 def test_states_that_are_not_finite_are_named() -> None:
@@ -141,21 +149,28 @@ def test_states_that_are_not_finite_are_named() -> None:
     check_finite(state(1.0))
 
 
-def test_another_format_is_refused_by_number(store: Checkpoints) -> None:
-    (folder,) = save(store, 1)
+def test_another_format_is_refused_by_number(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path, 1)
     manifest = read_manifest(folder / "manifest.json")
     write_manifest(folder / "manifest.json", manifest | {"format": 99})
     with pytest.raises(UserError, match="format 99"):
-        store.load(folder)
+        Checkpoints(tmp_path).load(folder)
 
 
-def hurt(path: Path, damage: str) -> None:
-    content = path.read_bytes()
-    if damage == "truncated":
-        path.write_bytes(content[:-1])
-    elif damage == "flipped":
-        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-    elif damage == "emptied":
-        path.write_bytes(b"")
-    else:
-        path.unlink()
+def test_format_1_as_version_0_1_0_wrote_it_is_read_for_ever(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(Path(__file__).with_name("format1"), run)
+    loaded = Checkpoints(run).newest(print)
+    assert loaded is not None
+    assert loaded.position == Position(step=42, validated=3, best_metric=0.75, best_epoch=2)
+    assert loaded.manifest["data_fingerprint"] == "a5acd7370b64c4dc"
+    model, counted = loaded.state.model, torch.arange(24.0).reshape(2, 3, 2, 2)
+    assert torch.equal(model["conv.weight"], counted)
+    assert torch.equal(model["conv.frozen_weight"], counted / 7)
+    assert model["bn.num_batches_tracked"].item() == 7
+    assert model["head.bias"].dtype == torch.float64
+    assert torch.equal(loaded.state.optimizer["conv.weight/momentum_buffer"], counted * -0.5)
+    assert torch.equal(loaded.state.ema["conv.weight"], counted * 0.25)
+    assert loaded.state.scaler == {"scale": 65536.0}
+    save(run, 43)  # and gone on from
+    assert newest(run) == (43, [])

@@ -1,0 +1,224 @@
+"""Saving beside the training: the state is copied to shared memory, another process writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import adafilter_dist
+from adafilter_dist.checkpoint import writer
+from adafilter_dist.checkpoint.image import Image, fill, lay_out
+from adafilter_dist.checkpoint.store import Position
+from adafilter_dist.engine.base import FullState
+from adafilter_dist.ownership import Ownership
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A published checkpoint; ``stall`` is how long training waited for the copy, in seconds."""
+
+    step: int
+    folder: str
+    size: int
+    stall: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A save that did not happen, and why; ``lost``: another attempt has the run now."""
+
+    step: int
+    error: str
+    lost: bool = False
+
+
+class Saver:
+    """Saves the checkpoints of one attempt, the newest ``keep``; made by the main thread."""
+
+    def __init__(self, ownership: Ownership, *, keep: int = 2) -> None:
+        self._ownership = ownership
+        self._keep = keep
+        self._frozen: frozenset[str] = frozenset()
+        self._frozen_entry: Mapping[str, Any] | None = None
+        self._newest: int | None = None
+        self._descriptor = os.memfd_create("adafilter-checkpoint")
+        self._memory: mmap.mmap | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pending: tuple[int, float] | None = None  # its step and stall
+        self._results: deque[Saved | Failed] = deque()
+        self._start()
+
+    def go_on(
+        self, frozen: frozenset[str], frozen_entry: Mapping[str, Any] | None, good: int | None
+    ) -> None:
+        """What the attempt found, before its first save.
+
+        ``frozen`` names the tensors that never change: written once a run, in two copies, unless
+        ``frozen_entry`` (their manifest entry) says that both are good. ``good`` is the step of the
+        checkpoint that the attempt goes on from.
+        """
+        self._frozen, self._frozen_entry, self._newest = frozen, frozen_entry, good
+
+    @property
+    def writing(self) -> bool:
+        """Whether a save is under way."""
+        return self._pending is not None
+
+    def save(
+        self,
+        state: FullState,
+        position: Position,
+        about: Mapping[str, Any],
+        beside: Sequence[Path] = (),
+    ) -> None:
+        """Copy ``state`` and have it published at ``position``; waits for the save before it.
+
+        ``about`` (run hash, data fingerprint, environment) joins the manifest. The files
+        ``beside`` are made durable before. How it went is said by :meth:`result`, also where it
+        cannot even begin.
+        """
+        began = time.monotonic()
+        self._collect(wait=True)
+        if position.step == self._newest:
+            return
+        try:
+            request = self._copy(state)
+        except (OSError, MemoryError) as error:
+            self._results.append(Failed(position.step, f"no memory for the copy: {error}"))
+            return
+        request |= {
+            "step": position.step,
+            "record": {"position": asdict(position), "scaler": state.scaler},
+            "about": about,
+            "beside": [str(path) for path in beside],
+        }
+        line = json.dumps(request, allow_nan=False).encode() + b"\n"
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        self._pending = (position.step, time.monotonic() - began)
+        with contextlib.suppress(BrokenPipeError):  # _collect() finds that the writer is gone
+            while line:
+                line = line[self._pipe_in().write(line) :]
+
+    def result(self, *, wait: bool = False) -> Saved | Failed | None:
+        """How a save went, each told once; None while it is under way or nothing was saved."""
+        self._collect(wait=wait)
+        return self._results.popleft() if self._results else None
+
+    def _collect(self, *, wait: bool) -> None:
+        """Take the writer's answer for the save under way, if there is one."""
+        if self._pending is None:
+            return
+        answers = self._pipe_out()
+        if not wait and not select.select([answers], [], [], 0)[0]:
+            return
+        (step, stall), self._pending = self._pending, None
+        line = answers.readline()
+        if not line.endswith(b"\n"):
+            assert self._process is not None
+            how = _how(self._process.wait())
+            self._results.append(
+                Failed(step, f"the writer's process ended before its time ({how})")
+            )
+            return
+        answer = json.loads(line)
+        if "error" in answer:
+            self._results.append(Failed(step, answer["error"], answer["lost"]))
+            return
+        self._frozen_entry = answer["frozen"]
+        self._newest = step
+        self._results.append(
+            Saved(step, answer["folder"], answer["size"], stall, answer["seconds"])
+        )
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the process, after the save under way unless ``kill``; closing twice is fine."""
+        if self._process is not None:
+            if kill:
+                self._process.kill()
+            self._process.communicate()
+            self._process = None
+            os.close(self._descriptor)
+
+    def _copy(self, state: FullState) -> dict[str, Any]:
+        """Fill the shared memory; returns where what lies."""
+        parts = {
+            "model.safetensors": {n: t for n, t in state.model.items() if n not in self._frozen},
+            "optimizer.safetensors": state.optimizer,
+            "ema.safetensors": state.ema,
+        }
+        frozen = {n: t for n, t in state.model.items() if n in self._frozen}
+        if frozen and self._frozen_entry is None:
+            parts["frozen"] = frozen
+        images = {name: lay_out(tensors) for name, tensors in parts.items() if tensors}
+        size = sum(image.room for image in images.values())
+        memory = self._room(size)
+        ranges: dict[str, list[int]] = {}
+        for name, begin, image in _placed(images):
+            fill(memory, begin, image, parts[name])
+            ranges[name] = [begin, begin + image.size]
+        return {
+            "bytes": size,
+            "frozen": ranges.pop("frozen", self._frozen_entry),
+            "images": ranges,
+        }
+
+    def _room(self, size: int) -> mmap.mmap:
+        if self._memory is None or len(self._memory) < size:
+            # Allocated now, so that want of memory is an error here and not a crash while copying.
+            os.posix_fallocate(self._descriptor, 0, size)
+            self._memory = mmap.mmap(self._descriptor, size)
+        return self._memory
+
+    def _start(self) -> None:
+        """Start the writer with the signals it ignores blocked: from its first moment on."""
+        arguments = [
+            *(str(self._ownership.run.absolute()), str(self._ownership.attempt), str(self._keep)),
+            *(str(self._descriptor), str(os.getpid())),
+        ]
+        home = str(Path(adafilter_dist.__file__).parent.parent)
+        paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, writer.IGNORED)
+        try:
+            self._process = subprocess.Popen(
+                [*writer.command(), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=[self._descriptor],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _pipe_in(self) -> Any:
+        assert self._process is not None
+        return self._process.stdin
+
+    def _pipe_out(self) -> Any:
+        assert self._process is not None
+        return self._process.stdout
+
+
+def _placed(images: Mapping[str, Image]) -> Iterator[tuple[str, int, Image]]:
+    begin = 0
+    for name, image in images.items():
+        yield name, begin, image
+        begin += image.room
+
+
+def _how(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

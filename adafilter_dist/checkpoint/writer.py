@@ -1,0 +1,89 @@
+"""The process that writes a run's checkpoints, so that training does not wait for the disk.
+
+    python -m adafilter_dist.checkpoint.writer RUN ATTEMPT KEEP MEMORY PARENT
+
+Requests and answers are lines of JSON on stdin and stdout; the bytes to write lie in the shared
+memory behind the descriptor MEMORY. The process ignores the signals that are meant for the training
+and dies with it. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adafilter_dist.checkpoint.publish import Content, publish
+from adafilter_dist.ownership import LostRunError, Ownership
+
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+def command() -> list[str]:
+    """The command line of the process, without its arguments."""
+    return [sys.executable, "-m", "adafilter_dist.checkpoint.writer"]
+
+
+def main(words: list[str]) -> None:
+    """Serve requests until the training closes the pipe."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    run, attempt, keep, memory, parent = words
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent) and _grandparent() != int(parent):
+        return  # it died before we could ask to die with it
+    ownership = Ownership(Path(run), int(attempt))
+    for line in sys.stdin.buffer:
+        answer = _serve(ownership, int(keep), int(memory), json.loads(line))
+        os.write(1, json.dumps(answer).encode() + b"\n")
+
+
+def _grandparent() -> int:
+    """Whoever started the process that started this one: a tracer may stand between."""
+    status = Path(f"/proc/{os.getppid()}/stat").read_text()
+    return int(status.rpartition(")")[2].split()[1])
+
+
+def _serve(
+    ownership: Ownership, keep: int, descriptor: int, request: Mapping[str, Any]
+) -> dict[str, Any]:
+    began = time.monotonic()
+    step = request["step"]
+    try:
+        with mmap.mmap(descriptor, request["bytes"], prot=mmap.PROT_READ) as memory:
+            whole = memoryview(memory)
+            images = {name: whole[a:b] for name, (a, b) in request["images"].items()}
+            frozen = request["frozen"]
+            if isinstance(frozen, list):
+                frozen = whole[frozen[0] : frozen[1]]
+            content = Content(step, images, request["record"], request["about"], frozen)
+            try:
+                beside = [Path(path) for path in request["beside"]]
+                done = publish(ownership, content, keep=keep, beside=beside)
+            finally:
+                # The memory can only be closed once nothing looks into it.
+                for view in (*images.values(), content.frozen, whole):
+                    if isinstance(view, memoryview):
+                        view.release()
+    except (OSError, ValueError, LostRunError) as error:
+        lost = isinstance(error, LostRunError)
+        return {"step": step, "error": str(error), "lost": lost}
+    return {
+        "step": step,
+        "folder": done.folder.name,
+        "size": done.size,
+        "frozen": done.frozen,
+        "seconds": time.monotonic() - began,
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,62 @@
+"""Ranks among each other: what the first one decides, and what it means when one is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from adafilter_dist.engine.world import World
+from adafilter_dist.errors import UserError
+
+T = TypeVar("T")
+
+# What gloo, NCCL and the store say when the other end is gone or silent for too long.
+_SIGNS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Socket Timeout",
+    "Timed out waiting",
+    "timed out",
+    "remote process exited",
+    "NCCL communicator was aborted",
+    "ncclRemoteError",
+)
+
+
+class PeerLostError(UserError):
+    """Another rank ended or went silent; every rank that notices says so."""
+
+    exit_code = 1
+    every_rank = True
+
+
+def from_first(world: World, choose: Callable[[], T]) -> T:
+    """What ``choose`` gives on rank 0, on every rank; a UserError of rank 0 is raised on all."""
+    box: list[Any] = [None]
+    if world.first:
+        try:
+            box = [choose()]
+        except UserError as error:
+            box = [error]
+    dist.broadcast_object_list(box, src=0, device=world.device)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    choice: T = box[0]
+    return choice
+
+
+def lost_peer(error: BaseException, where: str, timeout: str, run: Path) -> PeerLostError | None:
+    """The error to show where ``error`` says that another rank is gone, else None."""
+    text = str(error)
+    sign = next((sign for sign in _SIGNS if sign in text), None)
+    if not isinstance(error, RuntimeError) or sign is None:
+        return None
+    return PeerLostError(
+        f"{where} lost another rank ({sign}): it ended, or gave no answer for "
+        f"engine.timeout={timeout}; its own output says why. Go on with: adafilter resume {run}"
+    )
