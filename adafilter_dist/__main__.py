@@ -14,7 +14,7 @@ from adafilter_dist.errors import UserError, nearest
 # as anything else runs on the same cores, and a step then takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-VERBS = ("prepare", "train", "resume", "evaluate", "inspect", "doctor")
+VERBS = ("prepare", "train", "resume", "status", "evaluate", "inspect", "doctor")
 
 
 def _usage() -> str:

@@ -61,9 +61,8 @@ def test_a_checkpoint_interval_is_steps_a_duration_or_auto(file: Path) -> None:
     for text in ("often", "0", "0s", "1.5", "true", "", "[10min]"):
         (line,) = errors(f"recipe={file}", f"checkpoint.every={text}")
         assert line.startswith("checkpoint.every=")
-        assert line.endswith(
-            ": must be a number of steps from 1, a duration like '90s', '10min' or '1.5h', or 'auto'"
-        )
+        assert ": must be a number of steps from 1, a duration like '90s'" in line
+        assert line.endswith(", or 'auto'")
 
 
 def test_a_duration_needs_its_unit_and_a_length(file: Path) -> None:
