@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +32,8 @@ from adafilter_dist.session import Session, build_session, frozen_names
 from adafilter_dist.train import Trainer
 
 STOPPED = 75
+# What a disk says that is full, read-only, gone or broken.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EIO, errno.ESTALE}
 Outcome = Literal["finished", "stopped"]
 
 
@@ -156,6 +160,13 @@ class _Attempt:
             if lost is None:
                 raise
             raise lost from None
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            raise UserError(
+                f"{run.path} cannot be written: {error}; what was saved before is kept. Mend that, "
+                f"then go on with: {resume_line(run.path)}"
+            ) from None
         except KeyboardInterrupt:
             if saver is not None:
                 saver.close(kill=True)
@@ -292,7 +303,7 @@ def _require_space(session: Session, run: RunFolder) -> None:
 
 def resume_line(path: Path) -> str:
     """The command that continues a run."""
-    return f"adafilter resume {path}"
+    return f"adafilter resume {shlex.quote(str(path))}"
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def owners(run: Path) -> Iterator[Owner]:
     for number in _attempts(run):
         try:
             known = json.loads((run / "attempts" / str(number) / "owner.json").read_text())
-            yield Owner(**known)
+            yield Owner(**{**known, "attempt": number})
         except (OSError, ValueError, TypeError):
             # Claimed, but by whom cannot be read any more: nobody who could be found alive.
             yield Owner(number, "unknown", "", 0, 0)

@@ -79,6 +79,7 @@ class Trainer:
         self._row_step = position.step
         self._row_wait = 0.0
         self._step_seconds = 0.0
+        self._stall = 0.0  # seconds that training stood for the last save
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train; "stopped" means: saved, and the same words go on from here."""
@@ -93,8 +94,10 @@ class Trainer:
                 return "finished"
             with self.session.loader.epoch(epoch, first) as batches:
                 for _ in range(first, per_epoch):
+                    began = time.monotonic()
                     self._train_step(epoch, batches)
                     asked_to_stop, asked_to_save = self._read()
+                    self._note_step(time.monotonic() - began, epoch)
                     if asked_to_stop or asked_to_save:
                         self.save()
                     if asked_to_stop:
@@ -103,7 +106,6 @@ class Trainer:
 
     def _train_step(self, epoch: int, batches: Iterator[MicroBatch]) -> None:
         session, step = self.session, self.position.step
-        began = time.monotonic()
         figures, skipped = session.step.run(
             step,
             epoch,
@@ -118,15 +120,17 @@ class Trainer:
         if skipped:
             self._metrics.event("overflow", step=step)
         self._metrics.advance(step + 1, epoch)
+
+    def _note_step(self, took: float, epoch: int) -> None:
+        """Tell the world outside, which reads status.json, that a step is done."""
         if self._saver is None:
             return
-        took = time.monotonic() - began
         if self._interval is not None:
             self._interval.step(took, self._saver.writing)
         self._note_save()
         self._step_seconds += 0.1 * (took - self._step_seconds) if self._step_seconds else took
         self._run.tick(
-            step=step + 1,
+            step=self.position.step,
             epoch=epoch,
             phase="training",
             step_seconds=round(self._step_seconds, 4),
@@ -137,8 +141,10 @@ class Trainer:
         every = self.session.recipe.checkpoint.every
         if isinstance(every, int):
             return (self.position.step + 1 + DELAY) % every == 0
+        if self._saver is None or self._saver.writing:
+            return False
         after = self._interval.seconds if self._interval is not None else seconds(every)
-        return self.session.world.first and time.monotonic() - self._saved_at >= after
+        return time.monotonic() - self._saved_at >= after
 
     def _read(self, *, drain: bool = False) -> tuple[bool, bool]:
         """Log the steps whose figures are due; whether any rank asked to stop, to save."""
@@ -190,10 +196,8 @@ class Trainer:
         better = metric is not None and (
             position.best_metric is None or metric > position.best_metric
         )
-        if better or (last and not has_val):
+        if (better or (last and not has_val)) and self._export(last=last):
             position = replace(position, best_metric=metric, best_epoch=epoch)
-            if session.world.first:
-                self._export()
         self.position = position
         for warning in self._watch.end_epoch():
             self._metrics.say(f"warning: {warning}")
@@ -225,21 +229,32 @@ class Trainer:
             self._run.tick(phase="evaluating")
             self._note_save()
 
-    def _export(self) -> None:
-        self._run.ownership.check()
-        with self._averaged(), torch.no_grad():
-            export_model(
-                self._run.path / "best",
-                self.session.built,
-                classes=self.session.prepared.classes,
-                preprocess=self.session.preprocess,
-            )
+    def _export(self, *, last: bool) -> bool:
+        """Write best/; False where the disk refused and a later epoch may try again."""
+        if self._saver is None:
+            return True
+        try:
+            self._run.ownership.check()
+            with self._averaged(), torch.no_grad():
+                export_model(
+                    self._run.path / "best",
+                    self.session.built,
+                    classes=self.session.prepared.classes,
+                    preprocess=self.session.preprocess,
+                )
+        except OSError as error:
+            if last:
+                raise
+            self._metrics.say(f"warning: best/ not written: {error}; training goes on")
+            return False
+        return True
 
     def save(self) -> None:
         """Have a checkpoint of this position written, while training goes on."""
         self._read(drain=True)  # the rows before this step are written before it can be resumed
+        self._note_save(wait=True)
+        began = self._saved_at = time.monotonic()
         state = self.session.full_state()
-        self._saved_at = time.monotonic()
         try:
             check_finite(state)  # on every rank, so that all leave together
         except NotFiniteError as error:
@@ -248,8 +263,8 @@ class Trainer:
                 f"{self._run.checkpoints}; lower optim.lr, or set train.clip_norm"
             ) from None
         if self._saver is not None:
-            self._note_save(wait=True)
             self._saver.save(state, self.position, self._about, self._metrics.files)
+            self._stall = time.monotonic() - began
 
     def _note_save(self, *, wait: bool = False) -> None:
         """Tell how the last save went; a failed one is reported and training goes on."""
@@ -257,12 +272,12 @@ class Trainer:
         if isinstance(result, Saved):
             self.saved_step = result.step
             if self._interval is not None:
-                self._interval.saved(result.stall, result.seconds)
+                self._interval.saved(self._stall, result.seconds)
             self._metrics.event(
                 "saved",
                 step=result.step,
                 folder=result.folder,
-                stall=round(result.stall, 4),
+                stall=round(self._stall, 4),
                 seconds=round(result.seconds, 4),
             )
         elif isinstance(result, Failed):

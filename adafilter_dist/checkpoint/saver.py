@@ -9,7 +9,6 @@ import os
 import select
 import signal
 import subprocess
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,12 +25,11 @@ from adafilter_dist.ownership import Ownership
 
 @dataclass(frozen=True)
 class Saved:
-    """A published checkpoint; ``stall`` is how long training waited for the copy, in seconds."""
+    """A published checkpoint: its folder's name, its bytes, the seconds it took to write."""
 
     step: int
     folder: str
     size: int
-    stall: float
     seconds: float
 
 
@@ -56,7 +54,7 @@ class Saver:
         self._descriptor = os.memfd_create("adafilter-checkpoint")
         self._memory: mmap.mmap | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._pending: tuple[int, float] | None = None  # its step and stall
+        self._pending: int | None = None  # the step of the save under way
         self._results: deque[Saved | Failed] = deque()
         self._start()
 
@@ -89,7 +87,6 @@ class Saver:
         ``beside`` are made durable before. How it went is said by :meth:`result`, also where it
         cannot even begin.
         """
-        began = time.monotonic()
         self._collect(wait=True)
         if position.step == self._newest:
             return
@@ -107,7 +104,7 @@ class Saver:
         line = json.dumps(request, allow_nan=False).encode() + b"\n"
         if self._process is None or self._process.poll() is not None:
             self._start()
-        self._pending = (position.step, time.monotonic() - began)
+        self._pending = position.step
         with contextlib.suppress(BrokenPipeError):  # _collect() finds that the writer is gone
             while line:
                 line = line[self._pipe_in().write(line) :]
@@ -124,7 +121,7 @@ class Saver:
         answers = self._pipe_out()
         if not wait and not select.select([answers], [], [], 0)[0]:
             return
-        (step, stall), self._pending = self._pending, None
+        step, self._pending = self._pending, None
         line = answers.readline()
         if not line.endswith(b"\n"):
             assert self._process is not None
@@ -139,9 +136,7 @@ class Saver:
             return
         self._frozen_entry = answer["frozen"]
         self._newest = step
-        self._results.append(
-            Saved(step, answer["folder"], answer["size"], stall, answer["seconds"])
-        )
+        self._results.append(Saved(step, answer["folder"], answer["size"], answer["seconds"]))
 
     def close(self, *, kill: bool = False) -> None:
         """End the process, after the save under way unless ``kill``; closing twice is fine."""

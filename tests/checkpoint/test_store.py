@@ -141,12 +141,13 @@ def test_no_checkpoint_is_not_an_error(tmp_path: Path) -> None:
     assert newest(tmp_path) == (None, [])
 
 
-def test_states_that_are_not_finite_are_named() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_states_that_are_not_finite_are_named(value: float) -> None:
     bad = state(1.0)
-    bad.optimizer["conv.weight/momentum_buffer"][0, 0, 0, 0] = float("inf")
+    bad.optimizer["conv.weight/momentum_buffer"][1, 2, 0, 0] = value
     with pytest.raises(NotFiniteError, match=r"optimizer: conv\.weight/momentum_buffer"):
         check_finite(bad)
-    check_finite(state(1.0))
+    check_finite(state(torch.finfo(torch.float32).max))  # large is not infinite
 
 
 def test_another_format_is_refused_by_number(tmp_path: Path) -> None:
