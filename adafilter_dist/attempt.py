@@ -15,11 +15,12 @@ from rich.console import Console
 
 from adafilter_dist import memory
 from adafilter_dist.atomic import write_json
+from adafilter_dist.checkpoint.files import DamagedError
 from adafilter_dist.checkpoint.saver import Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
 from adafilter_dist.disk import require_space
 from adafilter_dist.engine import World, join_world
-from adafilter_dist.engine.peers import from_first, lost_peer
+from adafilter_dist.engine.peers import RankError, from_first, lost_peer
 from adafilter_dist.errors import UserError
 from adafilter_dist.finish import finish, show_finished
 from adafilter_dist.metrics import Metrics, read_lines
@@ -199,7 +200,12 @@ class _Attempt:
             saver.go_on(names, checkpoints.frozen_entry, good)
         if folder is None:
             return None
-        loaded = mine or checkpoints.load(folder)
+        try:
+            loaded = mine or checkpoints.load(folder)
+        except DamagedError as error:  # a file system that shows its clients different things
+            raise RankError(
+                f"rank {world.rank} cannot read {folder}, which rank 0 has verified: {error}"
+            ) from None
         fingerprint = loaded.manifest.get("data_fingerprint")
         if fingerprint != session.prepared.fingerprint and not self._data_may_differ:
             raise UserError(

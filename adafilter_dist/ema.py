@@ -44,6 +44,6 @@ class Ema:
         return dict(self._shadow)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over shadow parameters; KeyError if one is missing."""
+        """Take over shadow parameters; the model's own where the average is only begun now."""
         for name, shadow in self._shadow.items():
-            shadow.copy_(state[name])
+            shadow.copy_(state[name] if state else self._live[name].detach())

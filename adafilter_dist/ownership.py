@@ -189,13 +189,13 @@ def claim(run: Path, *, lease: float = LEASE, say: Callable[[str], None] = print
                 continue  # another one was faster
             raise
         fsync_folder(place)
-        _remove_temporaries(run / "checkpoints")
+        _remove_temporaries(run)
         return Ownership(run, number)
 
 
-def _remove_temporaries(checkpoints: Path) -> None:
+def _remove_temporaries(run: Path) -> None:
     """What earlier attempts were writing: left by the dead, or about to be renamed by a zombie."""
-    for left in checkpoints.glob(".*"):
+    for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*")):
         gone = left.with_name(f"{left.name}.gone") if left.suffix == ".tmp" else left
         with contextlib.suppress(OSError):
             left.rename(gone)  # at once, whatever is still written into it

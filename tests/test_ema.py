@@ -36,3 +36,12 @@ def test_state_round_trip() -> None:
     other = Ema(model, decay=0.5)
     other.load(kept)
     assert all(torch.equal(other.state()[name], kept[name]) for name in kept)
+
+
+def test_an_average_that_is_only_begun_now_begins_at_the_parameters() -> None:
+    model = nn.Linear(2, 2)
+    ema = Ema(model, decay=0.5)
+    with torch.no_grad():
+        model.weight.fill_(3.0)  # as a checkpoint without an average is loaded
+    ema.load({})
+    assert torch.equal(ema.state()["weight"], model.weight.detach())

@@ -185,7 +185,7 @@ def test_a_requeued_job_takes_its_own_run_over_at_once(
     other_machine(tmp_path)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert claim(tmp_path, lease=600).attempt == 2
-    with pytest.raises(UserError, match="in use by process .*, job 4711"):
+    with pytest.raises(UserError, match=r"in use by process .*, job 4711"):
         claim(tmp_path)  # the same restart twice is two processes
 
 

@@ -107,8 +107,8 @@ def _frozen(ownership: Ownership, content: Content) -> Mapping[str, Any] | None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        # One copy after the other: at no moment are both on their way.
-        fsync_folder(place)
+    # Before the checkpoint that needs them: its name must not arrive without theirs.
+    fsync_folder(place)
     return entry
 
 

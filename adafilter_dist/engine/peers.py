@@ -28,8 +28,8 @@ _SIGNS = (
 )
 
 
-class PeerLostError(UserError):
-    """Another rank ended or went silent; every rank that notices says so."""
+class RankError(UserError):
+    """What one rank met and not all: whoever has says so."""
 
     exit_code = 1
     every_rank = True
@@ -50,13 +50,13 @@ def from_first(world: World, choose: Callable[[], T]) -> T:
     return choice
 
 
-def lost_peer(error: BaseException, where: str, timeout: str, run: Path) -> PeerLostError | None:
+def lost_peer(error: BaseException, where: str, timeout: str, run: Path) -> RankError | None:
     """The error to show where ``error`` says that another rank is gone, else None."""
     text = str(error)
     sign = next((sign for sign in _SIGNS if sign in text), None)
     if not isinstance(error, RuntimeError) or sign is None:
         return None
-    return PeerLostError(
+    return RankError(
         f"{where} lost another rank ({sign}): it ended, or gave no answer for "
         f"engine.timeout={timeout}; its own output says why. Go on with: adafilter resume {run}"
     )

@@ -294,7 +294,9 @@ class Engine(Section):
 
     name: Literal["ddp"] = "ddp"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    timeout: Duration = Field("30min", description="process-group time-out")
+    timeout: Duration = Field(
+        "10min", description="how long a rank is waited for before the others give up"
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads per rank; default shared")
 
 

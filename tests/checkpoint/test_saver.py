@@ -168,6 +168,7 @@ def test_a_state_that_json_cannot_say_is_an_error_at_once(tmp_path: Path) -> Non
         one.saver.save(state(1.0), Position(step=1, best_metric=float("nan")), {})
 
 
+@pytest.mark.usefixtures("strace")
 def test_files_beside_are_synced_before_the_checkpoint_is_published(tmp_path: Path) -> None:
     """Seen from outside: the writer's system calls in their order."""
     trace = tmp_path / "trace"
