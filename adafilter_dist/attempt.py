@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,14 @@ from adafilter_dist.engine import World, join_world
 from adafilter_dist.engine.peers import RankError, from_first, lost_peer
 from adafilter_dist.errors import UserError
 from adafilter_dist.finish import finish, show_finished
-from adafilter_dist.metrics import Metrics, read_lines
+from adafilter_dist.metrics import Metrics
+from adafilter_dist.plan import Plan, make_plan
 from adafilter_dist.preemption import StopFlag, stop_on_signal
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.changes import Verdict, begin, judge, require_end, translate_step
+from adafilter_dist.recipe.changes import require_end, translate_step
 from adafilter_dist.recipe.identity import run_hash
-from adafilter_dist.run_folder import RunFolder, describe_environment, find_run, started
+from adafilter_dist.run_folder import RunFolder, describe_environment, started
+from adafilter_dist.saving import Saving
 from adafilter_dist.session import Session, build_session, frozen_names
 from adafilter_dist.train import Trainer
 
@@ -38,17 +40,6 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EIO, errno
 Outcome = Literal["finished", "stopped"]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which run, as which recipe; ``last_step`` is how far the attempts before it came."""
-
-    path: Path
-    verdict: Verdict
-    before: Recipe | None
-    done: bool
-    last_step: int
-
-
 def run_attempt(recipe: Recipe, console: Console, *, allow_mismatch: Collection[str] = ()) -> int:
     """Train ``recipe`` from where its run stands; 0 finished, 75 stopped and resumable.
 
@@ -56,7 +47,7 @@ def run_attempt(recipe: Recipe, console: Console, *, allow_mismatch: Collection[
     numbers. Under torchrun a clean stop gives 0 too: its agent would restart or hide anything else.
     """
     with stop_on_signal() as stop, join_world(recipe) as world:
-        plan = from_first(world, lambda: _plan(recipe, allow_mismatch))
+        plan = from_first(world, lambda: make_plan(recipe, allow_mismatch))
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -72,22 +63,6 @@ def run_attempt(recipe: Recipe, console: Console, *, allow_mismatch: Collection[
     if outcome == "finished":
         return 0
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
-
-
-def _plan(recipe: Recipe, allow: Collection[str]) -> Plan:
-    run = find_run(recipe)
-    before = run.known_recipe()
-    verdict = judge(before, recipe, allow, run=run.path) if before else begin(recipe)
-    status = run.read_status()
-    longer = before is not None and recipe.train.epochs > before.train.epochs
-    rows = [row.get("step", 0) for row in read_lines(run.path / "metrics.jsonl")]
-    return Plan(
-        run.path,
-        verdict,
-        before,
-        done=status.get("state") == "finished" and not longer,
-        last_step=max([status.get("step") or 0, *rows]),
-    )
 
 
 class _Attempt:
@@ -145,13 +120,14 @@ class _Attempt:
                 "global_batch": recipe.train.global_batch,
                 "steps_per_epoch": session.steps_per_epoch,
             }
-            trainer = Trainer(session, run, saver, metrics, self._stop, position, about)
+            saving = Saving(session, saver, metrics, about, run.checkpoints, position.step)
+            trainer = Trainer(session, run, saving, metrics, self._stop, position)
             outcome = trainer.run()
             if outcome == "finished":
                 run.tick(phase="finishing")
                 finish(session, run, metrics, self._console)
             if world.first:
-                self._note_end(metrics, trainer, outcome)
+                self._note_end(metrics, trainer.position.step, saving.saved_step, outcome)
             return outcome
         except (RuntimeError, MemoryError) as error:
             where = f"rank {world.rank} ({world.device})"
@@ -280,13 +256,12 @@ class _Attempt:
             said = ", ".join(f"{k} {before.get(k)} -> {environment[k]}" for k in changed)
             metrics.say(f"continuing, not bit-exact: {said} changed")
 
-    def _note_end(self, metrics: Metrics, trainer: Trainer, outcome: Outcome) -> None:
-        run, step = self._run, trainer.position.step
+    def _note_end(self, metrics: Metrics, step: int, kept: int, outcome: Outcome) -> None:
+        run = self._run
         reason = "" if outcome == "finished" else self._stop.reason or "asked on another rank"
         metrics.event(outcome, step=step, **({"reason": reason} if reason else {}))
         run.end(outcome, reason=reason, step=step)
         if outcome == "stopped":
-            kept = trainer.saved_step
             saved = (
                 "saved" if kept == step else f"NOT saved, the newest checkpoint is of step {kept}"
             )

@@ -7,13 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from adafilter_dist.checkpoint.interval import AutoInterval
-from adafilter_dist.checkpoint.saver import Failed, Saved, Saver
-from adafilter_dist.checkpoint.store import NotFiniteError, Position, check_finite
+from adafilter_dist.checkpoint.store import Position
 from adafilter_dist.data.loader import EvalLoader, MicroBatch
 from adafilter_dist.delayed import Delayed
 from adafilter_dist.errors import DivergedError
@@ -21,10 +19,9 @@ from adafilter_dist.evaluate import evaluate
 from adafilter_dist.gate_watch import GateWatch
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.models.export import export_model
-from adafilter_dist.ownership import LostRunError
 from adafilter_dist.preemption import DELAY, StopFlag
-from adafilter_dist.recipe.schema import seconds
 from adafilter_dist.run_folder import RunFolder
+from adafilter_dist.saving import Saving
 from adafilter_dist.session import Session
 from adafilter_dist.step import Figures, rate_of
 
@@ -54,32 +51,23 @@ class Trainer:
         self,
         session: Session,
         run: RunFolder,
-        saver: Saver | None,
+        saving: Saving,
         metrics: Metrics,
         stop: StopFlag,
         position: Position,
-        about: dict[str, Any],
     ) -> None:
         self.session = session
         self.position = position
-        self.saved_step = position.step
         self._run = run
-        self._saver = saver  # of the first rank
+        self._saving = saving
         self._metrics = metrics
         self._stop = stop
-        self._about = about
         self._delayed = Delayed(DELAY)
         self._watch = GateWatch(session.built.gates)
-        every = session.recipe.checkpoint.every
-        self._interval = (
-            AutoInterval(seconds(session.recipe.checkpoint.mtbi)) if every == "auto" else None
-        )
-        self._saved_at = time.monotonic()
         self._row_at = time.monotonic()
         self._row_step = position.step
         self._row_wait = 0.0
         self._step_seconds = 0.0
-        self._stall = 0.0  # seconds that training stood for the last save
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train; "stopped" means: saved, and the same words go on from here."""
@@ -90,7 +78,7 @@ class Trainer:
                 self.save()  # a stop during the evaluation loses no step
                 self._finish_epoch(epoch - 1)
             if self.position.step == total:
-                self._note_save(wait=True)
+                self._saving.note(wait=True)
                 return "finished"
             with self.session.loader.epoch(epoch, first) as batches:
                 for _ in range(first, per_epoch):
@@ -101,7 +89,7 @@ class Trainer:
                     if asked_to_stop or asked_to_save:
                         self.save()
                     if asked_to_stop:
-                        self._note_save(wait=True)
+                        self._saving.note(wait=True)
                         return "stopped"
 
     def _train_step(self, epoch: int, batches: Iterator[MicroBatch]) -> None:
@@ -112,7 +100,7 @@ class Trainer:
             batches,
             rate_of(session.recipe, step, session.steps_per_epoch),
             stop=self._stop.raised,
-            save=self._save_due(),
+            save=self._saving.due(step),
         )
         self.position = replace(self.position, step=step + 1)
         self._delayed.push(step, figures)
@@ -123,11 +111,7 @@ class Trainer:
 
     def _note_step(self, took: float, epoch: int) -> None:
         """Tell the world outside, which reads status.json, that a step is done."""
-        if self._saver is None:
-            return
-        if self._interval is not None:
-            self._interval.step(took, self._saver.writing)
-        self._note_save()
+        self._saving.step_took(took)
         self._step_seconds += 0.1 * (took - self._step_seconds) if self._step_seconds else took
         self._run.tick(
             step=self.position.step,
@@ -135,16 +119,6 @@ class Trainer:
             phase="training",
             step_seconds=round(self._step_seconds, 4),
         )
-
-    def _save_due(self) -> bool:
-        """Whether this rank asks for a checkpoint; by time only the first asks."""
-        every = self.session.recipe.checkpoint.every
-        if isinstance(every, int):
-            return (self.position.step + 1 + DELAY) % every == 0
-        if self._saver is None or self._saver.writing:
-            return False
-        after = self._interval.seconds if self._interval is not None else seconds(every)
-        return time.monotonic() - self._saved_at >= after
 
     def _read(self, *, drain: bool = False) -> tuple[bool, bool]:
         """Log the steps whose figures are due; whether any rank asked to stop, to save."""
@@ -225,13 +199,12 @@ class Trainer:
         return result.top1
 
     def _while_evaluating(self) -> None:
-        if self._saver is not None:
-            self._run.tick(phase="evaluating")
-            self._note_save()
+        self._run.tick(phase="evaluating")
+        self._saving.note()
 
     def _export(self, *, last: bool) -> bool:
         """Write best/; False where the disk refused and a later epoch may try again."""
-        if self._saver is None:
+        if not self.session.world.first:
             return True
         try:
             self._run.ownership.check()
@@ -252,39 +225,4 @@ class Trainer:
     def save(self) -> None:
         """Have a checkpoint of this position written, while training goes on."""
         self._read(drain=True)  # the rows before this step are written before it can be resumed
-        self._note_save(wait=True)
-        began = self._saved_at = time.monotonic()
-        state = self.session.full_state()
-        try:
-            check_finite(state)  # on every rank, so that all leave together
-        except NotFiniteError as error:
-            raise DivergedError(
-                f"at step {self.position.step} {error}; the last good checkpoint is kept in "
-                f"{self._run.checkpoints}; lower optim.lr, or set train.clip_norm"
-            ) from None
-        if self._saver is not None:
-            self._saver.save(state, self.position, self._about, self._metrics.files)
-            self._stall = time.monotonic() - began
-
-    def _note_save(self, *, wait: bool = False) -> None:
-        """Tell how the last save went; a failed one is reported and training goes on."""
-        result = self._saver.result(wait=wait) if self._saver is not None else None
-        if isinstance(result, Saved):
-            self.saved_step = result.step
-            if self._interval is not None:
-                self._interval.saved(self._stall, result.seconds)
-            self._metrics.event(
-                "saved",
-                step=result.step,
-                folder=result.folder,
-                stall=round(self._stall, 4),
-                seconds=round(result.seconds, 4),
-            )
-        elif isinstance(result, Failed):
-            if result.lost:
-                raise LostRunError(result.error)
-            self._metrics.say(
-                f"warning: checkpoint of step {result.step} not saved: {result.error}; "
-                "training goes on"
-            )
-            self._metrics.event("save_failed", step=result.step, error=result.error)
+        self._saving.save(self.position)
