@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.launch import adafilter
+from tests.kills.attempts import ForkServer
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +19,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ended = adafilter("prepare", *words, folder=folder)
     assert ended.code == 0, ended.output
     return words
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ForkServer]:
+    """Forks ranks that need not wait for their imports."""
+    started = ForkServer.start()
+    yield started
+    started.close()
 
 
 def run_folder(folder: Path) -> Path:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +26,27 @@ class Ended:
 
 
 def start(
-    words: Sequence[str], *, world_size: int | None = None, folder: Path
+    words: Sequence[str],
+    *,
+    world_size: int | None = None,
+    folder: Path,
+    restarts: int = 0,
+    module: str = "adafilter_dist",
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
-    """Start ``adafilter WORDS`` in ``folder``; under torchrun when ``world_size`` is given."""
-    command = [sys.executable, "-m", "adafilter_dist", *words]
+    """Start ``adafilter WORDS`` in ``folder``; under torchrun when ``world_size`` is given.
+
+    torchrun starts the ranks again up to ``restarts`` times. ``module`` is what python runs.
+    """
+    command = [sys.executable, "-m", module, *words]
     if world_size is not None:
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={world_size}"]
-        command = [sys.executable, "-m", *torchrun, "-m", "adafilter_dist", *words]
+        torchrun = [
+            *("torch.distributed.run", "--standalone"),
+            *(f"--nproc-per-node={world_size}", f"--max-restarts={restarts}"),
+        ]
+        command = [sys.executable, "-m", *torchrun, "-m", module, *words]
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -38,16 +54,16 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # so that the time-out reaches grandchildren
+        start_new_session=True,  # signals to the tests' terminal are not for it
     )
 
 
 def wait(process: subprocess.Popen[str], timeout: float) -> Ended:
-    """The end of a started command; past ``timeout`` seconds its whole group is killed."""
+    """The end of a started command; past ``timeout`` seconds it is killed with its descendants."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         output, _ = process.communicate()
         print(output)
         raise
@@ -59,3 +75,74 @@ def adafilter(
 ) -> Ended:
     """Run ``adafilter WORDS`` to its end."""
     return wait(start(words, world_size=world_size, folder=folder), timeout)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and its descendants, of which some have sessions of their own."""
+    for one in (pid, *descendants(pid)):
+        with suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that ``pid`` has started, and those that these have."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = [int(child) for child in (task / "children").read_text().split()]
+        except OSError:
+            continue  # it has ended
+        for child in children:
+            found += [child, *descendants(child)]
+    return found
+
+
+def await_that(
+    condition: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 120
+) -> None:
+    """Return once ``condition()``; AssertionError if the process ends or time runs out before."""
+    ended = os.pidfd_open(process.pid)
+    until = time.monotonic() + timeout
+    try:
+        while not condition():
+            over = bool(select.select([ended], [], [], 0.01)[0]) and not condition()
+            if over or time.monotonic() > until:
+                kill_tree(process.pid)
+                raise AssertionError(f"ended or late: {process.communicate()[0]}")
+    finally:
+        os.close(ended)
+
+
+def ranks_of(agent: int) -> dict[int, int]:
+    """torchrun's workers that are alive: rank -> process id."""
+    found = {}
+    for pid in descendants(agent):
+        try:
+            pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        values = dict(pair.decode().split("=", 1) for pair in pairs if b"=" in pair)
+        if "RANK" in values and b"writer" not in words:
+            found[int(values["RANK"])] = pid
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """torchrun's variables, for processes that are started by hand on this machine."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }

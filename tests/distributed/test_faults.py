@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from adafilter_dist.metrics import read_lines
+from adafilter_dist.ownership import newest_owner
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter, start
 from tests.distributed.test_resume import SHORT, same_bits
-from tests.distributed.watching import ranks, watched
+from tests.distributed.watching import begin, ranks, watched
 
 pytestmark = pytest.mark.distributed
 BOUND = 60.0
@@ -108,16 +109,27 @@ def test_a_run_folder_that_vanishes_for_a_while(
     same_bits(run, undisturbed)
 
 
-def test_a_second_process_on_the_same_run_is_refused_and_harms_nothing(
+NO_LOCKS = [
+    *("strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"),
+    *("-e", "trace=flock", "-e", "inject=flock:retval=0"),
+]
+"""Words before a command: every flock() succeeds and does nothing, as some file systems have it."""
+
+
+@pytest.mark.usefixtures("strace")
+def test_a_second_process_on_the_same_run_is_refused_even_where_locks_do_nothing(
     words: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(["train", *words, *SHORT, f"run_dir={run}"], folder=tmp_path)
+    process = begin(["train", *words, *SHORT, f"run_dir={run}"], tmp_path, before=NO_LOCKS)
     with watched(process) as training:
         await_event(run, "saved")
-        second = adafilter("resume", str(run), folder=tmp_path)
-        assert second.code == 2, second.output
-        assert f"in use by process {process.pid} on" in second.output
+        owner = newest_owner(run)
+        assert owner is not None
+        with watched(begin(["resume", str(run)], tmp_path, before=NO_LOCKS)) as another:
+            refused = another.end()
+        assert refused.code == 2, refused.output
+        assert f"in use by process {owner.pid} on" in refused.output
         assert training.end().code == 0, training.output
     assert status(run)["attempt"] == 1
     same_bits(run, undisturbed)

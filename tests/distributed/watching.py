@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -69,6 +69,24 @@ def watched(process: subprocess.Popen[str]) -> Iterator[Watched]:
         process.wait(30)
 
 
+def begin(
+    words: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> subprocess.Popen[str]:
+    """Start ``adafilter WORDS`` in a session of its own, with the words ``before`` before it."""
+    return subprocess.Popen(
+        [*before, sys.executable, "-m", "adafilter_dist", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | dict(variables or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @contextmanager
 def ranks(words: Sequence[str], world_size: int, folder: Path) -> Iterator[list[Watched]]:
     """``adafilter WORDS`` once a rank, without torchrun: nobody but us looks after them."""
@@ -81,15 +99,7 @@ def ranks(words: Sequence[str], world_size: int, folder: Path) -> Iterator[list[
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
             place |= {"LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port}
             variables = {key: str(value) for key, value in place.items()}
-            variables |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT)}
-            process = subprocess.Popen(
-                [sys.executable, "-m", "adafilter_dist", *words],
-                cwd=folder,
-                env=os.environ | variables | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-            )
+            variables["MASTER_ADDR"] = "127.0.0.1"
+            process = begin(words, folder, variables)
             started.append(stack.enter_context(watched(process)))
         yield started
