@@ -101,7 +101,9 @@ class TrainingStep:
                 loss, penalty, accuracy = self._forward(batch, step, epoch, micro_batch)
                 engine.backward(loss + penalty)
             figures[:3] += torch.stack([loss.detach(), penalty.detach(), accuracy])
-        figures[3:] = figures.new_tensor([wait / self._world.world_size, stop, save])
+        # Filled one by one: a tensor made of them on the host would wait for the device.
+        for place, value in enumerate((wait / self._world.world_size, stop, save), start=3):
+            figures[place].fill_(value)
 
         flat = torch.cat([figures, statistics.collect(engine.model)])
         flat = engine.reduce(flat)

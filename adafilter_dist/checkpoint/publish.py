@@ -93,6 +93,18 @@ def publish(
     return Published(target, sum(file["size"] for file in files.values()), entry)
 
 
+def set_aside_after(ownership: Ownership, step: int) -> None:
+    """Rename the checkpoints after ``step``, which an attempt goes on from, to bad-...
+
+    They were found damaged. They must not count as kept, nor be taken for the newest again.
+    """
+    place = ownership.run / "checkpoints"
+    for bad in sorted(place.glob("step-*")):
+        if bad.name > folder_name(step):
+            ownership.check()
+            _rename_aside(bad)
+
+
 def _frozen(ownership: Ownership, content: Content) -> Mapping[str, Any] | None:
     if not isinstance(content.frozen, memoryview):
         return content.frozen
@@ -119,8 +131,8 @@ def _rename_aside(folder: Path) -> None:
 def _tidy(ownership: Ownership, place: Path, newest: str, keep: int) -> None:
     """Leave the newest ``keep``, and none after this one.
 
-    A run goes on from its newest good checkpoint: those after it were found damaged, and must not
-    count as kept. Best effort: this one is published, and the next one tries again.
+    There are such where --allow-mismatch made batches larger, and steps fewer. Best effort: this
+    one is published, and the next one tries again.
     """
     with contextlib.suppress(OSError, LostRunError):
         steps = sorted(place.glob("step-*"))

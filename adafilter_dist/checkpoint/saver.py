@@ -18,6 +18,7 @@ from typing import Any
 import adafilter_dist
 from adafilter_dist.checkpoint import writer
 from adafilter_dist.checkpoint.image import Image, fill, lay_out
+from adafilter_dist.checkpoint.publish import set_aside_after
 from adafilter_dist.checkpoint.store import Position
 from adafilter_dist.engine.base import FullState
 from adafilter_dist.ownership import Ownership
@@ -65,8 +66,10 @@ class Saver:
 
         ``frozen`` names the tensors that never change: written once a run, in two copies, unless
         ``frozen_entry`` (their manifest entry) says that both are good. ``good`` is the step of the
-        checkpoint that the attempt goes on from.
+        checkpoint that the attempt goes on from: those after it are set aside.
         """
+        if good is not None:
+            set_aside_after(self._ownership, good)
         self._frozen, self._frozen_entry, self._newest = frozen, frozen_entry, good
 
     @property

@@ -52,21 +52,12 @@ class NotFiniteError(Exception):
 
 def check_finite(state: FullState) -> None:
     """NotFiniteError naming the first tensor of ``state`` that holds NaN or inf."""
-    names: list[str] = []
-    extremes: list[Tensor] = []
-    for name, tensor in state.tensors():
-        if tensor.is_floating_point() and tensor.numel():
-            names.append(name)
-            # Ten times as fast as isfinite() of every element; NaN comes through.
-            low, high = torch.aminmax(tensor.detach())
-            extremes.append(low.double().abs() + high.double().abs())
-    # Brought to the host in one go: a device is waited for once.
-    kinds = {tensor.device for tensor in extremes}
-    found = {device: torch.stack([e for e in extremes if e.device == device]) for device in kinds}
-    if all(bool(torch.isfinite(values).all()) for values in found.values()):
+    floats = {name: t.detach() for name, t in state.tensors() if t.is_floating_point()}
+    # The fastest look at every element, and a device is waited for once. NaN and inf come through.
+    if bool(torch.isfinite(torch.nn.utils.get_total_norm(list(floats.values())))):
         return
-    for name, value in zip(names, extremes, strict=True):
-        if not bool(torch.isfinite(value)):
+    for name, tensor in floats.items():  # finite numbers whose squares are not pass here
+        if not bool(torch.isfinite(tensor).all()):
             raise NotFiniteError(f"{name} holds NaN or inf")
 
 

@@ -92,6 +92,18 @@ def test_damaged_ones_after_the_next_save_are_not_taken_for_the_newest_again(
     ]
 
 
+def test_damaged_ones_before_the_next_save_do_not_count_as_kept(tmp_path: Path) -> None:
+    _, last = save(tmp_path, 3, 6)
+    hurt(last / "state.json", "removed")
+    save(tmp_path, 7)
+    assert newest(tmp_path) == (7, [])
+    assert sorted(p.name for p in Checkpoints(tmp_path).steps()) == [
+        "step-000000003",
+        "step-000000007",
+    ]
+    assert (tmp_path / "checkpoints" / "bad-step-000000006").is_dir()
+
+
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_one_damaged_copy_of_the_frozen_weights_is_named_and_replaced(
