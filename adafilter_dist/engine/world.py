@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from adafilter_dist.engine.meeting import meet
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.schema import seconds
@@ -86,12 +87,13 @@ def join_world(recipe: Recipe) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     alone = "WORLD_SIZE" not in os.environ
+    timeout = timedelta(seconds=seconds(recipe.engine.timeout))
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.HashStore() if alone else None,
+        store=dist.HashStore() if alone else meet(rank, world_size, timeout),
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=seconds(recipe.engine.timeout)),
+        timeout=timeout,
         device_id=device if device.type == "cuda" else None,
     )
     try:

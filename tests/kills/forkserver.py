@@ -1,0 +1,127 @@
+"""A process that has imported everything and forks one attempt after the other.
+
+Importing torch and what belongs to it takes seconds, an attempt that is killed soon takes less. A
+forked child runs the real command, ``adafilter_dist.__main__.main``, and leaves as a real process
+does. Only imports may happen before: a thread that was started there would not exist in a child.
+
+One JSON object a line on the socket whose number is the only argument. Asked is ``words``,
+``folder``, ``environment``, ``output`` (a file), ``stopped`` (begin with SIGSTOP, for a tracer) and
+``before`` (empty, or a module and its function, called with the words after them). Told are process
+ids: ``forked``; ``stopped`` where that was asked for; ``ended`` with the exit ``code`` (negative:
+the signal); and ``gone`` once nothing that an ended attempt has started is left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+IMPORTS = (
+    *("torch", "torch.distributed", "torchvision", "timm", "rich.progress"),
+    *("numba", "llvmlite.binding", "cv2"),  # ffcv itself starts numba's threads: left to the child
+    *("adafilter_dist.attempt", "adafilter_dist.commands.train", "adafilter_dist.commands.resume"),
+)
+_SET_CHILD_SUBREAPER = 36
+
+
+def main() -> int:
+    """Serve until the other end closes the socket; in a child: the command's exit code."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    # As where it is not installed: drawing the figure takes as long as twenty of these steps.
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]
+    for name in IMPORTS:
+        importlib.import_module(name)
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("importing has started threads, which a forked child would not have")
+    # Orphans become children of this process, so that it learns when the last has ended.
+    ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    wake_in, wake_out = os.pipe()
+    os.set_blocking(wake_in, False)
+    os.set_blocking(wake_out, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake_out)
+    _say(control, ready=True)
+
+    lines = control.makefile("rb", buffering=0)
+    running: set[int] = set()
+    ended: set[int] = set()
+    while True:
+        ready, _, _ = select.select([control, wake_in], [], [])
+        if wake_in in ready:
+            os.read(wake_in, 4096)
+            ended |= _reap(control, running)
+            running -= ended
+            if not _children() - running:
+                for pid in ended:
+                    _say(control, gone=pid)
+                ended.clear()
+        if control in ready:
+            line = lines.readline()
+            if not line:
+                return 0
+            request = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for descriptor in (wake_in, wake_out, control.detach()):
+                    os.close(descriptor)
+                return _attempt(request)
+            running.add(pid)
+            _say(control, forked=pid)
+
+
+def _say(control: socket.socket, **answer: Any) -> None:
+    control.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _reap(control: socket.socket, running: set[int]) -> set[int]:
+    """Collect what has ended; those that were attempts."""
+    attempts = set()
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        except ChildProcessError:
+            return attempts
+        if pid == 0:
+            return attempts
+        if os.WIFSTOPPED(status):
+            _say(control, stopped=pid)
+        elif pid in running:
+            attempts.add(pid)
+            _say(control, ended=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def _children() -> set[int]:
+    me = os.getpid()
+    return {int(pid) for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()}
+
+
+def _attempt(request: dict[str, Any]) -> int:
+    os.setsid()
+    os.chdir(request["folder"])
+    os.environ.update(request["environment"])
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(output)
+    os.close(nothing)
+    if request["stopped"]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if request["before"]:
+        module, function, *words = request["before"]
+        getattr(importlib.import_module(module), function)(*words)
+    return int(importlib.import_module("adafilter_dist.__main__").main(request["words"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Killing a process at one of its system calls, with strace."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+# What writes, syncs, renames, or makes or removes a name.
+CALLS = (
+    *("openat", "creat", "write", "writev", "pwrite64", "copy_file_range", "sendfile"),
+    *("fsync", "fdatasync", "sync_file_range", "ftruncate", "fallocate", "utimensat"),
+    *("rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat"),
+    *("mkdir", "mkdirat", "rmdir", "unlink", "unlinkat"),
+)
+_LINE = re.compile(r"(\w+)\(")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A system call that a thread has made, the ``nth`` of this name (from 1)."""
+
+    name: str
+    nth: int
+    text: str
+
+    @property
+    def changes(self) -> bool:
+        """Whether it can change the disk: opening changes only what it makes."""
+        return self.name != "openat" or "O_CREAT" in self.text or "O_TRUNC" in self.text
+
+    @property
+    def site(self) -> str:
+        """What it does to which file of the run, without numbers: the same in every attempt."""
+        inside = re.findall(r"/[0-9a-f]{8}(?:/([^\"<>]*))?[\">]", self.text)
+        other = re.search(r"<(\w+):", self.text)
+        place = (inside[-1] or ".") if inside else other[1] if other else "outside the run"
+        if '\\"evaluation\\"' in self.text:
+            place += ", an evaluation"
+        return f"{self.name} {re.sub(r'[0-9]+', '#', place[:60])}"
+
+
+def strace(log: Path, kill: Call | None) -> list[str]:
+    """strace's words up to what it is to trace: one thread's CALLS go to ``log``.
+
+    SIGKILL comes as the call ``kill`` is entered: it is not made.
+    """
+    names = ",".join(f"?{name}" for name in CALLS)
+    words = ["strace", "-y", "-s", "24", "-o", str(log), "-e", f"trace={names}"]
+    if kill is not None:
+        words += ["-e", f"inject={kill.name}:signal=KILL:when={kill.nth}"]
+    return words
+
+
+def calls(log: Path) -> list[Call]:
+    """What strace has written, in order."""
+    found = []
+    seen: Counter[str] = Counter()
+    for line in log.read_text(errors="replace").splitlines():
+        if match := _LINE.match(line):
+            seen[match[1]] += 1
+            found.append(Call(match[1], seen[match[1]], line))
+    return found
+
+
+def killed(log: Path) -> bool:
+    """Whether what was traced ended by SIGKILL."""
+    return "+++ killed by SIGKILL +++" in log.read_text(errors="replace")
+
+
+def attach(pid: int, log: Path, kill: Call | None) -> subprocess.Popen[str]:
+    """Trace the main thread of a stopped process; returns once it is attached."""
+    tracer = subprocess.Popen(
+        [*strace(log, kill), "-p", str(pid)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    said = tracer.stderr.readline()
+    if "attached" not in said:
+        tracer.kill()
+        tracer.communicate()
+        raise RuntimeError(f"strace cannot attach to {pid}: {said}")
+    return tracer
