@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast setup ffcv lint format clean
+.PHONY: help demo test test-fast test-long setup ffcv lint format clean
 
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 BIN := .venv/bin
@@ -26,9 +26,12 @@ demo: setup  ## prepare the data, fine-tune with AdaFilter on real pictures, sho
 	@cd "$(ROOT)" && OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) \
 		-m adafilter_dist train recipe=demo
 
-test: lint  ## style, types, then every test: the fast ones side by side, the others alone
+test: lint  ## style, types, then every test: the fast ones first, then those that start processes
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed"
-	@cd "$(ROOT)" && $(PYTEST) -m "slow or distributed"
+	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "slow or distributed"
+
+test-long: setup  ## five hundred kills, over hours; ADAFILTER_KILLS, ADAFILTER_KILLS_SEED
+	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills
 
 test-fast: setup  ## the fast tests only
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed"

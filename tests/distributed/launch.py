@@ -33,12 +33,14 @@ def start(
     restarts: int = 0,
     module: str = "adafilter_dist",
     environment: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
     """Start ``adafilter WORDS`` in ``folder``; under torchrun when ``world_size`` is given.
 
-    torchrun starts the ranks again up to ``restarts`` times. ``module`` is what python runs.
+    torchrun starts the ranks again up to ``restarts`` times. ``module`` is what python runs, and
+    the words ``before`` come before it.
     """
-    command = [sys.executable, "-m", module, *words]
+    command = [*before, sys.executable, "-m", module, *words]
     if world_size is not None:
         torchrun = [
             *("torch.distributed.run", "--standalone"),

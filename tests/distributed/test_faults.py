@@ -18,10 +18,11 @@ from adafilter_dist.metrics import read_lines
 from adafilter_dist.ownership import newest_owner
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter, start
-from tests.distributed.test_resume import SHORT, same_bits
-from tests.distributed.watching import begin, ranks, watched
+from tests.distributed.watching import ranks, watched
+from tests.kills.same import differences
 
 pytestmark = pytest.mark.distributed
+SHORT = ["checkpoint.every=3"]
 BOUND = 60.0
 """Seconds within which ranks must have ended after one of them did, on a busy machine."""
 
@@ -81,7 +82,7 @@ def test_a_full_disk_is_told_of_and_nothing_is_lost_once_there_is_room(
             assert training.end().code == 0, training.output
         kinds = {event["kind"] for event in read_lines(run / "events.jsonl")}
         assert {"save_failed", "saved", "finished"} <= kinds
-        same_bits(run, undisturbed)
+        assert differences(run, undisturbed) == []
 
 
 @needs_root
@@ -106,7 +107,7 @@ def test_a_run_folder_that_vanishes_for_a_while(
         assert not run.exists()  # nothing is written beside a mount point that is gone
         (tmp_path / "away").rename(run)
         assert training.end().code == 0, training.output
-    same_bits(run, undisturbed)
+    assert differences(run, undisturbed) == []
 
 
 NO_LOCKS = [
@@ -121,18 +122,18 @@ def test_a_second_process_on_the_same_run_is_refused_even_where_locks_do_nothing
     words: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = begin(["train", *words, *SHORT, f"run_dir={run}"], tmp_path, before=NO_LOCKS)
+    process = start(["train", *words, *SHORT, f"run_dir={run}"], folder=tmp_path, before=NO_LOCKS)
     with watched(process) as training:
         await_event(run, "saved")
         owner = newest_owner(run)
         assert owner is not None
-        with watched(begin(["resume", str(run)], tmp_path, before=NO_LOCKS)) as another:
+        with watched(start(["resume", str(run)], folder=tmp_path, before=NO_LOCKS)) as another:
             refused = another.end()
         assert refused.code == 2, refused.output
         assert f"in use by process {owner.pid} on" in refused.output
         assert training.end().code == 0, training.output
     assert status(run)["attempt"] == 1
-    same_bits(run, undisturbed)
+    assert differences(run, undisturbed) == []
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -184,7 +185,7 @@ def test_a_rank_that_is_only_slow_is_waited_for(words: list[str], tmp_path: Path
     with ranks(["train", *words, *SHORT, f"run_dir={quiet}"], 2, tmp_path) as both:
         for rank in both:
             assert rank.end().code == 0, rank.output
-    same_bits(run, quiet)
+    assert differences(run, quiet) == []
 
 
 def test_bad_input_met_by_the_first_rank_alone_ends_all(words: list[str], tmp_path: Path) -> None:

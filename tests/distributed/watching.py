@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.distributed.launch import ROOT, Ended
+from tests.distributed.launch import Ended, free_port, kill_tree, rank_environment, start
 
 
 class Watched:
@@ -60,46 +56,22 @@ class Watched:
 
 @contextmanager
 def watched(process: subprocess.Popen[str]) -> Iterator[Watched]:
-    """A started command, killed with all of its session at the end."""
+    """A started command, killed with its descendants at the end."""
     try:
         yield Watched(process)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         process.wait(30)
-
-
-def begin(
-    words: Sequence[str],
-    folder: Path,
-    variables: Mapping[str, str] | None = None,
-    before: Sequence[str] = (),
-) -> subprocess.Popen[str]:
-    """Start ``adafilter WORDS`` in a session of its own, with the words ``before`` before it."""
-    return subprocess.Popen(
-        [*before, sys.executable, "-m", "adafilter_dist", *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | dict(variables or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 @contextmanager
 def ranks(words: Sequence[str], world_size: int, folder: Path) -> Iterator[list[Watched]]:
     """``adafilter WORDS`` once a rank, without torchrun: nobody but us looks after them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with ExitStack() as stack:
         started = []
         for rank in range(world_size):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
-            place |= {"LOCAL_WORLD_SIZE": world_size, "MASTER_PORT": port}
-            variables = {key: str(value) for key, value in place.items()}
-            variables["MASTER_ADDR"] = "127.0.0.1"
-            process = begin(words, folder, variables)
+            place = rank_environment(rank, world_size, port)
+            process = start(words, folder=folder, environment=place)
             started.append(stack.enter_context(watched(process)))
         yield started

@@ -20,16 +20,20 @@ _LINE = re.compile(r"(\w+)\(")
 
 @dataclass(frozen=True)
 class Call:
-    """A system call that a thread has made, the ``nth`` of this name (from 1)."""
+    """A system call that a thread has made, the ``nth`` of this name (from 1).
+
+    ``changing`` is how many of these, itself included, could change the disk.
+    """
 
     name: str
     nth: int
+    changing: int
     text: str
 
     @property
     def changes(self) -> bool:
-        """Whether it can change the disk: opening changes only what it makes."""
-        return self.name != "openat" or "O_CREAT" in self.text or "O_TRUNC" in self.text
+        """Whether it can change the disk."""
+        return _changes(self.name, self.text)
 
     @property
     def site(self) -> str:
@@ -40,6 +44,11 @@ class Call:
         if '\\"evaluation\\"' in self.text:
             place += ", an evaluation"
         return f"{self.name} {re.sub(r'[0-9]+', '#', place[:60])}"
+
+
+def _changes(name: str, text: str) -> bool:
+    """Opening changes only what it makes."""
+    return name != "openat" or "O_CREAT" in text or "O_TRUNC" in text
 
 
 def strace(log: Path, kill: Call | None) -> list[str]:
@@ -58,10 +67,13 @@ def calls(log: Path) -> list[Call]:
     """What strace has written, in order."""
     found = []
     seen: Counter[str] = Counter()
+    changing: Counter[str] = Counter()
     for line in log.read_text(errors="replace").splitlines():
         if match := _LINE.match(line):
-            seen[match[1]] += 1
-            found.append(Call(match[1], seen[match[1]], line))
+            name = match[1]
+            seen[name] += 1
+            changing[name] += _changes(name, line)
+            found.append(Call(name, seen[name], changing[name], line))
     return found
 
 

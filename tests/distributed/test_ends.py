@@ -6,25 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter
-from tests.distributed.test_world_sizes import rows, tensors
 
 pytestmark = pytest.mark.distributed
-SHORT = ["checkpoint.every=3"]
-
-
-def same_bits(run: Path, wanted: Path) -> None:
-    expected, found = tensors(wanted), tensors(run)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-    keys = ("step", "loss", "penalty", "accuracy", "gate_mean", "gate_variance", "top1")
-    for kind in ("train", "evaluation"):
-        ours = [[row.get(key) for key in keys] for row in rows(run, kind)]
-        assert ours == [[row.get(key) for key in keys] for row in rows(wanted, kind)]
 
 
 def test_the_same_words_again_say_it_is_finished(words: list[str], tmp_path: Path) -> None:
