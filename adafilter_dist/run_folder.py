@@ -52,13 +52,15 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def read_status(self) -> dict[str, Any]:
-        """status.json as a dict, empty if there is none yet."""
+        """status.json as a dict; empty if there is none yet, or (said in a line) it is damaged."""
         try:
             status = json.loads((self.path / "status.json").read_text())
         except (FileNotFoundError, NotADirectoryError):
             return {}  # a place that cannot be is refused by enter()
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path / 'status.json'}: cannot be read: {error}") from None
+            # It tells others how the run stands; what the run goes on from are its checkpoints.
+            self._say(f"{self.path / 'status.json'}: cannot be read, and is written anew: {error}")
+            return {}
         return status if isinstance(status, dict) else {}
 
     def known_recipe(self) -> Recipe | None:

@@ -35,6 +35,7 @@ def test_each_file_of_the_newest_checkpoint_and_the_frozen_weights(
         train_up_to(chain, chain.step + 3)
         for name in names:
             hurt(chain.run / "checkpoints" / name, next(damages))
+    (chain.run / "status.json").write_bytes(b"{")
     run = chain.end()
     said = (chain.folder / "printed.0.txt").read_text()
     for name in FILES:
@@ -43,6 +44,7 @@ def test_each_file_of_the_newest_checkpoint_and_the_frozen_weights(
     assert said.count("skipping a damaged checkpoint") == len(FILES)
     assert said.count("a damaged copy of the frozen weights is replaced") == 4
     assert "taken from the source weights" in said
+    assert "status.json: cannot be read" in said
     # The steps of the damaged ones were passed again, and these are out of the way.
     assert (run / "checkpoints" / f"bad-{last.name}").is_dir()
     assert differences(run, undisturbed(1, "torchvision")) == []
