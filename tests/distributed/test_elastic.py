@@ -97,3 +97,20 @@ def test_three_ranks_share_eight_micro_batches(train: Train, tmp_path: Path, loa
     assert {micro_batch for _, micro_batch in wanted} == set(range(8))
     assert train(tmp_path / "three", 3, *more) == wanted
     losses_agree(tmp_path / "three", tmp_path / "alone")
+
+
+def test_another_loader_goes_on_with_the_same_samples_and_says_so(
+    train: Train, tmp_path: Path
+) -> None:
+    wanted = train(tmp_path / "alone", 1, "data.loader=torchvision")
+    folder = tmp_path / "both"
+    found = train(folder, 1, "data.loader=ffcv", stop_at=9)
+    found |= train(folder, 1, "data.loader=torchvision")
+    assert found.keys() == wanted.keys()
+    for key, entry in found.items():
+        assert (entry["samples"], entry["labels"]) == (
+            wanted[key]["samples"],
+            wanted[key]["labels"],
+        )
+    said = (folder / "printed.txt").read_text()
+    assert "continuing, not bit-exact: loader ffcv -> torchvision changed" in said
