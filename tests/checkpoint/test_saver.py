@@ -85,12 +85,14 @@ def test_the_signals_for_training_leave_the_writer_alone_from_its_first_moment(
 ) -> None:
     one = Attempt(tmp_path)
     try:
+        first = writer_pid(one)
         for number in (*IGNORED, signal.SIGINT, signal.SIGTERM):
-            os.kill(writer_pid(one), number)  # it has hardly begun to import
+            os.kill(first, number)  # it has hardly begun to import
         one.save(1)
         for number in IGNORED:
             os.kill(writer_pid(one), number)
         one.save(2)
+        assert writer_pid(one) == first  # and not another that was started in its place
     finally:
         one.end()
     assert newest(tmp_path)[0] == 2
@@ -132,6 +134,7 @@ def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         descriptor = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGSTOP)  # it cannot notice that nobody asks any more
     finally:
         process.kill()
         process.communicate(timeout=30)
