@@ -189,6 +189,7 @@ def test_a_requeued_job_takes_its_own_run_over_at_once(
         claim(tmp_path)  # the same restart twice is two processes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces of another machine")
 def test_a_living_process_on_another_machine_is_refused_and_its_zombie_cannot_publish(
     tmp_path: Path,

@@ -110,6 +110,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"), dtype=np.int16)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_accuracies_curves_and_gates(tmp_path: Path) -> None:
     rows(tmp_path)
     path = draw(tmp_path, results(layers=52), console())

@@ -68,6 +68,7 @@ def hidden(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name.startswith("."))
 
 
+@pytest.mark.slow
 def test_killed_prepare_leaves_nothing_half_valid(
     root: Path, start: Start, pipe: tuple[Path, bytes]
 ) -> None:
@@ -88,6 +89,7 @@ def test_killed_prepare_leaves_nothing_half_valid(
     assert open_prepared(recipe).fingerprint == done.fingerprint
 
 
+@pytest.mark.slow
 def test_two_at_once_wait_for_each_other(
     root: Path, start: Start, pipe: tuple[Path, bytes]
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_jpeg_that_is_none(jpg: Prepared, tmp_path: Path) -> None:
         store.read(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["jpg", "raw"])
 def test_stock_ffcv_reads_the_file(
     format: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -14,6 +14,7 @@ from tests.real_pictures import thumbnails
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_loop.py"
 
 
+@pytest.mark.slow
 def test_example_is_short_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 40
     for number, path in enumerate(thumbnails()[:9]):

@@ -147,6 +147,7 @@ def test_missing_weights_name_the_line_that_fetches_them(hub: Path) -> None:
         load_backbone(recipe("resnet18"), 7)
 
 
+@pytest.mark.slow
 def test_loading_opens_no_network(hub: Path) -> None:
     """In a process where every connection is an error, missing weights are still a clear one."""
     code = (
@@ -301,6 +302,7 @@ def test_efficientnet_lite0_names_its_packages_where_they_are_missing(
         load_backbone(recipe("efficientnet_lite0"), 7)
 
 
+@pytest.mark.slow
 def test_timm_weights_come_from_the_hubs_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_hooks_and_penalties_reach_through_a_wrapper() -> None:
     assert float(penalty(net, "l1", 1.0)) > 0
 
 
+@pytest.mark.slow
 def test_compiled_network_computes_the_same() -> None:
     net = convert(network("resnet18", torch.float32), size=32, gate=Gate(hidden=16)).train()
     x = images(2, 32, torch.float32)
@@ -135,6 +136,7 @@ def test_compiled_network_computes_the_same() -> None:
         torch.testing.assert_close(other.grad, own.grad)
 
 
+@pytest.mark.slow
 def test_compiled_network_follows_mode_and_overrides() -> None:
     net, x = trained(small()), images(4, 16)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
