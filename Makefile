@@ -30,7 +30,7 @@ test: lint  ## style, types, then every test: the fast ones first, then those th
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed"
 	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "slow or distributed"
 
-test-long: setup  ## five hundred kills, over hours; ADAFILTER_KILLS, ADAFILTER_KILLS_SEED
+test-long: setup  ## five hundred kills, half an hour; ADAFILTER_KILLS, ADAFILTER_KILLS_SEED
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills
 
 test-fast: setup  ## the fast tests only

@@ -1,4 +1,4 @@
-"""Five hundred kills of every kind: ``pytest -m long tests/kills``; not part of ``make test``.
+"""Five hundred kills of every kind: ``pytest -m long tests/kills``; half an hour; not part of ``make test``.
 
 ``ADAFILTER_KILLS`` is how many, ``ADAFILTER_KILLS_SEED`` draws others.
 """
