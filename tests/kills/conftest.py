@@ -17,7 +17,7 @@ LOADERS = ("torchvision", "ffcv")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: half an hour and more; only where -m asks for it by name")
+    config.addinivalue_line("markers", "long: half an hour or more; only where -m names it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,6 +1,6 @@
-"""Five hundred kills of every kind: ``pytest -m long tests/kills``; half an hour; not part of ``make test``.
+"""Five hundred kills of every kind: ``pytest -m long tests/kills``, in half an hour.
 
-``ADAFILTER_KILLS`` is how many, ``ADAFILTER_KILLS_SEED`` draws others.
+Not part of ``make test``. ``ADAFILTER_KILLS`` is how many, ``ADAFILTER_KILLS_SEED`` draws others.
 """
 
 from __future__ import annotations
