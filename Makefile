@@ -26,15 +26,16 @@ demo: setup  ## prepare the data, fine-tune with AdaFilter on real pictures, sho
 	@cd "$(ROOT)" && OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) \
 		-m adafilter_dist train recipe=demo
 
-test: lint  ## style, types, then every test: the fast ones first, then those that start processes
-	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed"
-	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "slow or distributed"
+test: lint  ## style, types, every test: the fast ones, those that start processes, a SLURM cluster
+	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"
+	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "(slow or distributed) and not cluster"
+	@cd "$(ROOT)" && $(PYTEST) -m cluster tests/cluster
 
 test-long: setup  ## five hundred kills, half an hour; ADAFILTER_KILLS, ADAFILTER_KILLS_SEED
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills
 
 test-fast: setup  ## the fast tests only
-	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed"
+	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"
 
 setup:  ## Python packages and, where possible, FFCV
 	@"$(ROOT)/tools/setup.sh"

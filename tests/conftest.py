@@ -10,7 +10,17 @@ import pytest
 # Before torch is imported: tests run side by side and start processes; each has one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ["pytester", "tests.no_skips"]
+pytest_plugins = ["pytester", "tests.no_skips", "tests.cluster.summary"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless -m names it."""
+    if "long" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("long") is not None]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")

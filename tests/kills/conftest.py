@@ -16,19 +16,6 @@ SEED = int(os.environ.get("ADAFILTER_KILLS_SEED", "0"))
 LOADERS = ("torchvision", "ffcv")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: half an hour or more; only where -m names it")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "long" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("long") is not None]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
-
-
 @pytest.fixture(scope="session")
 def server() -> Iterator[ForkServer]:
     """Forks attempts that need not wait for their imports."""
