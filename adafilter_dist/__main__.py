@@ -9,12 +9,16 @@ from collections.abc import Sequence
 
 from adafilter_dist import __version__
 from adafilter_dist.errors import UserError, nearest
+from adafilter_dist.said import exit_code
 
 # Before torch is imported: threads that wait for each other by spinning starve one another as soon
 # as anything else runs on the same cores, and a step then takes ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-VERBS = ("prepare", "train", "resume", "status", "evaluate", "inspect", "doctor")
+VERBS = (
+    *("prepare", "train", "resume", "submit", "status", "logs"),
+    *("evaluate", "inspect", "doctor"),
+)
 
 
 def _usage() -> str:
@@ -36,22 +40,16 @@ def main(words: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(__version__)
         return 0
-    try:
+
+    def command() -> int:
         if verb not in VERBS:
             raise UserError(
                 f"{verb!r} is not a verb{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}"
             )
         module = importlib.import_module(f"adafilter_dist.commands.{verb}")
         return int(module.run(rest))
-    except UserError as error:
-        # Every rank meets the same mistake; one of them says it.
-        if int(os.environ.get("RANK", "0")) == 0 or error.every_rank:
-            for line in str(error).splitlines():
-                print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+    return exit_code(command)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,17 @@ class DivergedError(UserError):
     exit_code = 1
 
 
+class RankError(UserError):
+    """What one rank met and not all: whoever has says so."""
+
+    exit_code = 1
+    every_rank = True
+
+
+class LostPeerError(RankError):
+    """Another rank ended, or gives no answer."""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest allowed word, or an empty string."""
     match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)

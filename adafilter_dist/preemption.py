@@ -19,16 +19,29 @@ DELAY = 2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+TIME_LIMIT = "time limit"
+
+
 class StopFlag:
-    """Whether this rank was asked to stop, and by what."""
+    """Whether this rank was asked to stop, and by what: a signal's name, or the time limit.
+
+    ``ends_at`` is when the job will be killed (seconds since 1970), ``needs`` how many seconds it
+    takes to stop, as measured: the flag rises by itself when there is just enough time left.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.ends_at: float | None = None
+        self.needs = 0.0
         self._since = 0.0
 
     @property
     def raised(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has come, or time is running out."""
+        # Half as much again, and ten seconds: a shared file system has slow moments.
+        late = time.time() + 1.5 * self.needs + 10.0
+        if not self.reason and self.ends_at is not None and late >= self.ends_at:
+            self.reason = TIME_LIMIT
         return bool(self.reason)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -49,9 +62,9 @@ class StopFlag:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopFlag]:
+def stop_on_signal(flag: StopFlag | None = None) -> Iterator[StopFlag]:
     """Catch TERM, INT, USR1 and USR2 inside; the handlers found are put back outside."""
-    flag = StopFlag()
+    flag = flag or StopFlag()
     before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
     try:
         for number in _SIGNALS:

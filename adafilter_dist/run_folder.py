@@ -74,10 +74,11 @@ class RunFolder:
         assert self._ownership is not None
         return self._ownership
 
-    def enter(self, recipe: Recipe) -> None:
+    def enter(self, recipe: Recipe) -> int:
         """Make the folder and keep the recipe in it, or enter an existing one; claim it.
 
-        Raises UserError where a living process has it, or it cannot be written.
+        Returns the number of the attempt. Raises UserError where a living process has the run, or
+        it cannot be written.
         """
         try:
             make_folder(self.path)
@@ -93,6 +94,7 @@ class RunFolder:
         self._status = {"attempt": ownership.attempt}
         self._thread = threading.Thread(target=self._keep_fresh, daemon=True)
         self._thread.start()
+        return ownership.attempt
 
     def keep(self, recipe: Recipe) -> None:
         """Write the recipe that the run goes on with."""

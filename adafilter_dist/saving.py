@@ -44,6 +44,8 @@ class Saving:
         )
         self._began = time.monotonic()
         self._stall = 0.0  # seconds that training stood for the last save
+        self.seconds = 0.0
+        """That the last save took, from its begin to its publication; 0 before the first."""
         self.saved_step = step
         """Of the newest checkpoint that is known to be published."""
 
@@ -88,6 +90,7 @@ class Saving:
         result = self._saver.result(wait=wait) if self._saver is not None else None
         if isinstance(result, Saved):
             self.saved_step = result.step
+            self.seconds = self._stall + result.seconds
             if self._interval is not None:
                 self._interval.saved(self._stall, result.seconds)
             self._metrics.event(

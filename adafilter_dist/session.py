@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from adafilter_dist.engine import Engine, FullState, World, build_engine, set_ar
 from adafilter_dist.methods import Built, build_method
 from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.node_copies import Watch, read_from_nodes
+from adafilter_dist.nodes import complaints, gather
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.step import TrainingStep
 
@@ -31,6 +33,7 @@ class Session:
     loader: TrainLoader
     ema: Ema | None
     step: TrainingStep
+    notices: list[str] = field(default_factory=list)  # of the nodes, to be said at the start
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,13 +71,18 @@ class Session:
             self.ema.load(state.ema)
 
 
-def build_session(recipe: Recipe, world: World) -> Session:
+def build_session(recipe: Recipe, world: World, watch: Watch | None = None) -> Session:
     """Open the prepared data, load the weights, convert, and wire up engine and step.
 
-    Raises UserError for whatever the user must mend first.
+    ``watch`` is for the time in which data are copied to the nodes. Collective. Raises UserError
+    for whatever the user must mend first.
     """
     set_arithmetic(recipe)
-    prepared = open_prepared(recipe)
+    found = gather(world)
+    prepared, notices = read_from_nodes(
+        open_prepared(recipe), recipe, world, found, watch or Watch()
+    )
+    notices = [*complaints(found), *notices]
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
     backbone = load_backbone(recipe, len(prepared.classes))
@@ -92,7 +100,7 @@ def build_session(recipe: Recipe, world: World) -> Session:
     engine = build_engine(built.model, built.groups, recipe, world)
     ema = Ema(engine.model, recipe.ema.decay) if recipe.ema.decay else None
     step = TrainingStep(recipe, built, engine, preprocess, world, ema)
-    return Session(recipe, world, prepared, preprocess, built, engine, loader, ema, step)
+    return Session(recipe, world, prepared, preprocess, built, engine, loader, ema, step, notices)
 
 
 def frozen_names(model: nn.Module) -> frozenset[str]:

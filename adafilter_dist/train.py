@@ -19,11 +19,12 @@ from adafilter_dist.evaluate import evaluate
 from adafilter_dist.gate_watch import GateWatch
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.models.export import export_model
-from adafilter_dist.preemption import DELAY, StopFlag
+from adafilter_dist.preemption import DELAY
 from adafilter_dist.run_folder import RunFolder
 from adafilter_dist.saving import Saving
 from adafilter_dist.session import Session
 from adafilter_dist.step import Figures, rate_of
+from adafilter_dist.surroundings import Surroundings
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Trainer:
         run: RunFolder,
         saving: Saving,
         metrics: Metrics,
-        stop: StopFlag,
+        around: Surroundings,
         position: Position,
     ) -> None:
         self.session = session
@@ -61,13 +62,15 @@ class Trainer:
         self._run = run
         self._saving = saving
         self._metrics = metrics
-        self._stop = stop
+        self._around = around
+        self._stop = around.stop
         self._delayed = Delayed(DELAY)
         self._watch = GateWatch(session.built.gates)
         self._row_at = time.monotonic()
         self._row_step = position.step
         self._row_wait = 0.0
         self._step_seconds = 0.0
+        self._done_at: dict[int, float] = {}  # when steps ended whose figures are not yet read
 
     def run(self) -> Literal["finished", "stopped"]:
         """Train; "stopped" means: saved, and the same words go on from here."""
@@ -104,6 +107,7 @@ class Trainer:
         )
         self.position = replace(self.position, step=step + 1)
         self._delayed.push(step, figures)
+        self._done_at[step] = time.monotonic()
         self._watch.step()
         if skipped:
             self._metrics.event("overflow", step=step)
@@ -113,6 +117,7 @@ class Trainer:
         """Tell the world outside, which reads status.json, that a step is done."""
         self._saving.step_took(took)
         self._step_seconds += 0.1 * (took - self._step_seconds) if self._step_seconds else took
+        self._note_needs()
         self._run.tick(
             step=self.position.step,
             epoch=epoch,
@@ -120,12 +125,27 @@ class Trainer:
             step_seconds=round(self._step_seconds, 4),
         )
 
+    def _note_needs(self) -> None:
+        """How long a stop takes from now: the steps until all ranks know of it, and a save."""
+        if not self._saving.seconds:
+            return
+        needs = (DELAY + 1) * self._step_seconds + self._saving.seconds
+        grace, first = self._around.grace, not self._stop.needs
+        self._stop.needs = needs
+        if first and grace is not None and needs > grace:
+            self._metrics.say(
+                f"warning: to stop and save takes {needs:.0f} s, and a preemption leaves "
+                f"{grace:.0f} s: up to checkpoint.every={self.session.recipe.checkpoint.every} is "
+                "lost by each; save more often"
+            )
+
     def _read(self, *, drain: bool = False) -> tuple[bool, bool]:
         """Log the steps whose figures are due; whether any rank asked to stop, to save."""
         stop = save = False
         ready = self._delayed.drain() if drain else self._delayed.ready(self.position.step - 1)
         for step, values in ready:
             figures = Figures.of(step, values)
+            done_at = self._done_at.pop(step)
             stop |= figures.stop > 0
             save |= figures.save > 0
             self._row_wait += figures.wait
@@ -137,11 +157,10 @@ class Trainer:
                     f"in {self._run.checkpoints}; lower optim.lr, or set train.clip_norm"
                 )
             if (step + 1) % self.session.recipe.log.every == 0:
-                self._row(figures, rate)
+                self._row(figures, rate, done_at)
         return stop, save
 
-    def _row(self, figures: Figures, rate: float) -> None:
-        now = time.monotonic()
+    def _row(self, figures: Figures, rate: float, now: float) -> None:
         took, steps = max(now - self._row_at, 1e-9), figures.step + 1 - self._row_step
         row = {
             "loss": figures.loss,

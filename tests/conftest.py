@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+
+from tests.launch.recorded import Cluster
 
 # Before torch is imported: tests run side by side and start processes; each has one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,3 +31,22 @@ def strace() -> None:
     """What records or breaks the system calls of a program is there."""
     if shutil.which("strace") is None:
         pytest.skip("system calls are watched by strace: apt-get install strace")
+
+
+@pytest.fixture
+def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A machine on which no program of SLURM is found, until the test puts it there."""
+    found = Cluster(tmp_path / "bin")
+    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    beside = [folder for folder in folders if (folder / "sbatch").exists()]
+    for folder in beside:  # what else lies there stays
+        for program in folder.iterdir():
+            link = found.folder / program.name
+            if program.name not in _SLURM and not link.exists():
+                link.symlink_to(program)
+    kept = [str(folder) for folder in folders if folder not in beside]
+    monkeypatch.setenv("PATH", os.pathsep.join([str(found.folder), *kept]))
+    return found
+
+
+_SLURM = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel", "sinfo")

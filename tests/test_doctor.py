@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from adafilter_dist.commands import doctor
+from tests.launch.recorded import Cluster
 
 CLONE = Path(__file__).parent.parent
 
@@ -61,3 +62,33 @@ def test_without_any_package_it_still_runs_and_names_what_to_install() -> None:
     assert table["ffcv"][0] == "absent"
     assert table["timm"][0] == "absent"
     assert table["Python"][0] == "ok"
+    assert table["submitit"] == ("absent", "pip install submitit   (submitting to SLURM)")
+    assert table["psutil"][0] == "absent"
+
+
+@pytest.mark.parametrize(
+    ("lines", "state", "found"),
+    [
+        (["echo slurm-wlm 22.05.8"], "ok", "slurm-wlm 22.05.8 ({path})"),
+        (
+            ["echo 'sbatch: error: a' >&2", "echo 'sbatch: fatal: b' >&2", "exit 1"],
+            "note",
+            "{path} knows of no cluster: sbatch: fatal: b",
+        ),
+        ([], "absent", "not on this machine: adafilter submit trains in its background"),
+    ],
+)
+def test_whether_jobs_can_be_submitted_here(
+    lines: list[str],
+    state: str,
+    found: str,
+    tmp_path: Path,
+    no_slurm: Cluster,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = no_slurm.folder / "sbatch"
+    if lines:
+        path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+        path.chmod(0o755)
+    assert doctor.run([]) == 0
+    assert rows(capsys.readouterr().out)["sbatch"] == (state, found.format(path=path))

@@ -58,7 +58,9 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     sources = {str(path.relative_to(CLONE)) for path in (CLONE / "adafilter_dist").rglob("*.py")}
-    recipes = {f"adafilter_dist/recipes/{path.name}" for path in (CLONE / "recipes").iterdir()}
+    shipped = [path.relative_to(CLONE) for path in (CLONE / "recipes").rglob("*.yaml")]
+    assert Path("recipes/launch/example.yaml") in shipped
+    recipes = {f"adafilter_dist/{path}" for path in shipped}
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == sources | recipes | {"adafilter_dist/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in about)
@@ -74,4 +76,6 @@ def test_the_demo_is_checked_from_an_empty_folder(installed: Path, tmp_path: Pat
     adafilter = str(installed / "adafilter")
     output([adafilter, "prepare", "recipe=demo"], tmp_path)
     output([adafilter, "train", "recipe=demo", "--check"], tmp_path)
+    script = output([adafilter, "submit", "recipe=demo", "launch=@example", "--dry-run"], tmp_path)
+    assert "#SBATCH --gres=gpu:a100:4" in script
     assert "Nothing that everything needs is missing" in output([adafilter, "doctor"], tmp_path)

@@ -6,10 +6,11 @@ import os
 import pty
 import signal
 import sys
+import time
 
 import pytest
 
-from adafilter_dist.preemption import stop_on_signal
+from adafilter_dist.preemption import TIME_LIMIT, StopFlag, stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
@@ -27,6 +28,48 @@ def test_usr2_followed_by_term_is_one_stop() -> None:
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGTERM)
         assert flag.reason == "SIGUSR2"
+
+
+def test_the_flag_rises_by_itself_when_there_is_just_enough_time_left_to_stop() -> None:
+    flag = StopFlag()
+    assert not flag.raised  # no limit, no end
+    flag.ends_at, flag.needs = time.time() + 100, 40
+    assert not flag.raised and not flag.reason
+    flag.needs = 70  # half as much again, and ten seconds, are more than is left
+    assert flag.raised and flag.reason == TIME_LIMIT
+    flag.needs = 0
+    assert flag.raised  # once risen, it stays
+
+    flag = StopFlag()
+    flag.ends_at = time.time() + 9
+    assert flag.raised  # whatever it takes, ten seconds are needed
+    flag = StopFlag()
+    flag.ends_at = time.time() - 3600
+    assert flag.raised and flag.reason == TIME_LIMIT
+
+
+def test_a_signal_ahead_of_the_limit_stays_the_reason() -> None:
+    with stop_on_signal() as flag:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        flag.ends_at = time.time()
+        assert flag.raised and flag.reason == "SIGUSR2"
+
+
+def test_a_signal_after_the_flag_rose_by_itself_is_the_same_stop() -> None:
+    with stop_on_signal() as flag:
+        flag.ends_at = time.time()
+        assert flag.raised
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert flag.reason == TIME_LIMIT
+
+
+def test_a_flag_from_outside_is_the_one_that_is_set() -> None:
+    mine = StopFlag()
+    with stop_on_signal(mine) as flag, stop_on_signal(mine):
+        assert flag is mine
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert mine.reason == "SIGTERM"
 
 
 _WAITS = """

@@ -1,7 +1,7 @@
 """``adafilter doctor``: what is installed, what is missing, and how to get it.
 
-Imports nothing of the project at the top and prints plainly: it has to run where torch, pydantic
-or rich are what is missing.
+Imports at the top only what imports nothing else, and prints plainly: it has to run where torch,
+pydantic or rich are what is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,11 +20,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from adafilter_dist.shared_memory import shared_memory, shortage
+
 HELP = "show what is installed and missing, and how to get it"
 
 _GIB = 1024**3
-# Docker gives a container 64 MiB; NCCL alone takes tens of them per pair of GPUs.
-_ENOUGH_SHM = _GIB
 _ENOUGH_DISK = 10 * _GIB
 _FFCV_LIBRARIES = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
 _WITHOUT_FFCV = "the torchvision loader stands in, 2 to 4 times slower"
@@ -72,7 +73,7 @@ def _sections() -> Iterator[tuple[str, Iterator[Row]]]:
         "on one node: torchrun --standalone --nproc-per-node=N -m adafilter_dist train ...",
         _node(),
     )
-    yield "on a cluster (submitting to SLURM is not part of this version)", _cluster()
+    yield "on a cluster: adafilter submit recipe=NAME launch.nodes=N", _cluster()
 
 
 def _everywhere() -> Iterator[Row]:
@@ -134,10 +135,32 @@ def _node() -> Iterator[Row]:
 
 
 def _cluster() -> Iterator[Row]:
+    yield _sbatch()
+    yield _installed("submitit", "submitit", "submitting to SLURM")
+    yield _installed("psutil", "psutil", "launch.interface=NAME")
+
+
+def _sbatch() -> Row:
     sbatch = shutil.which("sbatch")
-    hint = "not on this machine; start one torchrun a node through your own scheduler"
-    yield Row("ok" if sbatch else "absent", "sbatch", sbatch or hint)
-    yield _installed("submitit", "submitit", "later versions submit with it")
+    if sbatch is None:
+        hint = "not on this machine: adafilter submit trains in its background"
+        return Row("absent", "sbatch", hint)
+    try:
+        done = subprocess.run(
+            [sbatch, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Row("note", "sbatch", f"{sbatch} does not answer: {error}")
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Row("note", "sbatch", f"{sbatch} knows of no cluster: {said}")
+    return Row("ok", "sbatch", f"{done.stdout.strip()} ({sbatch})")
 
 
 def _imported(module: str) -> Row:
@@ -214,12 +237,8 @@ def _host_names() -> Row:
 
 
 def _shared_memory() -> Iterator[Row]:
-    shm = Path("/dev/shm")
-    if not shm.is_dir():
+    sizes = shared_memory()
+    if sizes is None:
         return
-    total = shutil.disk_usage(shm).total
-    found = f"{total / _GIB:.1f} GiB"
-    if total < _ENOUGH_SHM:
-        yield Row("note", "/dev/shm", f"{found}; NCCL needs more: docker run --shm-size=8g")
-    else:
-        yield Row("ok", "/dev/shm", found)
+    short = shortage(*sizes)
+    yield Row("note" if short else "ok", "/dev/shm", short or f"{sizes[0] / _GIB:.1f} GiB")

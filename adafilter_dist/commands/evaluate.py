@@ -33,11 +33,11 @@ def run(words: list[str]) -> int:
         "words", nargs="+", metavar="RUN | key=value", help="run folder or recipe=NAME; overrides"
     )
     options = parser.parse_intermixed_args(words)
-    folder, recipe = _find(options.words)
+    folder, recipe = find_run_of(options.words)
     return _evaluate(folder, recipe, options.split, options.probe, not options.no_gates)
 
 
-def _find(words: list[str]) -> tuple[Path, Recipe]:
+def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
     """The run folder and its recipe, from the folder or from the words that trained it."""
     if any(word.startswith("recipe=") for word in words):
         recipe = load_recipe(words)

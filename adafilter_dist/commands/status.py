@@ -1,149 +1,158 @@
-"""``adafilter status``: how runs stand, from their folders alone."""
+"""``adafilter status``: how runs stand, from their folders and, where it answers, from SLURM."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.status import RunStatus, ago, find_runs, is_run, read_run
+from adafilter_dist.launch.queue import Queue
+from adafilter_dist.status import RunStatus, find_runs, is_run, read_runs
+from adafilter_dist.status.sweep import Sweep, read_sweep
+from adafilter_dist.status.table import as_table, in_full, what_counts
 
 HELP = "how runs stand: state, step, metric, restarts, steps lost"
-_HEAD = ("RUN", "STATE", "STEP", "EPOCH", "METRIC", "IMAGES/S", "RESTARTS", "LOST", "HEARTBEAT", "")
+_ASK_EVERY = 10.0  # seconds between questions to SLURM, which has other users
+_REDRAW = 5.0
 
 
 def run(words: list[str]) -> int:
-    """Parse ``[RUN | ROOT ...] [--json]`` and print a line a run, or one run in full."""
+    """Parse ``[RUN | ROOT ...] [--watch [SECONDS]] [--json]``; print a line a run, or one in full.
+
+    With ``--watch`` again and again until Ctrl-C.
+    """
     parser = argparse.ArgumentParser(
         prog="adafilter status",
-        description=f"{HELP}. A line a run; a single RUN is shown in full.",
+        description=f"{HELP}. A line a run; a single RUN is shown in full; a sweep by its values.",
     )
     parser.add_argument(
         "paths", nargs="*", metavar="RUN | ROOT", help="runs and folders of runs; default ./runs"
     )
     parser.add_argument("--json", action="store_true", help="a JSON list with one object a run")
-    options = parser.parse_args(words)
-    paths = [Path(path).expanduser() for path in options.paths or ["runs"]]
-    found = [read_run(folder) for folder in _all_runs(paths)]
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        const=str(_REDRAW),
+        metavar="SECONDS",
+        help=f"show it again every so often (default {_REDRAW:.0f}) until Ctrl-C",
+    )
+    options = parser.parse_intermixed_args(words)
+    watch: str | None = options.watch
+    paths: list[str] = options.paths
+    if watch is not None and not _is_number(watch):
+        paths, watch = [watch, *paths], str(_REDRAW)  # --watch RUN
+    view = _View([Path(path).expanduser() for path in paths or ["runs"]])
+    if watch is None:
+        runs = view.read(Queue())
+        print(_json(view, runs) if options.json else view.show(runs))
+        view.complain()
+        return 0
     if options.json:
-        print(json.dumps([asdict(status) for status in found], indent=2, allow_nan=False))
-    elif len(paths) == 1 and is_run(paths[0]):
-        print(_in_full(found[0]))
-    else:
-        print(_aligned([_HEAD, *map(_cells, found)]))
+        raise UserError("--json and --watch exclude each other; call --json again and again")
+    if not 0.1 <= float(watch) <= 86400:
+        raise UserError(f"--watch {watch}: give seconds, from 0.1 to 86400")
+    try:
+        _watch(view, float(watch))
+    except KeyboardInterrupt:
+        print()
     return 0
 
 
-def _all_runs(paths: Sequence[Path]) -> list[Path]:
-    """Each run once, in the order given; UserError with a line for each path without one."""
-    found: dict[Path, None] = {}
-    mistakes = []
-    for path in paths:
-        try:
-            found |= dict.fromkeys(find_runs(path))
-        except UserError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return list(found)
+@dataclass
+class _View:
+    """What the words name, found anew at each look: single runs, sweeps, folders of runs."""
+
+    paths: Sequence[Path]
+    trouble: str = ""
+    sweeps: list[Sweep] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    def find(self) -> None:
+        """Each run once, in the order given; UserError with a line for each path without one."""
+        found: dict[Path, None] = {}
+        self.sweeps, mistakes = [], []
+        for path in self.paths:
+            try:
+                sweep = None if is_run(path) else read_sweep(path)
+                if sweep is None:
+                    found |= dict.fromkeys(find_runs(path))
+                else:
+                    self.sweeps.append(sweep)
+            except UserError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise UserError("\n".join(mistakes))
+        self.folders = list(found)
+
+    def read(self, queue: Queue) -> list[RunStatus]:
+        """All runs, those of sweeps first."""
+        self.find()
+        members = [folder for sweep in self.sweeps for folder, _ in sweep.members]
+        runs = read_runs([*members, *self.folders], queue)
+        self.trouble = f"SLURM was not asked: {queue.trouble}" if queue.trouble else ""
+        return runs
+
+    def parts(self, runs: Sequence[RunStatus]) -> list[tuple[Sweep | None, Sequence[RunStatus]]]:
+        """The runs of each sweep, then the others."""
+        found: list[tuple[Sweep | None, Sequence[RunStatus]]] = []
+        for sweep in self.sweeps:
+            found.append((sweep, runs[: len(sweep.members)]))
+            runs = runs[len(sweep.members) :]
+        return [*found, (None, runs)] if runs else found
+
+    def show(self, runs: Sequence[RunStatus]) -> str:
+        """One run in full, or tables."""
+        if len(self.paths) == 1 and not self.sweeps and is_run(self.paths[0]):
+            return in_full(runs[0])
+        return "\n\n".join(as_table(part, sweep) for sweep, part in self.parts(runs))
+
+    def complain(self) -> None:
+        """Say once more than the runs what could not be found out."""
+        if self.trouble:
+            print(self.trouble, file=sys.stderr)
 
 
-def _cells(status: RunStatus) -> list[str]:
-    said = status.resume if status.state == "killed" else status.reason
-    return [
-        status.run,
-        status.state,
-        _of(status.step, status.total_steps),
-        _epoch(status),
-        _metric(status),
-        f"{status.images_per_second:,.0f}" if status.images_per_second is not None else "-",
-        str(status.restarts),
-        str(status.steps_lost),
-        ago(status.heartbeat_age) if status.heartbeat_age is not None else "-",
-        "; ".join(part for part in (said, *status.problems) if part),
-    ]
+def _json(view: _View, runs: Sequence[RunStatus]) -> str:
+    found = []
+    for sweep, part in view.parts(runs):
+        for number, status in enumerate(part):
+            values = {"values": sweep.members[number][1]} if sweep else {}
+            found.append(asdict(status) | values)
+    return json.dumps(found, indent=2, allow_nan=False)
 
 
-def _of(value: int | None, total: int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value}/{total}" if total is not None else str(value)
+def _watch(view: _View, seconds: float) -> None:
+    """At a terminal the same lines drawn anew, elsewhere printed again where they changed."""
+    queue = Queue(every=_ASK_EVERY)
+    runs = view.read(queue)  # a mistake in the words is said before anything is drawn
+    if not sys.stdout.isatty():
+        before = None
+        while True:
+            now = (what_counts(runs), view.trouble)
+            if now != before:
+                print(view.show(runs), *filter(None, [view.trouble]), "", sep="\n", flush=True)
+            before = now
+            time.sleep(seconds)
+            runs = view.read(queue)
+    from rich.live import Live  # late: without --watch nobody waits for it
+    from rich.text import Text
+
+    with Live(auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            told = "\n".join(filter(None, [view.show(runs), view.trouble]))
+            live.update(Text(told, no_wrap=True, overflow="ellipsis"), refresh=True)
+            time.sleep(seconds)
+            runs = view.read(queue)
 
 
-def _epoch(status: RunStatus) -> str:
-    if status.epoch is None:
-        return "-"
-    return _of(min(status.epoch + 1, status.epochs or status.epoch + 1), status.epochs)
-
-
-def _metric(status: RunStatus) -> str:
-    if status.metric is None or status.value is None:
-        return "-"
-    shown = f"{status.value:.3f}" if status.metric == "loss" else f"{100 * status.value:.1f} %"
-    return f"{status.metric} {shown}"
-
-
-def _aligned(rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    # Not a table of rich's: it would be cut to the width of a terminal where there is none.
-    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        (indent + "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    )
-
-
-def _in_full(status: RunStatus) -> str:
-    speed = []
-    if status.images_per_second is not None:
-        speed.append(f"{status.images_per_second:,.0f} images/s")
-    if status.step_seconds is not None:
-        speed.append(f"{status.step_seconds:.3g} s a step")
-    if status.world_size is not None:
-        speed.append(f"{status.world_size} process{'es' if status.world_size > 1 else ''}")
-    heartbeat = "-"
-    if status.heartbeat_age is not None:
-        heartbeat = f"{ago(status.heartbeat_age)} ago" + (
-            f", while {status.phase}" if status.phase else ""
-        )
-    facts = [
-        ("state", f"{status.state}: {status.reason}" if status.reason else status.state),
-        ("step", _of(status.step, status.total_steps)),
-        ("epoch", _epoch(status)),
-        ("metric", _metric(status)),
-        ("speed", ", ".join(speed) or "-"),
-        ("heartbeat", heartbeat),
-        ("host", status.host or "-"),
-        ("restarts", f"{status.restarts}, {status.steps_lost} steps lost"),
-        *(("problem", problem) for problem in status.problems),
-    ]
-    if status.resume:
-        facts.append(("resume", status.resume))
-    parts = [status.run, _aligned(facts, "  ")]
-    if status.attempts:
-        rows = [("ATTEMPT", "HOST", "START (UTC)", "END (UTC)", "FROM STEP", "LOST", "")]
-        rows += [
-            (
-                str(attempt.number),
-                attempt.host or "-",
-                _when(attempt.start),
-                _when(attempt.end),
-                _of(attempt.first_step, None),
-                _of(attempt.steps_lost, None),
-                attempt.how,
-            )
-            for attempt in status.attempts
-        ]
-        parts.append(_aligned(rows, "  "))
-    if status.checkpoints:
-        saved = [("CHECKPOINT", "STEP", "MB")]
-        saved += [(c.folder, str(c.step), f"{c.size / 1e6:,.1f}") for c in status.checkpoints]
-        parts.append(_aligned(saved, "  "))
-    return "\n\n".join(parts)
-
-
-def _when(iso: str | None) -> str:
-    return iso[:19].replace("T", " ") if iso else "-"
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
+from adafilter_dist.cpus import cpus_of_rank
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def default_workers() -> int:
-    """Cores that this process may use, shared with the other ranks that torchrun put here."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
+    """The CPUs of this rank."""
+    return cpus_of_rank()
 
 
 class WorkerPool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 
-from adafilter_dist.engine.world import World
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import LostPeerError, RankError, UserError
+
+if TYPE_CHECKING:
+    from adafilter_dist.engine.world import World
+
+__all__ = ["RankError", "from_first", "lost_peer", "sign_of_loss"]
 
 T = TypeVar("T")
 
@@ -28,13 +32,6 @@ _SIGNS = (
 )
 
 
-class RankError(UserError):
-    """What one rank met and not all: whoever has says so."""
-
-    exit_code = 1
-    every_rank = True
-
-
 def from_first(world: World, choose: Callable[[], T]) -> T:
     """What ``choose`` gives on rank 0, on every rank; a UserError of rank 0 is raised on all."""
     box: list[Any] = [None]
@@ -50,13 +47,19 @@ def from_first(world: World, choose: Callable[[], T]) -> T:
     return choice
 
 
-def lost_peer(error: BaseException, where: str, timeout: str, run: Path) -> RankError | None:
-    """The error to show where ``error`` says that another rank is gone, else None."""
-    text = str(error)
-    sign = next((sign for sign in _SIGNS if sign in text), None)
-    if not isinstance(error, RuntimeError) or sign is None:
+def sign_of_loss(error: BaseException) -> str | None:
+    """The words by which an error says that another rank is gone or cannot be reached, if any."""
+    if not isinstance(error, RuntimeError):
         return None
-    return RankError(
+    return next((sign for sign in _SIGNS if sign in str(error)), None)
+
+
+def lost_peer(error: BaseException, where: str, timeout: str, run: Path) -> LostPeerError | None:
+    """The error to show where ``error`` says that another rank is gone, else None."""
+    sign = sign_of_loss(error)
+    if sign is None:
+        return None
+    return LostPeerError(
         f"{where} lost another rank ({sign}): it ended, or gave no answer for "
         f"engine.timeout={timeout}; its own output says why. Go on with: adafilter resume {run}"
     )

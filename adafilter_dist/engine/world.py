@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from adafilter_dist.cpus import cpus_of_rank
+from adafilter_dist.engine.guard import ended_unless_done
+from adafilter_dist.engine.kinds import require_one_kind
 from adafilter_dist.engine.meeting import meet
-from adafilter_dist.errors import UserError
+from adafilter_dist.engine.meeting_file import Meeting, meet_in_file, wrong_network
+from adafilter_dist.engine.peers import sign_of_loss
+from adafilter_dist.errors import RankError, UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.schema import seconds
 
@@ -27,6 +34,8 @@ class World:
     local_world_size: int
     device: torch.device
     threads: int
+    store: dist.Store = field(default_factory=dist.HashStore, compare=False, repr=False)
+    """Where ranks leave word for each other that no collective can wait for."""
 
     @property
     def first(self) -> bool:
@@ -35,11 +44,15 @@ class World:
 
 
 def _place() -> tuple[int, int, int, int]:
-    """(rank, world_size, local_rank, local_world_size) as torchrun sets them; one process else."""
+    """(rank, world_size, local_rank, local_world_size) as torchrun sets them; one process else.
+
+    With ADAFILTER_MEETING, the file by which the ranks meet, nobody has to know an address.
+    """
     keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not any(key in os.environ for key in keys[:2]):
         return 0, 1, 0, 1
-    missing = [key for key in (*keys[:3], "MASTER_ADDR", "MASTER_PORT") if key not in os.environ]
+    master = () if _meeting() is not None else ("MASTER_ADDR", "MASTER_PORT")
+    missing = [key for key in (*keys[:3], *master) if key not in os.environ]
     if missing:
         raise UserError(
             f"the launcher set some of torchrun's variables but not {', '.join(missing)}; "
@@ -55,16 +68,25 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("engine.device=cuda: torch sees no CUDA device here; use engine.device=cpu")
     if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"local rank {local_rank} has no GPU of its own: this node has "
+        raise RankError(
+            f"local rank {local_rank} has no GPU of its own: {socket.gethostname()} has "
             f"{torch.cuda.device_count()}; start at most that many processes a node"
         )
     return torch.device("cuda", local_rank)
 
 
-def cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _meeting() -> Path | None:
+    """The file by which the ranks meet, unless a launcher such as torchrun gave an address."""
+    file = os.environ.get("ADAFILTER_MEETING")
+    return Path(file) if file and "MASTER_ADDR" not in os.environ else None
+
+
+def _connect_seconds() -> float:
+    text = os.environ.get("ADAFILTER_CONNECT_TIMEOUT", "120")
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"ADAFILTER_CONNECT_TIMEOUT={text}: a number of seconds") from None
 
 
 @contextmanager
@@ -82,24 +104,74 @@ def join_world(recipe: Recipe) -> Iterator[World]:
             f"{train.micro_batches} processes or lower train.micro_batch (it changes the numbers)"
         )
     device = _device(recipe.engine.device, local_rank)
-    threads = recipe.engine.threads or max(1, cores() // local_world_size)
+    threads = recipe.engine.threads or cpus_of_rank()
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    alone = "WORLD_SIZE" not in os.environ
     timeout = timedelta(seconds=seconds(recipe.engine.timeout))
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=dist.HashStore() if alone else meet(rank, world_size, timeout),
-        rank=rank,
-        world_size=world_size,
-        timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
-    )
+    meeting = _meet(rank, world_size, timeout)
+    _connect(meeting.store, rank, world_size, device, timeout)
+    store = dist.PrefixStore("word", meeting.store)
     try:
-        yield World(rank, world_size, local_rank, local_world_size, device, threads)
+        yield World(rank, world_size, local_rank, local_world_size, device, threads, store)
     finally:
         dist.destroy_process_group()
+    meeting.leave()
+
+
+def _meet(rank: int, world_size: int, timeout: timedelta) -> Meeting:
+    """A store that all ranks have reached; RankError where some do not come."""
+    file = _meeting()
+    if "WORLD_SIZE" not in os.environ:
+        return Meeting(0, 1, dist.HashStore())
+    if file is not None:
+        return meet_in_file(
+            file,
+            rank,
+            world_size,
+            within=_connect_seconds(),
+            timeout=timeout,
+            interface=os.environ.get("ADAFILTER_INTERFACE") or None,
+        )
+    try:
+        return Meeting(0, 1, meet(rank, world_size, timeout))
+    except RuntimeError as error:
+        if sign_of_loss(error) is None:
+            raise
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RankError(
+            f"rank {rank} on {socket.gethostname()}: the ranks did not meet at {address} within "
+            f"{timeout.total_seconds():.0f} s ({str(error).splitlines()[0]}); the other ranks' "
+            "output says why"
+        ) from None
+
+
+def _connect(
+    store: dist.Store, rank: int, world_size: int, device: torch.device, timeout: timedelta
+) -> None:
+    """Make the process group; where that does not work, say so within a bounded time."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # gloo ends by itself after the group's time-out; NCCL may try for ever.
+    within = _connect_seconds() if _meeting() is not None else timeout.total_seconds() + 60
+    where = f"rank {rank} on {socket.gethostname()}: the ranks have met, but {backend}"
+    advice = f"another rank ended (its output says why), {wrong_network()}"
+    late = f"{where} could not connect them all within {within:.0f} s: {advice}"
+    require_one_kind(store, rank, world_size, device.type, within)
+    try:
+        with ended_unless_done(within, late):
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+                device_id=device if device.type == "cuda" else None,
+            )
+    except RuntimeError as error:
+        if sign_of_loss(error) is None:
+            raise
+        reason = str(error).splitlines()[0]
+        raise RankError(f"{where} could not connect them ({reason}): {advice}") from None
 
 
 def set_arithmetic(recipe: Recipe) -> None:

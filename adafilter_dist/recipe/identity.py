@@ -11,7 +11,7 @@ from typing import Any
 from adafilter_dist.recipe.schema import Optim, Recipe
 
 # Where things lie and who reads them does not change the numbers.
-_DATA_PLACES = {"root", "prepared", "download", "loader", "num_workers", "csv"}
+_DATA_PLACES = {"root", "prepared", "download", "loader", "num_workers", "csv", "stage_to"}
 # Nor does how often the validation set is looked at.
 _TRAIN_EXTRA = {"evaluate_every"}
 

@@ -14,17 +14,25 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from adafilter_dist.errors import UserError, nearest
+from adafilter_dist.recipe.comma_list import split_list
+from adafilter_dist.recipe.launch import Launch
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.site import find_site
+from adafilter_dist.recipe.yaml_loader import read_yaml
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In the wheel the recipes lie inside the package, in a clone beside it.
 _SHIPPED = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
-_QUOTED_OR_BRACKETED = re.compile(r"\"[^\"]*\"|'[^']*'|\[[^\]]*\]|\{[^}]*\}")
 
 
 def _folders() -> Iterator[Path]:
     yield Path("recipes")
     yield from _SHIPPED
+
+
+def shipped_recipes() -> list[Path]:
+    """The folder of the recipes that come with the package: one, inside of it or beside it."""
+    return [folder for folder in _SHIPPED if (folder / "demo.yaml").is_file()][:1]
 
 
 def recipe_names() -> list[str]:
@@ -67,14 +75,18 @@ def load_recipe(words: Sequence[str]) -> Recipe:
             mistakes.append(f"{word!r}: expected key=value, e.g. recipe=demo or optim.lr=0.01")
         elif key == "recipe":
             named = text
-        elif "," in _QUOTED_OR_BRACKETED.sub("", text):
+        elif key == "launch" and text.startswith("@"):  # no YAML begins with @
+            overrides.append((key, text))
+        elif key == "launch" and text and not text.startswith("{"):
+            mistakes.append(f"{word}: a site file is named as launch=@{text}, a key as launch.KEY=")
+        elif len(split_list(text)) > 1:
             mistakes.append(
                 f"{key}={text}: a comma list is a sweep, and this command runs one recipe; "
                 f"write a list as {key}=[{text}] or a text as {key}='\"{text}\"'"
             )
         else:
             try:
-                overrides.append((key, yaml.safe_load(text) if text else None))
+                overrides.append((key, read_yaml(text) if text else None))
             except yaml.YAMLError:
                 mistakes.append(f"{key}={text}: not a YAML value")
     if named is None:
@@ -92,7 +104,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UserError(f"{path}: base: leads back to the recipe itself")
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = read_yaml(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -125,6 +137,10 @@ def _other_kind(key: str, old: Mapping[str, Any], name: object) -> bool:
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    if key == "launch" and isinstance(value, str) and value.startswith("@"):
+        for name, setting in _site(value[1:]).items():
+            _put(tree, f"launch.{name}", setting)
+        return
     *parents, last = key.split(".")
     for parent in parents:
         inner = tree.get(parent)
@@ -138,6 +154,23 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
         tree[last] = {**old, "name": value}
     else:
         tree[last] = value
+
+
+def _site(name: str) -> dict[str, Any]:
+    """The settings of a site file; UserError that names the file for a key that there is not."""
+    path = find_site(name, _folders())
+    settings = _read(path, ())
+    allowed = sorted(Launch.model_fields)
+    unknown = [str(key) for key in settings if key not in allowed]
+    if unknown:
+        raise UserError(
+            "\n".join(
+                f"{path}: {key}: unknown key{nearest(key, allowed)}; allowed, as in launch:, are: "
+                + ", ".join(allowed)
+                for key in unknown
+            )
+        )
+    return settings
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -5,15 +5,11 @@ Every key has a type, a default and a line of what it means; an unknown key is a
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     PositiveFloat,
@@ -22,26 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from adafilter_dist.recipe.launch import Launch
+from adafilter_dist.recipe.section import AbsolutePath, Duration, Section, check_duration
+from adafilter_dist.recipe.section import seconds as seconds
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|sec|min|m|h|hours?)\s*$")
-_SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "hours": 3600}
-
-
-def seconds(text: str) -> float:
-    """Seconds in a duration such as ``"90s"``, ``"10min"`` or ``"1.5h"``; ValueError otherwise."""
-    match = _DURATION.match(text)
-    if not match:
-        raise ValueError(f"{text!r} is not a duration; write it like '90s', '10min' or '1.5h'")
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def _duration(value: Any) -> Any:
-    if not seconds(str(value)):
-        raise ValueError("must be longer than 0 s")
-    return value
-
-
-Duration = Annotated[str, BeforeValidator(_duration)]
 
 
 def _every(value: Any) -> Any:
@@ -49,7 +30,7 @@ def _every(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     try:
-        return value if value == "auto" else _duration(value)
+        return value if value == "auto" else check_duration(value)
     except ValueError:
         raise ValueError(
             "must be a number of steps from 1, a duration like '90s', '10min' or '1.5h', or 'auto'"
@@ -57,14 +38,6 @@ def _every(value: Any) -> Any:
 
 
 Every = Annotated[int | str, BeforeValidator(_every)]
-# Absolute from the start, so that a run can be resumed from another folder.
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are fixed once loaded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Data(Section):
@@ -78,6 +51,11 @@ class Data(Section):
     )
     prepared: AbsolutePath | None = Field(
         None, description="folder for what `prepare` writes; default beside the data"
+    )
+    stage_to: str | None = Field(
+        None,
+        description="folder on a disk of each node, where the prepared files are copied before "
+        "training; $VARIABLES are those of the node, e.g. $SLURM_TMPDIR",
     )
     csv: AbsolutePath | None = Field(None, description="imagefolder: a CSV of path,label,split")
     download: bool = Field(True, description="let `prepare` fetch what is missing")
@@ -118,6 +96,10 @@ class Data(Section):
     def _check(self) -> Data:
         if self.csv is not None and self.name != "imagefolder":
             raise ValueError("csv is only for data.name=imagefolder")
+        if self.stage_to is not None and not self.stage_to.startswith(("/", "$", "~")):
+            raise ValueError(
+                f"stage_to={self.stage_to}: must begin with / or a variable such as $SLURM_TMPDIR"
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
         return self
@@ -353,6 +335,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     log: Log = Log()
+    launch: Launch = Launch()
 
     @field_validator("method", mode="before")
     @classmethod

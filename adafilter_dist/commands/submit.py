@@ -1,0 +1,118 @@
+"""``adafilter submit``: runs as jobs of a SLURM cluster, or in the background of this machine."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from adafilter_dist.commands.resume import add_allow_mismatch
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.changes import require_known
+
+if TYPE_CHECKING:
+    from adafilter_dist.launch.target import Target
+
+HELP = "train, evaluate or prepare as a job of a SLURM cluster"
+_VERBS = ("train", "evaluate", "prepare")
+_EPILOG = """\
+examples:
+  %(prog)s recipe=food101 launch.partition=gpu launch.gpus_per_node=8 launch.time=8h
+  %(prog)s recipe=food101 launch=@mysite launch.nodes=2        # a site's settings; later words win
+  %(prog)s recipe=food101 optim.lr=0.01,0.02 seed=0,1,2        # a sweep: six runs, one array
+  %(prog)s recipe=food101 --dry-run                            # the sbatch script, nothing else
+  %(prog)s resume=runs/food101/1a2b3c4d                        # go on with a run
+A job that is preempted, comes to its time limit or loses a node saves and is requeued; one that you
+cancel saves and stays. The same words again submit nothing that is queued, running or finished."""
+
+
+def run(words: list[str], program: str = "adafilter submit") -> int:
+    """Parse ``[VERB] recipe=NAME | resume=RUN key=value ... [--dry-run]``, submit and return."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=f"{HELP}; without SLURM, in the background of this machine.",
+        epilog=_EPILOG.replace("%(prog)s", program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="key=value", help="train (default), evaluate or prepare first"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the sbatch script; check and submit nothing"
+    )
+    add_allow_mismatch(parser)
+    options = parser.parse_intermixed_args(words)
+    require_known(options.allow_mismatch)
+    verb, rest = "train", list(options.words)
+    if rest and "=" not in rest[0]:
+        verb = rest.pop(0)
+    if verb not in _VERBS:
+        raise UserError(f"{verb!r}: not a verb of {program}; there are: {', '.join(_VERBS)}")
+    console = Console()
+    if verb == "train":
+        return _train(rest, options.allow_mismatch, options.dry_run, program, console)
+    from adafilter_dist.launch.other_verbs import submit_verb
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return submit_verb(verb, rest, options.dry_run, say)
+
+
+def _train(
+    words: Sequence[str], allow: Sequence[str], dry_run: bool, program: str, console: Console
+) -> int:
+    # Imported here: --help need not wait for torch.
+    from adafilter_dist.launch import submit
+    from adafilter_dist.launch.target import find_targets
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    targets = find_targets(words, allow)
+    folder = submit.sweep_folder(targets)
+    if dry_run:
+        print(submit.plan_batch(targets, folder).script(len(targets)), end="")
+        return 0
+    launch = targets[0].recipe.launch
+    cluster = submit.choose_cluster(launch, say)
+    left = submit.still_to_do(targets, say)
+    if not left:
+        if folder is not None:
+            submit.write_sweep(folder, targets)
+            say(f"results: adafilter status {folder}")
+        return 0
+    batch = submit.plan_batch(left, folder)
+    submit.check(left, cluster, batch)
+    done = submit.submit_runs(left, batch, cluster, words, allow)
+    if folder is not None:
+        submit.write_sweep(folder, targets)
+    job = done.jobs[0].partition("_")[0]
+    kind = "job" if cluster == "slurm" else "process"
+    size = f"{launch.nodes} x {launch.processes_per_node} processes, {launch.time} a turn"
+    count = f"{len(left)} runs" if folder is not None else str(left[0].run)
+    say(f"submitted {kind} {job}: {count}, {size if cluster == 'slurm' else 'on this machine'}")
+    if folder is not None:
+        _show_members(console, left, done.jobs)
+        lines = {"status": f"adafilter status {folder}", "cancel": submit.cancel_line(cluster, job)}
+    else:
+        say(f"{'run':<8}{left[0].run}")
+        say(f"{'log':<8}{done.logs[0].replace('%t', '0')}")
+        lines = submit.command_lines(program, left[0].run, cluster, job)
+    for name, line in lines.items():
+        say(f"{name:<8}{line}")
+    return 0
+
+
+def _show_members(console: Console, targets: Sequence[Target], jobs: Sequence[str]) -> None:
+    table = Table(box=None, pad_edge=False)
+    keys = list(targets[0].values)
+    for name in ("JOB", *keys, "RUN"):
+        table.add_column(name, overflow="fold")
+    for target, job in zip(targets, jobs, strict=True):
+        values = [str(target.values[key]) for key in keys]
+        table.add_row(job, *values, str(target.run))
+    console.print(table)

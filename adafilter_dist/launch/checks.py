@@ -1,0 +1,60 @@
+"""What can be known on the login node before anything is submitted: so that mistakes end there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.identity import numbers_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_world(recipe: Recipe) -> None:
+    """UserError if the recipe has fewer micro-batches than the job has processes."""
+    launch, train = recipe.launch, recipe.train
+    if launch.world_size > train.micro_batches:
+        raise UserError(
+            f"launch.nodes={launch.nodes} x {launch.processes_per_node} processes: "
+            f"train.global_batch={train.global_batch} holds only {train.micro_batches} "
+            f"micro-batches of {train.micro_batch}; use at most {train.micro_batches} processes, "
+            "or lower train.micro_batch (it changes the numbers)"
+        )
+
+
+class Checks:
+    """Checks of recipes that are submitted together; what they share is looked at once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def check(self, recipe: Recipe, run: Path) -> None:
+        """Open the data, load the weights, convert, and see whether the run fits on its disk.
+
+        Raises UserError with what to do, e.g. the line that prepares data and weights.
+        """
+        from adafilter_dist.run_space import require_run_space, space_of_run
+
+        check_world(recipe)
+        numbers = numbers_of(recipe)
+        same = json.dumps(
+            [numbers["data"], numbers["model"], numbers["method"], str(recipe.data.prepared)],
+            sort_keys=True,
+        )
+        if same not in self._seen:
+            self._seen[same] = 0  # said once, whatever is wrong with it
+            self._seen[same] = space_of_run(_built(recipe), recipe)
+        require_run_space(run, self._seen[same])
+
+
+def _built(recipe: Recipe) -> nn.Module:
+    from adafilter_dist.data.prepared import open_prepared
+    from adafilter_dist.methods import build_method
+    from adafilter_dist.models.backbones import load_backbone
+
+    prepared = open_prepared(recipe)
+    return build_method(load_backbone(recipe, len(prepared.classes)), recipe).model

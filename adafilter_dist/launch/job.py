@@ -1,0 +1,168 @@
+"""What each task of a SLURM job runs: one rank of a run, from submission or after a requeue.
+
+submitit pickles an object of this class once and starts it again at every requeue. It holds no
+state: that lies in the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from adafilter_dist.errors import LostPeerError
+from adafilter_dist.launch.comeback import come_back
+from adafilter_dist.launch.requeue import (
+    Verdict,
+    ask,
+    claim_requeue,
+    limits,
+    own_job,
+)
+from adafilter_dist.preemption import StopFlag, stop_on_signal
+from adafilter_dist.said import exit_code
+from adafilter_dist.surroundings import Surroundings
+
+_STOPPED = 75
+# Where a rank failed by itself, srun ends the others within a second or two.
+_WAIT_FOR_SRUN = 30.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A verb with its words. ``run`` is the run it trains, ``folder`` where ranks meet.
+
+    ``near``: seconds before the time limit at which SLURM signals; ``grace``: seconds that a
+    preemption leaves, None for what SLURM says; ``max_restarts``: in a row without progress;
+    ``allow``: keys that may differ from the run's.
+    """
+
+    verb: str
+    words: tuple[str, ...]
+    run: Path | None
+    folder: Path
+    near: float
+    grace: float | None
+    max_restarts: int
+    interface: str | None
+    connect_timeout: float
+    allow: tuple[str, ...] = ()
+
+    def __call__(self) -> int:
+        """Run as this task's rank; 0, or SystemExit with the code that ends the job as failed."""
+        flag = StopFlag()
+        with stop_on_signal(flag):  # from now on: imports take seconds
+            self._take_place()
+            code = exit_code(lambda: self._do(flag))
+        if code:
+            sys.stdout.flush()
+            raise SystemExit(code)  # an exception would be pickled and told of twice
+        return 0
+
+    def _take_place(self) -> None:
+        """The variables that torchrun would set, from SLURM's."""
+        job, restart = own_job() or ("0", 0)
+        tasks = int(os.environ["SLURM_NTASKS"])
+        nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+        # As __main__ does, before torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        for stale in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+            os.environ.pop(stale, None)
+        os.environ |= {
+            "RANK": os.environ["SLURM_PROCID"],
+            "WORLD_SIZE": str(tasks),
+            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+            "LOCAL_WORLD_SIZE": str(tasks // nodes),
+            "ADAFILTER_MEETING": str(self.folder / f"meeting.{job}.{restart}"),
+            "ADAFILTER_CONNECT_TIMEOUT": str(self.connect_timeout),
+        }
+        if self.interface:
+            os.environ["ADAFILTER_INTERFACE"] = self.interface
+
+    def _do(self, flag: StopFlag) -> int:
+        if self.run is None or self.verb != "train":
+            from adafilter_dist.__main__ import main
+
+            return main([self.verb, *self.words])
+        return self._train(self.run, flag)
+
+    def _train(self, run: Path, flag: StopFlag) -> int:
+        from rich.console import Console
+
+        from adafilter_dist.attempt import run_attempt
+        from adafilter_dist.engine.peers import sign_of_loss
+        from adafilter_dist.recipe import load_recipe
+
+        recipe = load_recipe(self.words)
+        verdict: list[Verdict] = []
+
+        def explain(heard: str) -> str:
+            verdict.append(ask(heard, self.near))
+            return verdict[-1].reason
+
+        first = os.environ["RANK"] == "0"
+        around = Surroundings(flag, explain, self.grace, self.max_restarts)
+        if first:
+            self._ask_for_limits(around)
+        try:
+            code = run_attempt(
+                recipe, Console(soft_wrap=True), allow_mismatch=self.allow, around=around
+            )
+        except LostPeerError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return self._after_loss(run)
+        except RuntimeError as error:  # at the start, before anything else explains it
+            if sign_of_loss(error) is None:
+                raise
+            print(f"error: another rank was lost: {error}", file=sys.stderr, flush=True)
+            return self._after_loss(run)
+        if code != _STOPPED or not first:
+            return 0 if code == _STOPPED else code
+        job, restart = own_job() or ("0", 0)
+        if verdict and claim_requeue(self.folder, job, restart):
+            came = come_back(run, job, verdict[-1], _say)
+            if verdict[-1].ours and not came:
+                return 1  # seen in SLURM's own tables, too
+        return 0
+
+    def _ask_for_limits(self, around: Surroundings) -> None:
+        """When the job will be ended, and what a preemption leaves; training goes on without."""
+        try:
+            around.stop.ends_at, grace = limits()
+        except OSError as error:
+            _say(f"warning: SLURM does not say when this job ends: {error}")
+            return
+        if around.grace is None:
+            around.grace = grace
+
+    def _after_loss(self, run: Path) -> int:
+        """Another rank is gone: by a failure of its own, then srun ends us, or with its node."""
+        _until_ended(_WAIT_FOR_SRUN)
+        job, restart = own_job() or ("0", 0)
+        verdict = ask("a rank was lost, with its node or its network", self.near)
+        if verdict.by != "nobody" and claim_requeue(self.folder, job, restart):
+            come_back(run, job, verdict, _say)
+        return 1
+
+
+def _until_ended(longest: float) -> None:
+    """Wait for the signal that ends this task; return where none comes."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(1)
+
+    before: Callable[[int, FrameType | None], object] | int | None
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        time.sleep(longest)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

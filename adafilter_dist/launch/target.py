@@ -1,0 +1,173 @@
+"""A run that is to be submitted: found, judged, and noted as queued."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adafilter_dist.atomic import make_folder, write_bytes, write_json, write_text
+from adafilter_dist.errors import UserError
+from adafilter_dist.launch import local
+from adafilter_dist.launch.queue import Job
+from adafilter_dist.launch.sweep import Member, expand
+from adafilter_dist.ownership import Ownership, is_alive, newest_owner
+from adafilter_dist.plan import Plan, make_plan
+from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
+from adafilter_dist.recipe.section import seconds
+from adafilter_dist.run_folder import RunFolder
+from adafilter_dist.salvage import read_object, text
+
+
+@dataclass(frozen=True)
+class Target:
+    """A member of the submission with the run it means; ``values`` are those of swept keys."""
+
+    recipe: Recipe
+    plan: Plan
+    values: dict[str, Any]
+
+    @property
+    def run(self) -> Path:
+        """The run folder, as it is found from here."""
+        return self.plan.path
+
+    @property
+    def jobs(self) -> Path:
+        """Where scripts, pickles and logs of the run's own jobs lie."""
+        return self.run.absolute() / "jobs"
+
+    @property
+    def wanted(self) -> Path:
+        """The recipe as it was submitted, with the run it is for."""
+        return self.jobs / "recipe.yaml"
+
+    def owners_job(self) -> str | None:
+        """The SLURM job of the last attempt, if it was in one."""
+        owner = newest_owner(self.run) if self.run.exists() else None
+        return owner.job if owner is not None else None
+
+    def in_use(self, queue: Mapping[str, Job]) -> str:
+        """Who has the run now, empty for nobody known; ``queue`` is what SLURM says of jobs.
+
+        An owner on another node, whose job is over, is dead: the run is given free at once.
+        """
+        owner = newest_owner(self.run) if self.run.exists() else None
+        lease = seconds(self.recipe.checkpoint.lease)
+        if owner is None or is_alive(self.run, owner, lease=lease) is False:
+            return ""
+        job = queue.get(owner.job or "")
+        if job is None or not job.ended:
+            return owner.name
+        Ownership(self.run, owner.attempt).end("killed", f"job {job.name}: {job.said}", None)
+        return ""
+
+    def awaited_by(self) -> str:
+        """The process of this machine whose turn for the run has yet to come, empty for none."""
+        problems: list[str] = []
+        known = read_object(self.run / "submitted.json", problems)
+        status = read_object(self.run / "status.json", problems)
+        job, host = text(known, "job"), text(known, "host")
+        if known.get("cluster") != "local" or status.get("state") != "queued":
+            return ""
+        return job if job and host == socket.gethostname() and local.is_running(job) else ""
+
+    def enqueue(self) -> bytes | None:
+        """Make the run folder and note it as queued; what status.json held before."""
+        try:
+            make_folder(self.jobs)
+            if not (self.run / "recipe.yaml").exists():
+                RunFolder(self.run).keep(self.plan.verdict.recipe)
+            asked = self.recipe.model_copy(update={"resume": str(self.run.absolute())})
+            write_text(self.wanted, dump_recipe(asked))
+            status = self.run / "status.json"
+            before = status.read_bytes() if status.exists() else None
+            known = RunFolder(self.run).read_status()
+            write_json(status, {**known, "state": "queued", "reason": "", "heartbeat": time.time()})
+            return before
+        except OSError as error:
+            raise UserError(
+                f"run_dir={self.run}: cannot be written ({error.strerror}); choose another with "
+                "run_dir=PATH"
+            ) from None
+
+    def dequeue(self, before: bytes | None) -> None:
+        """Undo what :meth:`enqueue` noted."""
+        status = self.run / "status.json"
+        if before is None:
+            status.unlink(missing_ok=True)
+        else:
+            write_bytes(status, before)
+
+    def submitted(
+        self, cluster: str, job: str, folder: Path, log: str, words: Sequence[str]
+    ) -> None:
+        """Note the job that the run was given to."""
+        launch = self.recipe.launch
+        note = {
+            "cluster": cluster,
+            "job": job,
+            "host": socket.gethostname(),
+            "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+            "folder": str(folder),
+            "log": log,
+            "tasks": launch.world_size,
+            "nodes": launch.nodes,
+            "words": list(words),
+        }
+        write_json(self.run / "submitted.json", note)
+
+
+def job_of(run: Path) -> str | None:
+    """The SLURM job that a run was last given to."""
+    try:
+        known = json.loads((run / "submitted.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return str(known.get("job")) if known.get("cluster") == "slurm" else None
+
+
+def find_targets(words: Sequence[str], allow: Collection[str]) -> list[Target]:
+    """The runs that the words mean, one for each combination of comma lists.
+
+    Raises UserError for any mistake in any of them, and for two that are the same run.
+    """
+    found: list[Target] = []
+    mistakes: list[str] = []
+    for member in expand(words):
+        try:
+            found.append(_target(member, allow))
+        except UserError as error:
+            mistakes += [line for line in str(error).splitlines() if line not in mistakes]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    for number, target in enumerate(found):
+        for other in found[:number]:
+            if other.run == target.run:
+                raise UserError(
+                    f"{_said(other.values)} and {_said(target.values)} are the same run, "
+                    f"{target.run}: leave one out"
+                )
+    return found
+
+
+def _target(member: Member, allow: Collection[str]) -> Target:
+    words = dict(word.partition("=")[::2] for word in member.words)
+    resumed = words.get("resume", "auto")
+    if "recipe" not in words and resumed not in ("auto", "never"):
+        known = Path(resumed).expanduser() / "recipe.yaml"
+        if not known.is_file():
+            raise UserError(f"resume={resumed}: not a run folder (no recipe.yaml in it)")
+        recipe = load_recipe([f"recipe={known}", *member.words])
+    else:
+        recipe = load_recipe(member.words)
+    return Target(recipe, make_plan(recipe, allow), member.values)
+
+
+def _said(values: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in values.items())

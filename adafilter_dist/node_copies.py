@@ -1,0 +1,154 @@
+"""Every node reads its own copy of the prepared files, where ``data.stage_to`` asks for it.
+
+The first rank of each node has the copy made; all ranks wait for all nodes. They leave word for
+each other in the store they met in: a copy may take far longer than a collective waits. A rank that
+copies gives signs of life, and one that gives none for engine.timeout is given up.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adafilter_dist.data.prepared import Prepared
+from adafilter_dist.data.staging import NotStaged, expanded, redirected, stage
+from adafilter_dist.disk import gib
+from adafilter_dist.engine import World
+from adafilter_dist.errors import RankError, UserError
+from adafilter_dist.nodes import Found, first_of_node
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.schema import seconds
+
+_BEAT_SECONDS = 1.0
+_TELL_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What else goes on meanwhile: ``tick`` is called at least once a second.
+
+    ``stopped`` says whether to give up copying, ``tell`` gets a line now and then.
+    """
+
+    tick: Callable[[], None] = lambda: None
+    stopped: Callable[[], bool] = lambda: False
+    tell: Callable[[str], None] = print
+
+
+def read_from_nodes(
+    prepared: Prepared, recipe: Recipe, world: World, found: Sequence[Found], watch: Watch
+) -> tuple[Prepared, list[str]]:
+    """The data as this rank is to read them, and lines that say where they are read from.
+
+    Returns once every node has its copy or goes without. Raises UserError on every rank where the
+    shared files turn out to be damaged.
+    """
+    if recipe.data.stage_to is None:
+        return prepared, []
+    firsts = first_of_node(found)
+    first = firsts[world.rank]
+    if first.rank == world.rank:
+        outcome = _lead(prepared, recipe.data.stage_to, world, watch)
+        world.store.set(f"staged {world.rank}", json.dumps(outcome))
+    limit = seconds(recipe.engine.timeout)
+    nodes = {one.rank: one.host for one in firsts.values()}
+    outcomes = {rank: _await(rank, host, world, watch, limit) for rank, host in nodes.items()}
+    errors = [outcome["error"] for outcome in outcomes.values() if "error" in outcome]
+    if errors:
+        raise UserError(errors[0])
+    lines = _lines(prepared, recipe.data.stage_to, nodes, outcomes)
+    return _seen_here(prepared, outcomes[first.rank], world, watch), lines
+
+
+def _lead(prepared: Prepared, stage_to: str, world: World, watch: Watch) -> dict[str, Any]:
+    """Have the copy made; what came of it, for all ranks."""
+    began = time.monotonic()
+    beats, due, tell = 0, 0.0, began + _TELL_SECONDS
+
+    def beat(done: int, total: int) -> None:
+        nonlocal beats, due, tell
+        if watch.stopped():
+            raise NotStaged("asked to stop")
+        now = time.monotonic()
+        if now < due:
+            return
+        beats, due = beats + 1, now + _BEAT_SECONDS
+        world.store.set(f"staging {world.rank}", str(beats))
+        watch.tick()
+        if world.first and now >= tell:
+            tell = now + _TELL_SECONDS
+            watch.tell(f"staging to {stage_to}: {done / total:.0%} of {gib(total / 2)}")
+
+    try:
+        copy = stage(prepared, expanded(stage_to), beat)
+    except NotStaged as error:
+        return {"reason": str(error)}
+    except UserError as error:
+        return {"error": str(error)}
+    took = None if copy.reused else time.monotonic() - began
+    return {"folder": str(copy.folder), "seconds": took}
+
+
+def _await(rank: int, host: str, world: World, watch: Watch, limit: float) -> dict[str, Any]:
+    """What came of a node's copy, once its first rank says so; RankError where it falls silent."""
+    store, heard, since, pause = world.store, b"", time.monotonic(), 0.02
+    while not store.check([f"staged {rank}"]):
+        watch.tick()
+        if store.check([f"staging {rank}"]) and (beat := store.get(f"staging {rank}")) != heard:
+            heard, since = beat, time.monotonic()
+        if time.monotonic() - since > limit:
+            raise RankError(
+                f"rank {world.rank}: rank {rank} on {host}, which copies the data there, gave no "
+                f"sign of life for engine.timeout={limit:.0f} s; its output may say why"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, _BEAT_SECONDS)
+    outcome: dict[str, Any] = json.loads(store.get(f"staged {rank}"))
+    return outcome
+
+
+def _seen_here(prepared: Prepared, outcome: dict[str, Any], world: World, watch: Watch) -> Prepared:
+    """The copy of this node, if this very rank sees it (a container may hide it)."""
+    if "folder" not in outcome:
+        return prepared
+    copy = redirected(prepared, expanded(outcome["folder"]))
+    pairs = [(copy.train_store, prepared.train_store), (copy.test_store, prepared.test_store)]
+    try:
+        seen = all(mine.stat().st_size == shared.stat().st_size for mine, shared in pairs)
+    except OSError:
+        seen = False
+    if not seen:
+        watch.tell(
+            f"rank {world.rank} does not see the copy in {outcome['folder']}; it reads the "
+            f"shared files in {prepared.folder}"
+        )
+    return copy if seen else prepared
+
+
+def _lines(
+    prepared: Prepared, stage_to: str, nodes: dict[int, str], outcomes: dict[int, dict[str, Any]]
+) -> list[str]:
+    copied: list[str] = []
+    reused: list[str] = []
+    refused: dict[str, list[str]] = {}
+    for rank, outcome in outcomes.items():
+        if "folder" not in outcome:
+            refused.setdefault(outcome["reason"], []).append(nodes[rank])
+        elif outcome["seconds"] is None:
+            reused.append(nodes[rank])
+        else:
+            copied.append(f"{nodes[rank]} in {outcome['seconds']:.0f} s")
+    lines = []
+    parts = [f"copied on {', '.join(copied)}"] if copied else []
+    parts += [f"there already on {', '.join(reused)}"] if reused else []
+    if parts:
+        lines.append(f"data are read from {stage_to}: {'; '.join(parts)}")
+    for reason, hosts in refused.items():
+        lines.append(
+            f"warning: data.stage_to={stage_to} not used on {', '.join(hosts)}: {reason}; the "
+            f"shared files in {prepared.folder} are read"
+        )
+    return lines

@@ -1,0 +1,25 @@
+"""How much room a run takes on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from adafilter_dist.disk import require_space
+from adafilter_dist.recipe import Recipe
+
+
+def space_of_run(model: nn.Module, recipe: Recipe) -> int:
+    """Bytes of the checkpoints kept, one being written, the frozen copies and best/."""
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    moments = 2 if recipe.optim.name == "adamw" else 1
+    averaged = 1 if recipe.ema.decay else 0
+    one = weights * (1 + moments + averaged)
+    return one * (recipe.checkpoint.keep + 1) + 3 * weights
+
+
+def require_run_space(run: Path, needed: int) -> None:
+    """UserError unless what the run still needs of ``needed`` bytes is free where it lies."""
+    have = sum(f.stat().st_size for f in (run / "checkpoints").rglob("*") if f.is_file())
+    require_space(run, needed - have, "the run with its checkpoints", "run_dir")

@@ -1,0 +1,98 @@
+"""The state of a run from its folder alone: what is recorded, and whether its process lives."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.ownership import LEASE, Owner, is_alive, newest_owner, this_process
+from adafilter_dist.salvage import Row, number, read_object, text, whole
+from adafilter_dist.status.model import ago
+
+RECORDED = ("queued", "running", "stopped", "finished", "failed")
+RESUMABLE = ("stopped", "failed", "killed", "cancelled", "lost")
+_TRAINING_SECONDS = 15.0
+_OTHER_SECONDS = 600.0  # an evaluation or a compilation tells of no steps
+
+
+def judge(
+    run: Path, status: Row, owner: Owner | None, alive: bool | None, now: float
+) -> tuple[str, str]:
+    """State and reason: what is recorded, unless the process tells otherwise."""
+    state, reason = text(status, "state"), text(status, "reason") or ""
+    if state not in RECORDED:
+        state = "running" if alive else "unknown"
+    newer = owner is not None and _is_newer(run, status, owner)
+    if newer and state != "unknown":
+        state, reason = "running", "starting"
+    if state in ("finished", "stopped", "failed", "queued"):
+        return state, reason
+    if owner is not None and alive is False:
+        ended = read_object(run / "attempts" / str(owner.attempt) / "ended.json", [])
+        how = text(ended, "state")
+        if how in RECORDED and how != "running":
+            return how, text(ended, "reason") or ""
+        return "killed", "its process is gone"
+    heartbeat = number(status, "heartbeat")
+    if state == "running" and heartbeat is not None and not newer:
+        limit = _OTHER_SECONDS
+        if status.get("phase") == "training":
+            limit = max(3 * (number(status, "step_seconds") or 0.0), _TRAINING_SECONDS)
+        if now - heartbeat > limit:
+            return "stalled", f"no sign of progress for {ago(now - heartbeat)}"
+    return state, reason
+
+
+def _is_newer(run: Path, status: Row, owner: Owner) -> bool:
+    """Whether he claimed the run after the last word in status.json, which tells of others then."""
+    attempt = whole(status, "attempt")
+    if attempt is None and status.get("state") == "queued":  # as it was submitted
+        try:
+            claimed = (run / "attempts" / str(owner.attempt) / "owner.json").stat().st_mtime
+        except OSError:
+            return False
+        return claimed > (number(status, "heartbeat") or 0.0)
+    return claim_of(owner) > (attempt or 0)
+
+
+def find_owner(run: Path, problems: list[str]) -> tuple[Owner | None, bool | None]:
+    """Whoever has the run, and whether he lives."""
+    try:
+        owner = newest_owner(run)
+        if owner is None:
+            return None, None
+        elsewhere = owner.machine != this_process().machine
+        return owner, is_alive(run, owner, lease=_lease(run) if elsewhere else LEASE)
+    except (OSError, TypeError, ValueError) as error:
+        problems.append(f"attempts cannot be read: {error}")
+        return None, None
+
+
+def claim_of(owner: Owner) -> int:
+    """The number of his attempt, 0 where that cannot be read."""
+    return whole(vars(owner), "attempt") or 0
+
+
+def host_of(owner: Owner) -> str | None:
+    """His host, None where that cannot be read."""
+    return text(vars(owner), "host")
+
+
+def _lease(run: Path) -> float:
+    recipe = run / "recipe.yaml"
+    try:
+        return _lease_in(recipe, recipe.stat().st_mtime_ns)
+    except OSError:
+        return LEASE
+
+
+@cache
+def _lease_in(recipe: Path, changed: int) -> float:
+    from adafilter_dist.recipe import load_recipe  # late: it takes longer than all the rest
+    from adafilter_dist.recipe.schema import seconds
+
+    try:
+        return seconds(load_recipe([f"recipe={recipe}"]).checkpoint.lease)
+    except UserError:
+        return LEASE

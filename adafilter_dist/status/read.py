@@ -1,0 +1,111 @@
+"""What a run folder says of its run: read whatever state it is in."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import time
+from pathlib import Path
+
+from adafilter_dist.launch.local import is_running
+from adafilter_dist.salvage import Row, number, read_object, read_rows, text, whole
+from adafilter_dist.status.attempts import read_attempts, read_checkpoints
+from adafilter_dist.status.failure import first_failure
+from adafilter_dist.status.judge import RESUMABLE, find_owner, host_of, judge
+from adafilter_dist.status.model import Attempt, RunStatus
+from adafilter_dist.status.submitted import Submitted, read_submitted
+
+_STARTING_SECONDS = 60.0
+
+
+def read_run(run: Path, now: float | None = None) -> RunStatus:
+    """Read and judge a run folder; what cannot be read is named in ``problems``, never raised."""
+    now = time.time() if now is None else now
+    problems: list[str] = []
+    # Before status.json: what a process wrote last is there once it is gone.
+    owner, alive = find_owner(run, problems)
+    status = read_object(run / "status.json", problems)
+    rows = read_rows(run / "metrics.jsonl", problems)
+    events = read_rows(run / "events.jsonl", problems)
+    submitted = read_submitted(run, problems)
+    state, reason = judge(run, status, owner, alive, now)
+    if state == "queued" and submitted and _is_lost(submitted, status, now):
+        state, reason = "lost", f"there is no process {submitted.job} on this machine"
+    host = host_of(owner) if owner else text(status, "host")
+    if state == "unknown" and not problems:
+        reason = "status.json names no known state" if status else "no status.json"
+        reason = reason if run.is_dir() else "no such folder"
+    if state in ("running", "stalled") and alive is None and host:
+        reason = f"{reason} on {host}" if reason else f"on {host}"
+    attempts = read_attempts(run, events, state, reason)
+    metric, value = _metric(rows)
+    trained = next((row for row in reversed(rows) if row.get("kind") == "train"), {})
+    heartbeat = number(status, "heartbeat")
+    last = max([1, whole(status, "attempt") or 1, *(attempt.number for attempt in attempts)])
+    return RunStatus(
+        run=str(run),
+        state=state,
+        reason=reason,
+        alive=alive,
+        host=host,
+        nodes=[host] if host and state not in ("queued", "lost") else [],
+        job=_job(submitted, attempts),
+        slurm=None,
+        starts_in=None,
+        phase=text(status, "phase"),
+        step=whole(status, "step"),
+        total_steps=whole(status, "total_steps"),
+        epoch=whole(status, "epoch"),
+        epochs=whole(status, "epochs"),
+        metric=metric,
+        value=value,
+        images_per_second=number(trained, "images_per_second"),
+        step_seconds=number(status, "step_seconds"),
+        world_size=whole(status, "world_size"),
+        restarts=last - 1,
+        steps_lost=sum(attempt.steps_lost or 0 for attempt in attempts),
+        heartbeat_age=None if heartbeat is None else max(0.0, now - heartbeat),
+        failure=first_failure(run, attempts[-1], submitted)
+        if attempts and state in ("failed", "killed")
+        else None,
+        resume=resume_line(str(run), state),
+        problems=problems,
+        attempts=attempts,
+        checkpoints=read_checkpoints(run),
+    )
+
+
+def resume_line(run: str, state: str) -> str | None:
+    """The command that goes on with a run, None where there is nothing to go on with."""
+    return f"adafilter resume {shlex.quote(run)}" if state in RESUMABLE else None
+
+
+def _job(submitted: Submitted | None, attempts: list[Attempt]) -> str | None:
+    """The id of its job in SLURM: as submitted, else of whoever ran it in a job of his own."""
+    if submitted is not None:
+        return submitted.job if submitted.cluster == "slurm" else None
+    return attempts[-1].job if attempts else None
+
+
+def _is_lost(submitted: Submitted, status: Row, now: float) -> bool:
+    """Whether it was started without SLURM a while ago, and its process never had the run."""
+    if submitted.cluster != "local" or submitted.host not in (None, socket.gethostname()):
+        return False
+    if is_running(submitted.job):
+        return False
+    return now - (number(status, "heartbeat") or 0.0) > _STARTING_SECONDS
+
+
+def _metric(rows: list[Row]) -> tuple[str | None, float | None]:
+    """The accuracy on the test set, else the best in validation, else the last loss."""
+    scores: dict[str, list[float]] = {"test": [], "val": []}
+    for row in rows:
+        top1 = number(row, "top1")
+        if row.get("split") in scores and top1 is not None:
+            scores[row["split"]].append(top1)
+    if scores["test"]:
+        return "test top-1", scores["test"][-1]
+    if scores["val"]:
+        return "best val top-1", max(scores["val"])
+    losses = [loss for row in rows[-1:] if (loss := number(row, "loss")) is not None]
+    return ("loss", losses[0]) if losses else (None, None)

@@ -1,0 +1,67 @@
+"""sweep.json: the runs that were submitted together, and what differs between them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.status.model import RunStatus
+
+_ORDER = (
+    *("finished", "running", "stalled", "queued", "stopped"),
+    *("failed", "killed", "cancelled", "lost", "unknown"),
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The swept keys, and each member's folder with its values, in the order submitted."""
+
+    keys: list[str]
+    members: list[tuple[Path, dict[str, Any]]]
+
+
+def read_sweep(folder: Path) -> Sweep | None:
+    """The sweep in a folder, None if there is none; UserError if sweep.json is damaged."""
+    path = folder / "sweep.json"
+    try:
+        content = json.loads(path.read_bytes())
+        keys = [str(key) for key in content["key"]]
+        # A relative path is one from the sweep's folder; an absolute one stays as it is.
+        members = [(folder / each["run"], dict(each["values"])) for each in content["members"]]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(
+            f"{path}: is damaged; give the runs themselves: adafilter status RUN ..."
+        ) from None
+    return Sweep(keys, members)
+
+
+def shown(value: Any) -> str:
+    """A swept value as it is written on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def summary(sweep: Sweep, runs: Sequence[RunStatus]) -> str:
+    """How many members stand how, and the best finished one by its accuracy on the test set."""
+    counts = Counter(run.state for run in runs)
+    said = ", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state])
+    line = f"{len(runs)} members: {said}"
+    done = [
+        (run.value, values, run)
+        for run, (_, values) in zip(runs, sweep.members, strict=True)
+        if run.state == "finished" and run.metric == "test top-1" and run.value is not None
+    ]
+    if done:
+        value, values, best = max(done, key=lambda each: each[0])
+        what = " ".join(f"{key}={shown(values.get(key))}" for key in sweep.keys)
+        line += f"; best of the finished: {what}, test top-1 {100 * value:.1f} % ({best.run})"
+    return line

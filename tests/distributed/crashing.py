@@ -1,0 +1,32 @@
+"""The real command, with a bug: rank ``CRASH_RANK`` raises a ValueError as it begins step 4.
+
+python -m tests.distributed.crashing VERB ...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from adafilter_dist import step
+from adafilter_dist.__main__ import main
+
+
+def install() -> None:
+    """From now on this process has the bug, if it is that rank."""
+    if os.environ["RANK"] != os.environ["CRASH_RANK"]:
+        return
+    forward = step.TrainingStep._forward
+
+    def buggy(self: step.TrainingStep, batch: Any, number: int, *more: Any) -> Any:
+        if number >= 4:
+            raise ValueError("a bug on one rank")
+        return forward(self, batch, number, *more)
+
+    step.TrainingStep._forward = buggy  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    install()
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Without SLURM, for real: ``python launch/submit.py``, and the commands that it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adafilter_dist.launch import local
+from tests.distributed.launch import kill_tree
+from tests.launch.conftest import words
+from tests.launch.recorded import Cluster
+from tests.launch.test_local import until
+
+pytestmark = pytest.mark.distributed
+
+CLONE = Path(__file__).parents[2]
+PROGRAM = f"{sys.executable} {CLONE / 'launch' / 'submit.py'}"
+
+
+class Shell:
+    """A terminal in a folder from which runs are submitted."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        # The commands that are printed are typed as they are, where the package is installed.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+        for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID"):
+            self.environment.pop(name, None)
+        self.pids: list[int] = []
+
+    def run(self, command: str, code: int = 0) -> str:
+        """Type a command; what it says."""
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.place,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def submit(self, *more: str) -> dict[str, str]:
+        """Submit; the lines it prints by their first word."""
+        said = self.run(f"{PROGRAM} {shlex.join(more)}")
+        # Said as the user typed it from a clone.
+        lines = dict(line.split(maxsplit=1) for line in said.splitlines() if line)
+        found = re.search(r"submitted process (\d+)", said)
+        if found:
+            self.pids.append(int(found[1]))
+            assert local.is_running(found[1])  # it returned while all is still to do
+            lines["process"] = found[1]
+        return {**lines, "all": said}
+
+    def wait(self, run: Path, state: str) -> None:
+        """Until a run is in a state and nothing works on it any more."""
+        until(lambda: status(run).get("state") in (state, "failed"), 240)
+        assert status(run)["state"] == state, log(run)
+        until(lambda: not any(local.is_running(str(pid)) for pid in self.pids[-1:]), 60)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, no_slurm: Cluster) -> Iterator[Shell]:
+    (tmp_path / "here").mkdir()
+    found = Shell(tmp_path / "here")
+    yield found
+    for pid in found.pids:
+        if local.is_running(str(pid)):
+            kill_tree(pid)
+
+
+def status(run: Path) -> dict[str, object]:
+    known: dict[str, object] = json.loads((run / "status.json").read_text())
+    return known
+
+
+def events(run: Path, kind: str) -> list[dict[str, object]]:
+    rows = [json.loads(row) for row in (run / "events.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def step(run: Path) -> int:
+    rows = run / "metrics.jsonl"
+    return len(rows.read_text().splitlines()) if rows.exists() else 0
+
+
+def log(run: Path) -> str:
+    return "".join(path.read_text() for path in sorted(run.glob("jobs/*.log")))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_submitted_cancelled_resumed_finished(
+    shell: Shell, prepared: Path, processes: int, no_slurm: Cluster
+) -> None:
+    more = [*words(prepared), "launch.nodes=1", f"launch.tasks_per_node={processes}"]
+    more += ["launch.cluster=auto", "train.epochs=3"]
+    lines = shell.submit(*more)
+    assert "no SLURM here (sbatch does not answer)" in lines["all"]
+    run = shell.place / lines["run"]
+    assert Path(lines["log"]).parent == run / "jobs"
+
+    again = shell.submit(*more)  # it is queued, or takes the run up just now
+    assert "submitted process" not in again["all"]
+    assert "already submitted, process" in again["all"] or "in use by" in again["all"]
+    stands = shell.run(lines["status"])
+    assert re.search(r"state +(queued|running)", stands), stands
+
+    followed = subprocess.Popen(
+        ["bash", "-c", f"exec {lines['follow']}"],
+        cwd=shell.place,
+        env=shell.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        until(lambda: step(run) >= 3, 240)
+        shell.run(lines["cancel"])
+        shell.wait(run, "stopped")
+        told, _ = followed.communicate(timeout=60)  # it ends by itself
+    finally:
+        followed.kill()
+    assert "stopped by SIGTERM at step" in told and "the run is stopped" in told
+    at = status(run)["step"]
+    assert isinstance(at, int) and (run / "checkpoints" / f"step-{at:09d}").is_dir()
+
+    command = lines["resume"].removeprefix("python ")
+    assert command.startswith("launch/submit.py resume="), lines["resume"]
+    resumed = shell.run(f"{sys.executable} {CLONE}/{command}")
+    shell.pids.append(int(re.findall(r"submitted process (\d+)", resumed)[0]))
+    shell.wait(run, "finished")
+    _, second = events(run, "start")
+    assert (second["step"], second["steps_lost"], second["world_size"]) == (at, 0, processes)
+    assert second["after"] == "SIGTERM"
+    assert sorted(path.name for path in run.glob("jobs/*.log")) == ["local.1.log", "local.2.log"]
+
+    before = sorted(shell.place.rglob("*"))
+    assert "already finished" in shell.submit(*more)["all"]
+    assert "already finished" in shell.run(f"{sys.executable} {CLONE}/{command}")
+    assert sorted(shell.place.rglob("*")) == before
+
+
+def test_a_sweep_one_after_the_other(shell: Shell, prepared: Path) -> None:
+    more = [*words(prepared), "launch.cluster=local", "launch.nodes=1", "launch.tasks_per_node=1"]
+    more += ["train.epochs=1", "seed=0,1"]
+    lines = shell.submit(*more)
+    (folder,) = (shell.place / "runs").glob("*/sweep-*")
+    table = json.loads((folder / "sweep.json").read_text())
+    first, second = (Path(member["run"]) for member in table["members"])
+    assert [member["values"] for member in table["members"]] == [{"seed": 0}, {"seed": 1}]
+
+    until(lambda: status(first)["state"] == "running", 240)
+    waits = shell.run(f"adafilter status {second}")
+    assert re.search(r"state +queued", waits), waits
+    again = shell.submit(*more)
+    assert "submitted process" not in again["all"]
+    assert re.search("in use by process|already finished", again["all"])
+    assert f"{second.relative_to(shell.place)}: already submitted, process" in again["all"]
+
+    shell.wait(second, "finished")
+    assert status(first)["state"] == "finished"
+    assert events(second, "start")[0]["time"] > events(first, "finished")[0]["time"]
+    assert "2 members: 2 finished" in shell.run(lines["status"])
+    before = sorted(shell.place.rglob("*"))
+    assert shell.submit(*more)["all"].count("already finished") == 2
+    assert sorted(shell.place.rglob("*")) == before
+
+
+def test_a_job_that_ends_before_it_began_says_so(shell: Shell, prepared: Path) -> None:
+    more = [*words(prepared), "launch.cluster=local", "launch.nodes=1", "launch.tasks_per_node=1"]
+    # Found out by the job alone: this machine has it, its job has not.
+    lines = shell.submit(*more, "launch.environment={RANK: 0}")
+    run = shell.place / lines["run"]
+    shell.wait(run, "failed")
+    assert "before it began" in shell.run(lines["status"])
+    assert "MASTER_ADDR" in log(run)
+
+
+def test_cancelled_while_it_starts(shell: Shell, prepared: Path) -> None:
+    more = [*words(prepared), "launch.cluster=local", "launch.nodes=1", "launch.tasks_per_node=1"]
+    lines = shell.submit(*more)
+    time.sleep(1.0)
+    os.kill(int(lines["process"]), signal.SIGTERM)
+    run = shell.place / lines["run"]
+    shell.wait(run, "stopped")

@@ -1,0 +1,123 @@
+"""What the ranks find on their nodes, and copies of the data there: real processes over gloo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adafilter_dist.nodes import Found, complaints, first_of_node
+from adafilter_dist.shared_memory import ENOUGH, shared_memory, shortage
+from tests.engine.joining import Rank, outputs, start
+from tests.node_ranks import here
+
+MIB, GIB = 1024**2, 1024**3
+A100, V100 = "NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-16GB"
+ROOMY = (64 * GIB, 60 * GIB)
+
+
+def node(host: str, gpu: str | None, first: int, shared: tuple[int, int] = ROOMY) -> list[Found]:
+    return [Found(first + i, host, gpu, shared) for i in range(2)]
+
+
+def test_nothing_is_said_of_nodes_that_are_alike() -> None:
+    assert complaints([*node("n1", A100, 0), *node("n2", A100, 2)]) == []
+    assert complaints(node("n1", None, 0, (64 * MIB, MIB))) == []  # gloo needs no /dev/shm
+    assert complaints([Found(0, "n1", A100, (64 * MIB, MIB))]) == []  # nor does one GPU a node
+    assert complaints([Found(0, "n1", A100, None), Found(1, "n1", A100, None)]) == []
+
+
+def test_mixed_gpus_are_named_with_their_nodes() -> None:
+    found = [*node("n1", A100, 0), *node("n2", V100, 2), *node("n3", A100, 4)]
+    (line,) = complaints(found)
+    assert f"4 x {A100} on n1, n3; 2 x {V100} on n2" in line
+    assert "launch.gpu_type=" in line and "launch.exclude=" in line
+    many = [one for i in range(9) for one in node(f"m{i}", V100, 2 * i)]
+    assert "on m0, m1, m2, m3, m4, m5 and 3 more" in complaints([*node("n1", A100, 90), *many])[0]
+
+
+def test_a_small_or_full_dev_shm_is_said_once() -> None:
+    small, full = (64 * MIB, 64 * MIB), (64 * GIB, 10 * MIB)
+    found = [*node("n1", A100, 0, small), *node("n2", A100, 2), *node("n3", A100, 4, small)]
+    (line,) = complaints([*found, *node("n4", None, 6, small)])
+    assert line == (
+        "warning: /dev/shm on n1, n3: 0.1 GiB; NCCL needs more: docker run --shm-size=8g"
+    )
+    (line,) = complaints(node("n1", A100, 0, full))
+    assert "/dev/shm on n1: 0.0 of 64.0 GiB free" in line and "ended jobs left" in line
+
+
+def test_what_counts_as_enough(tmp_path: Path) -> None:
+    assert shortage(ENOUGH, ENOUGH) is None
+    assert shortage(ENOUGH - 1, ENOUGH - 1) is not None
+    assert shared_memory(tmp_path / "none") is None
+    total, free = shared_memory(tmp_path) or (0, 0)
+    assert total >= free > 0
+
+
+def test_the_first_rank_of_each_node() -> None:
+    # As a scheduler places them that deals them out in turn.
+    found = [Found(0, "n1"), Found(1, "n2"), Found(2, "n1"), Found(3, "n2")]
+    assert {rank: first.rank for rank, first in first_of_node(found).items()} == {
+        0: 0,
+        1: 1,
+        2: 0,
+        3: 1,
+    }
+
+
+def run(folder: Path, what: str, world_size: int) -> list[Rank]:
+    shared, copy = folder / "shared", folder / "copy"
+    for place in (shared, copy):
+        place.mkdir()
+        for name in ("train", "test"):
+            (place / f"{name}.beton").write_bytes(b"data")
+    meeting = folder / "meeting"
+    return [
+        start(folder, rank, world_size, meeting, f"tests.node_ranks:{what}", SHARED=str(shared))
+        for rank in range(world_size)
+    ]
+
+
+@pytest.mark.distributed
+def test_every_rank_knows_what_all_found(tmp_path: Path) -> None:
+    ended = outputs(run(tmp_path, "found", 2))
+    assert [code for code, _ in ended] == [0, 0], ended
+    for _, text in ended:
+        found = json.loads(text)
+        assert [(one["rank"], one["host"], one["gpu"]) for one in found] == [
+            (0, here(), None),
+            (1, here(), None),
+        ]
+
+
+@pytest.mark.distributed
+def test_a_copy_may_take_longer_than_a_collective(tmp_path: Path) -> None:
+    ended = outputs(run(tmp_path, "slow_copies", 4))
+    assert [code for code, _ in ended] == [0] * 4, ended
+    told = [json.loads(text.splitlines()[-1]) for _, text in ended]
+    places = [Path(one["store"]).parent for one in told]
+    assert places == [tmp_path / "copy"] * 2 + [tmp_path / "shared"] * 2
+    (good, bad) = told[0]["lines"]
+    assert good.startswith("data are read from /scratch: copied on n1 in 6 s")
+    assert bad == (
+        "warning: data.stage_to=/scratch not used on n2: no space: 9 GiB are needed, 1 GiB are "
+        f"free; the shared files in {tmp_path / 'shared'} are read"
+    )
+    assert all(one["lines"] == told[0]["lines"] and one["ticks"] >= 4 for one in told)
+
+
+@pytest.mark.distributed
+def test_a_copier_that_falls_silent_is_given_up(tmp_path: Path) -> None:
+    ranks = run(tmp_path, "silent_copier", 3)
+    for code, text in outputs(ranks[:2]):
+        assert code == 1, text
+        assert "rank 2 on n2, which copies the data there, gave no sign of life for" in text
+    ranks[2].process.kill()
+
+
+@pytest.mark.distributed
+def test_damaged_shared_files_end_all_ranks(tmp_path: Path) -> None:
+    for code, text in outputs(run(tmp_path, "damaged_source", 3)):
+        assert (code, text.strip().splitlines()[-1]) == (2, "error: train.beton is damaged"), text
