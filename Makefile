@@ -31,8 +31,9 @@ test: lint  ## style, types, every test: the fast ones, those that start process
 	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "(slow or distributed) and not cluster"
 	@cd "$(ROOT)" && $(PYTEST) -m cluster tests/cluster
 
-test-long: setup  ## five hundred kills, half an hour; ADAFILTER_KILLS, ADAFILTER_KILLS_SEED
+test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a cluster; an hour
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills
+	@cd "$(ROOT)" && $(PYTEST) -m "cluster and long" tests/cluster
 
 test-fast: setup  ## the fast tests only
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"

@@ -1,0 +1,73 @@
+"""Runs submitted by launch/submit.py to a real cluster come back from whatever happens to them.
+
+Three scenes play at once, each on a cluster of its own; the tests wait for them. All runs are of
+one recipe and one world size, so all must end with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import Table
+from tests.cluster.scenes import LONG, SCENES, Ended, Stage
+from tests.cluster.submitted import RECIPE
+from tests.distributed.launch import adafilter
+from tests.kills.same import differences
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+AT_ONCE = 3
+Scenes = Callable[[str], Ended]
+
+
+@pytest.fixture(scope="module")
+def scenes(
+    slurm: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scenes]:
+    """How a scene ended; those that tests will ask for are started at once."""
+    folder = tmp_path_factory.mktemp("scenes")
+    data = folder / "data"
+    ended = adafilter("prepare", f"recipe={RECIPE}", f"data.prepared={data}", folder=folder)
+    assert ended.code == 0, ended.output
+    here = [item for item in request.session.items if item.path == request.path]
+    asked = {item.callspec.params.get("name") for item in here if hasattr(item, "callspec")}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        playing: dict[str, Future[Ended]] = {}
+        for name, scene in SCENES.items():
+            if name in asked or name == "undisturbed":
+                playing[name] = pool.submit(scene, Stage(_place(folder, name), data))
+        yield lambda name: playing[name].result()
+        for future in playing.values():
+            future.cancel()
+
+
+def _place(folder: Path, name: str) -> Path:
+    place = folder / name
+    place.mkdir()
+    return place
+
+
+def test_two_jobs_at_once_end_with_the_same_bits(scenes: Scenes, table: Table) -> None:
+    ended = scenes("undisturbed")
+    table(**ended.row)
+    first, second = ended.runs
+    assert differences(first, second) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in LONG else ())
+        for name in SCENES
+        if name != "undisturbed"
+    ],
+)
+def test_comes_back_with_the_same_bits(scenes: Scenes, table: Table, name: str) -> None:
+    wanted = scenes("undisturbed").runs[0]
+    ended = scenes(name)
+    table(**ended.row)
+    for run in ended.runs:
+        assert differences(run, wanted) == []
