@@ -3,8 +3,8 @@
 JobState                  beside it                    what happened      who requeues
 any                       Restarts has grown           SLURM requeued it  SLURM has
 COMPLETING, TIMEOUT       Reason=TimeLimit             the time limit     we
-COMPLETING, CANCELLED     neither                      scancel            nobody
-RUNNING, SIGNALING        PreemptTime is set           a preemption       we: it would complete
+    any                       PreemptTime is set           a preemption       we: it would be over
+COMPLETING, CANCELLED     none of these                scancel            nobody
 RUNNING, SIGNALING        EndTime is near              the time limit     we
 RUNNING, SIGNALING        USR1 or INT                  a user's wish      nobody
 RUNNING, SIGNALING        another signal               a signal by hand   we
@@ -55,10 +55,10 @@ def judge(
         return Verdict("requeued by SLURM", "slurm")
     if signal == TIME_LIMIT or fields.get("Reason") == "TimeLimit" or state == "TIMEOUT":
         return Verdict(TIME_LIMIT, "we")
-    if state not in ("RUNNING", "SIGNALING"):
-        return Verdict("cancelled", "nobody")
     if _time(fields.get("PreemptTime")) is not None:
         return Verdict("preempted", "we")
+    if state not in ("RUNNING", "SIGNALING"):
+        return Verdict("cancelled", "nobody")
     if signal in _ENDED_BY_HAND:
         return Verdict(signal, "nobody")
     end = _time(fields.get("EndTime"))

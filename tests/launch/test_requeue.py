@@ -57,9 +57,10 @@ def test_scancel_is_nobodys(state: str, signal: str) -> None:
     assert verdict(state, signal) == Verdict("cancelled", "nobody")
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING"])
+# COMPLETING: where a partition has PreemptMode=CANCEL and no grace.
+@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING", "COMPLETING"])
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR2"])
-def test_a_preemption_under_way_is_ours(state: str, signal: str) -> None:
+def test_a_preemption_is_ours_unless_slurm_requeues(state: str, signal: str) -> None:
     assert verdict(state, signal, PreemptTime=str(NOW)) == Verdict("preempted", "we")
 
 
