@@ -3,7 +3,7 @@
 JobState                  beside it                    what happened      who requeues
 any                       Restarts has grown           SLURM requeued it  SLURM has
 COMPLETING, TIMEOUT       Reason=TimeLimit             the time limit     we
-    any                       PreemptTime is set           a preemption       we: it would be over
+any                       PreemptTime is set           a preemption       we: it would be over
 COMPLETING, CANCELLED     none of these                scancel            nobody
 RUNNING, SIGNALING        EndTime is near              the time limit     we
 RUNNING, SIGNALING        USR1 or INT                  a user's wish      nobody
