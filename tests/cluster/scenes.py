@@ -66,13 +66,12 @@ def undisturbed(stage: Stage) -> Ended:
     with Cluster(stage.folder / "cluster") as cluster:
         first, second = (stage.run(cluster, name=name) for name in ("first", "second"))
         began = time.monotonic()
-        first.submit()
-        second.submit()
-        again = first.submit()
-        assert f"already submitted, job {first.job} is" in again, again
         for run in (first, second):
+            run.submit()
             run.await_step(1)
             run.freeze()
+        again = first.submit()
+        assert f"already submitted, job {first.job} is running" in again, again
         ports = {run.type("cat run/jobs/meeting.*") for run in (first, second)}
         assert len(ports) == 2, ports
         shown = first.type(first.lines["status"])
