@@ -17,6 +17,7 @@ from tests.cluster.slurm import Cluster
 from tests.cluster.submitted import RECIPE, SUBMIT, Run
 
 EVERY = 10  # checkpoint.every of run.yaml
+GRACE = 60  # longer than it takes on a busy machine: we requeue, not SLURM at the grace's end
 _HIGH = ("--partition=high", "--exclusive", "--nodes=2")
 
 
@@ -105,13 +106,13 @@ def preempted(stage: Stage, settings: Settings, *words: str, grace: str, reason:
 
 def preempted_with_signal(stage: Stage) -> Ended:
     """USR2 at the begin of the grace."""
-    return preempted(stage, Settings(), grace="grace 5 s, USR2", reason="preempted")
+    return preempted(stage, Settings(grace=GRACE), grace="USR2", reason="preempted")
 
 
 def preempted_without_signal(stage: Stage) -> Ended:
     """TERM at the begin of the grace."""
-    settings = Settings(user_signal=False)
-    return preempted(stage, settings, grace="grace 5 s, TERM", reason="preempted")
+    settings = Settings(grace=GRACE, user_signal=False)
+    return preempted(stage, settings, grace="TERM", reason="preempted")
 
 
 def preempted_without_grace(stage: Stage) -> Ended:
@@ -257,8 +258,7 @@ def sweep(stage: Stage) -> Ended:
 
 
 def _script_preempted(stage: Stage, script: str, ranks: int) -> Ended:
-    # A grace that is longer than it takes: the script requeues, not SLURM at its end.
-    with Cluster(stage.folder / "cluster", Settings(grace=60)) as cluster:
+    with Cluster(stage.folder / "cluster", Settings(grace=GRACE)) as cluster:
         run = Scripted(cluster, stage.folder / "here", stage.data, script, ranks)
         began = time.monotonic()
         run.submit()
