@@ -67,10 +67,13 @@ def _device(wanted: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("engine.device=cuda: torch sees no CUDA device here; use engine.device=cpu")
-    if local_rank >= torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if count == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+        return torch.device("cuda", 0)  # SLURM shows each task its own GPU, and no other
+    if local_rank >= count:
         raise RankError(
-            f"local rank {local_rank} has no GPU of its own: {socket.gethostname()} has "
-            f"{torch.cuda.device_count()}; start at most that many processes a node"
+            f"local rank {local_rank} has no GPU of its own: {socket.gethostname()} has {count}; "
+            "start at most that many processes a node"
         )
     return torch.device("cuda", local_rank)
 
