@@ -33,6 +33,19 @@ class Surroundings:
     grace: float | None = None
     max_restarts: int | None = None
 
+    def stop_takes(self, seconds: float, every: int | str) -> str:
+        """Note how long a stop takes; once, in words, that a preemption leaves less than that.
+
+        ``every`` is how often the run is saved: what a preemption then costs.
+        """
+        first, self.stop.needs = not self.stop.needs, seconds
+        if not first or self.grace is None or seconds <= self.grace:
+            return ""
+        return (
+            f"to stop and save takes {seconds:.0f} s, and a preemption leaves {self.grace:.0f} s: "
+            f"each costs the steps since the last save (checkpoint.every={every}); save more often"
+        )
+
 
 def ended_before(run: Path, attempt: int) -> str:
     """How the attempt before this one ended: its reason, or that it was killed; empty for none."""

@@ -130,14 +130,9 @@ class Trainer:
         if not self._saving.seconds:
             return
         needs = (DELAY + 1) * self._step_seconds + self._saving.seconds
-        grace, first = self._around.grace, not self._stop.needs
-        self._stop.needs = needs
-        if first and grace is not None and needs > grace:
-            self._metrics.say(
-                f"warning: to stop and save takes {needs:.0f} s, and a preemption leaves "
-                f"{grace:.0f} s: up to checkpoint.every={self.session.recipe.checkpoint.every} is "
-                "lost by each; save more often"
-            )
+        every = self.session.recipe.checkpoint.every
+        if warning := self._around.stop_takes(needs, every):
+            self._metrics.say(f"warning: {warning}")
 
     def _read(self, *, drain: bool = False) -> tuple[bool, bool]:
         """Log the steps whose figures are due; whether any rank asked to stop, to save."""

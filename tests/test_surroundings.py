@@ -10,7 +10,12 @@ import pytest
 
 from adafilter_dist.metrics.jsonl import append
 from adafilter_dist.ownership import claim, owners
-from adafilter_dist.surroundings import GivenUpError, ended_before, require_progress
+from adafilter_dist.surroundings import (
+    GivenUpError,
+    Surroundings,
+    ended_before,
+    require_progress,
+)
 
 _DIES = """
 import os, signal, sys
@@ -154,3 +159,16 @@ def test_how_the_attempt_before_ended(job: Job) -> None:
     assert ended_before(job.run, 2) == "failed"
     (job.run / "attempts" / "1" / "ended.json").write_text("{")
     assert ended_before(job.run, 2) == "killed"
+
+
+def test_a_grace_that_is_too_short_is_told_of_once() -> None:
+    around = Surroundings(grace=5)
+    said = around.stop_takes(8.2, "10min")
+    assert "takes 8 s" in said and "leaves 5 s" in said and "checkpoint.every=10min" in said
+    assert around.stop.needs == 8.2
+    assert around.stop_takes(9.0, "10min") == "" and around.stop.needs == 9.0
+
+
+@pytest.mark.parametrize("grace", [None, 8.2, 60])
+def test_a_grace_that_is_long_enough_or_unknown_is_not(grace: float | None) -> None:
+    assert Surroundings(grace=grace).stop_takes(8.2, 100) == ""
