@@ -37,7 +37,7 @@ CASES = {
         *("launch.constraint=ib", "launch.exclude=n[3,7-9]", "launch.time=1-12:00:00"),
         *("launch.signal_before=5min", "launch.mail_user=me@example.org"),
         'launch.mail_type="END,FAIL"',
-        "launch.setup=[module load cuda, source /opt/conda/bin/activate birds]",
+        "launch.setup=[module load cuda, conda activate birds]",
         "launch.python=apptainer exec --nv birds.sif python",
         "launch.environment={NCCL_DEBUG: INFO, GREETING: it's me}",
         "launch.srun_args=[--mpi=none]",
