@@ -121,7 +121,6 @@ def node(folder: Path, end: str, rank: int, *environment: str) -> subprocess.Pop
 
 
 @pytest.mark.distributed
-@pytest.mark.may_skip("needs root and iproute2")
 def test_two_machines_whose_names_mean_their_loopback(network: list[str], tmp_path: Path) -> None:
     nodes = [node(tmp_path, end, rank) for rank, end in enumerate(network)]
     for end, one in zip(network, nodes, strict=True):
@@ -131,7 +130,6 @@ def test_two_machines_whose_names_mean_their_loopback(network: list[str], tmp_pa
 
 
 @pytest.mark.distributed
-@pytest.mark.may_skip("needs root and iproute2")
 def test_the_wrong_network(network: list[str], tmp_path: Path) -> None:
     short = "ADAFILTER_CONNECT_TIMEOUT=5"
     first = node(tmp_path, network[0], 0, short, "ADAFILTER_INTERFACE=lo")

@@ -9,14 +9,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adafilter_dist.launch import local
-from tests.distributed.launch import kill_tree
+from tests.distributed.launch import descendants, kill_tree
 from tests.launch.conftest import words
 from tests.launch.recorded import Cluster
 from tests.launch.test_local import until
@@ -192,7 +191,9 @@ def test_a_job_that_ends_before_it_began_says_so(shell: Shell, prepared: Path) -
 def test_cancelled_while_it_starts(shell: Shell, prepared: Path) -> None:
     more = [*words(prepared), "launch.cluster=local", "launch.nodes=1", "launch.tasks_per_node=1"]
     lines = shell.submit(*more)
-    time.sleep(1.0)
-    os.kill(int(lines["process"]), signal.SIGTERM)
+    worker = int(lines["process"])
+    until(lambda: bool(descendants(worker)))  # the training, which imports for seconds
+    os.kill(worker, signal.SIGTERM)
     run = shell.place / lines["run"]
     shell.wait(run, "stopped")
+    assert not (run / "metrics.jsonl").exists() and "stopped" in shell.run(lines["status"])
