@@ -29,7 +29,8 @@ demo: setup  ## prepare the data, fine-tune with AdaFilter on real pictures, sho
 test: lint  ## style, types, every test: the fast ones, those that start processes, a SLURM cluster
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"
 	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "(slow or distributed) and not cluster"
-	@cd "$(ROOT)" && $(PYTEST) -m cluster tests/cluster
+	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m cluster \
+		tests/cluster/test_runs.py tests/cluster
 
 test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a cluster; an hour
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills

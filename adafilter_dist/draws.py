@@ -18,5 +18,8 @@ def keyed_draws(seed: int, step: int, micro_batch: int, device: torch.device) ->
     key = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)[0]
     devices = [device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(key))
+        # Not torch.manual_seed: without a GPU it keeps each call, and a traceback, for a later one.
+        torch.default_generator.manual_seed(int(key))
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(int(key))
         yield

@@ -54,6 +54,7 @@ def figures(run_dir: Path, split: str = "test") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run_dir), "--probe"]) == 0
     found = figures(run_dir)

@@ -49,13 +49,13 @@ def job(state: str, reason: str = "None", nodes: str = "", start: float | None =
 
 
 def test_queued(run: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    cluster.say("squeue", job("PENDING", "Priority", start=time.time() + 7200.5))
+    cluster.say("squeue", job("PENDING", "Priority", start=time.time() + 9000))
     found = read(run)
     assert (found.state, found.slurm, found.nodes, found.job) == ("queued", "PENDING", [], JOB)
     assert found.reason == "Priority (behind jobs of higher priority)"
-    assert found.starts_in is not None and 7100 < found.starts_in < 7300
+    assert found.starts_in is not None and 8900 < found.starts_in <= 9000
     assert main(["status", str(run.parent)]) == 0
-    assert "priority), expected to start in 2.0 h\n" in capsys.readouterr().out
+    assert "priority), expected to start in 2.5 h\n" in capsys.readouterr().out
     cluster.say("squeue", job("PENDING"))
     assert said(run) == ("queued", "")
     cluster.say("squeue", job("CONFIGURING", nodes="n1"))

@@ -103,6 +103,7 @@ def test_memory_follows_optimizer_ema_precision_and_micro_batch() -> None:
     assert memory(ema={"decay": 0.99}).ema == size
 
 
+@pytest.mark.slow
 def test_an_unprepared_recipe_is_described(
     recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_baseline_has_no_gates(recipe_file: Path, capsys: pytest.CaptureFixtur
     assert prediction[3] == "1.00"
 
 
+@pytest.mark.slow
 def test_missing_weights_are_replaced_with_a_notice(
     recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

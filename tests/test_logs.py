@@ -154,6 +154,7 @@ def started() -> Iterator[list[Following]]:
         each.end()
 
 
+@pytest.mark.slow
 def test_following_from_the_queue_over_a_restart_to_the_end(
     tmp_path: Path, started: list[Following]
 ) -> None:

@@ -206,6 +206,7 @@ def test_duration() -> None:
     assert [duration(s) for s in (0, 61, 3599.7, 36061)] == ["0:00", "1:01", "1:00:00", "10:01:01"]
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline_and_the_same_run_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_without_validation_a_tenth_of_training_chooses_and_all_of_it_is_fitted(
     assert found.test.top1 == pytest.approx(with_val.test.top1, abs=0.05)
 
 
+@pytest.mark.slow
 def test_real_pictures_beat_the_majority() -> None:
     """Random filters already tell Fashion-MNIST's classes apart far better than guessing."""
     data = Data(name="fashion_mnist", train_per_class=30, test_per_class=20)

@@ -6,8 +6,6 @@ import argparse
 
 from rich.console import Console
 
-from adafilter_dist.data.prepare import prepare
-from adafilter_dist.data.summary import summarise
 from adafilter_dist.recipe import load_recipe
 
 HELP = "fetch data and weights, store the pictures for fast reading"
@@ -30,6 +28,8 @@ def run(words: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="recipe=NAME and overrides")
     recipe = load_recipe(parser.parse_args(words).words)
     # Imported here: --help and a mistyped recipe need not wait for the models.
+    from adafilter_dist.data.prepare import prepare
+    from adafilter_dist.data.summary import summarise
     from adafilter_dist.models.backbones import fetch_weights
 
     console = Console()

@@ -126,6 +126,7 @@ signal.pause()
 """
 
 
+@pytest.mark.slow
 def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", _PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True

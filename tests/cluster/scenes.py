@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.config import Settings
+from tests.cluster.interruptions import Interruptions
 from tests.cluster.scripted import Scripted
 from tests.cluster.slurm import Cluster
 from tests.cluster.submitted import RECIPE, SUBMIT, Run
@@ -37,40 +37,31 @@ class Stage:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a scene ended: the folders of finished runs, and its row of the table."""
+    """How a scene ended: the folders of finished runs, and its rows of the table."""
 
     runs: list[Path]
-    row: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _row(run: Run, what: str, began: float) -> dict[str, Any]:
-    return {
-        "interruption": what,
-        "steps_lost": run.steps_lost,
-        "restarts": len(run.events("start")) - 1,
-        "seconds": round(time.monotonic() - began),
-    }
-
-
-def _came_back(run: Run, *reasons: str, by: str, lost: int = 0) -> None:
-    """Each restart is an event with its reason, and SLURM started the job just so often."""
+def _came_back(run: Run, *reasons: tuple[str, str], lost: int = 0) -> None:
+    """Each restart is an event with its reason and who asked; SLURM started it just so often."""
     starts = run.events("start")
-    assert [start.get("after") for start in starts[1:]] == list(reasons), run.said()
+    assert [start.get("after") for start in starts[1:]] == [name for name, _ in reasons], run.said()
     requeued = [(row["reason"], row["by"]) for row in run.events("requeued")]
-    assert requeued == [(reason, by) for reason in reasons], run.rows("events.jsonl")
+    assert requeued == list(reasons), run.rows("events.jsonl")
     assert run.restarts == len(reasons)
     assert run.steps_lost <= lost, starts
 
 
 def undisturbed(stage: Stage) -> Ended:
-    """Two jobs at once, on the same two nodes."""
+    """Two jobs at once on the same two nodes: one is left alone, one crashes and loses a node."""
     with Cluster(stage.folder / "cluster") as cluster:
         first, second = (stage.run(cluster, name=name) for name in ("first", "second"))
-        began = time.monotonic()
         for run in (first, second):
-            run.submit()
-            run.await_step(1)
-            run.freeze()
+            run.submit("launch.additional_parameters={hold: true}")
+        _give_a_bug(second)
+        cluster.run("scontrol", "release", f"{first.job},{second.job}")
+        _freeze_both(first, second)
         again = first.submit()
         assert f"already submitted, job {first.job} is running" in again, again
         ports = {run.type("cat run/jobs/meeting.*") for run in (first, second)}
@@ -79,160 +70,171 @@ def undisturbed(stage: Stage) -> Ended:
         assert re.search(r"state +(running|stalled)", shown) and str(first.job) in shown, shown
         for run in (first, second):
             run.freeze(False)
+        crashed = Interruptions(second)
+        crashed.now("a bug in one rank, mended, then `resume=RUN`")
         followed = first.type(first.lines["follow"])  # until the run ends
         assert "run folder" in followed, followed
         first.await_finished()
-        second.await_finished()
-        for run in (first, second):
-            assert not run.events("requeued") and run.restarts == 0
+        assert not first.events("requeued") and first.restarts == 0
         again = first.submit()
         assert "already finished" in again, again
-        return Ended([first.folder, second.folder], _row(first, "none", began))
+        _mended(second)
+        _node_lost(second, "n2", crashed)
+        second.await_finished()
+        return Ended([first.folder, second.folder], crashed.rows())
 
 
-def preempted(stage: Stage, settings: Settings, *words: str, grace: str, reason: str) -> Ended:
-    """A job of the partition ``high`` wants both nodes."""
+def _freeze_both(*runs: Run) -> None:
+    """Hold each as soon as it trains."""
+    running = [*runs]
+
+    def held() -> bool:
+        for run in [run for run in running if run.step >= 1]:
+            run.freeze()
+            running.remove(run)
+        return not running
+
+    runs[0].cluster.wait_for(held, 150, "both train")
+
+
+def _give_a_bug(run: Run) -> None:
+    """To the code that a job not yet begun will run."""
+    code = run.folder / "code" / "adafilter_dist" / "train.py"
+    place = "        session, step = self.session, self.position.step\n"
+    bug = "        if step == 15 and session.world.rank == 2:\n            1 / 0\n"
+    assert place in code.read_text()
+    code.write_text(code.read_text().replace(place, place + bug))
+
+
+def _mended(run: Run) -> None:
+    """The bug: failed and told of, not requeued; without it, the run goes on."""
+    run.cluster.wait_for_state(run.job, "FAILED", timeout=150)
+    assert run.restarts == 0 and not run.events("requeued")
+    shown = run.type(run.lines["status"])
+    assert "failed" in shown and "ZeroDivisionError" in shown and "rank 2" in shown, shown
+    run.resume()  # with the code as it is here
+    run.cluster.run("scontrol", "release", str(run.job))
+    run.await_step(25, attempt=2)
+    assert run.steps_lost <= 15
+
+
+def _node_lost(run: Run, node: str, interruptions: Interruptions) -> None:
+    """slurmd, its steps and all tasks of a node killed -9; the node comes back later."""
+    before = len(run.events("start"))
+    interruptions.now("a node lost" if node != "n1" else "the first node lost")
+    run.cluster.kill_node(node)
+    run.cluster.wait_for(lambda: run.restarts == 1, 90, "the job requeued")
+    run.cluster.start_node(node)
+    run.await_finished()
+    assert run.restarts == 1
+    last = run.events("start")[before:]
+    # What was taken since the last checkpoint, and during the save that was under way.
+    assert len(last) == 1 and last[0]["steps_lost"] < 2 * EVERY, last
+
+
+def preempted_and_cancelled(stage: Stage) -> Ended:
+    """A job of a higher partition wants both nodes, USR2 first; then scancel, then resume=RUN."""
+    with Cluster(stage.folder / "cluster", Settings(grace=GRACE, kill_wait=15)) as cluster:
+        run = stage.run(cluster)
+        done = Interruptions(run)
+        _preempted(run, done, "USR2", "preempted")
+        run.await_step(35, attempt=2)
+        run.freeze()
+        done.now("`scancel`, then `resume=RUN`")
+        run.type(run.lines["cancel"])
+        cluster.wait_for_state(run.job, "CANCELLED")
+        assert run.status["state"] == "stopped" and run.status["reason"] == "cancelled", run.said()
+        assert len(run.events("requeued")) == 1 and run.restarts == 1
+        assert "stopped" in run.type(run.lines["status"])
+        run.resume()
+        run.await_finished()
+        starts = [start.get("after") for start in run.events("start")]
+        assert starts == [None, "preempted", "cancelled"]
+        assert run.steps_lost == 0
+        return Ended([run.folder], done.rows())
+
+
+def _preempted(run: Run, done: Interruptions, how: str, reason: str) -> None:
+    """Submit it, and have a job of the partition ``high`` take its nodes."""
+    run.submit()
+    run.await_step(15)
+    run.freeze()
+    done.now(f"preemption, {how}")
+    run.cluster.submit("sleep 1", *_HIGH)
+    run.await_step(16, attempt=2)
+    _came_back(run, (reason, "we" if reason == "preempted" else "slurm"))
+
+
+def preempted(stage: Stage, settings: Settings, *words: str, how: str, reason: str) -> Ended:
+    """Once, and on to the end."""
     with Cluster(stage.folder / "cluster", settings) as cluster:
         run = stage.run(cluster, *words)
-        began = time.monotonic()
-        run.submit()
-        run.await_step(15)
-        run.freeze()
-        cluster.submit("sleep 1", *_HIGH)
+        done = Interruptions(run)
+        _preempted(run, done, how, reason)
         run.await_finished()
-        _came_back(run, reason, by="we" if reason == "preempted" else "slurm")
-        return Ended([run.folder], _row(run, f"preemption, {grace}", began))
-
-
-def preempted_with_signal(stage: Stage) -> Ended:
-    """USR2 at the begin of the grace."""
-    return preempted(stage, Settings(grace=GRACE), grace="USR2", reason="preempted")
+        return Ended([run.folder], done.rows())
 
 
 def preempted_without_signal(stage: Stage) -> Ended:
     """TERM at the begin of the grace."""
     settings = Settings(grace=GRACE, user_signal=False)
-    return preempted(stage, settings, grace="TERM", reason="preempted")
+    return preempted(stage, settings, how="TERM", reason="preempted")
 
 
 def preempted_without_grace(stage: Stage) -> Ended:
     """TERM, and KILL some seconds later; SLURM has requeued the job already."""
     words = "launch.partition=low0"
     settings = Settings(user_signal=False, kill_wait=15)
-    return preempted(stage, settings, words, grace="no grace", reason="requeued by SLURM")
+    return preempted(stage, settings, words, how="no grace", reason="requeued by SLURM")
 
 
-def time_limit(stage: Stage) -> Ended:
-    """Twice the job comes to its end of time."""
-    with Cluster(stage.folder / "cluster") as cluster:
+def time_limit_and_requeue(stage: Stage) -> Ended:
+    """Twice the job comes to its end of time; then scontrol requeue."""
+    with Cluster(stage.folder / "cluster", Settings(kill_wait=15)) as cluster:
         run = stage.run(cluster)
-        began = time.monotonic()
+        done = Interruptions(run)
         run.submit()
-        for attempt, step in ((1, 12), (2, 32)):
+        for attempt, step in ((1, 12), (2, 28)):
             run.await_step(step, attempt=attempt)
             run.freeze()
+            done.now("time limit" if attempt == 1 else "time limit, again")
             cluster.ends_in(run.job, 40)  # SLURM sends USR2 when it next looks
-        run.await_finished()
-        _came_back(run, "time limit", "time limit", by="we")
-        return Ended([run.folder], _row(run, "time limit, twice", began))
-
-
-def requeued(stage: Stage) -> Ended:
-    """scontrol requeue."""
-    with Cluster(stage.folder / "cluster", Settings(kill_wait=15)) as cluster:
-        run = stage.run(cluster)
-        began = time.monotonic()
-        run.submit()
-        run.await_step(15)
+        run.await_step(42, attempt=3)
         run.freeze()
+        done.now("`scontrol requeue`")
         cluster.run("scontrol", "requeue", str(run.job))
         run.await_finished()
-        _came_back(run, "requeued by SLURM", by="slurm")
-        return Ended([run.folder], _row(run, "scontrol requeue", began))
-
-
-def cancelled(stage: Stage) -> Ended:
-    """scancel: saved, not requeued, and resumed by the line that was printed."""
-    with Cluster(stage.folder / "cluster", Settings(kill_wait=15)) as cluster:
-        run = stage.run(cluster)
-        began = time.monotonic()
-        run.submit()
-        run.await_step(15)
-        run.freeze()
-        run.type(run.lines["cancel"])
-        cluster.wait_for_state(run.job, "CANCELLED")
-        assert run.status["state"] == "stopped" and run.status["reason"] == "cancelled", run.said()
-        assert not run.events("requeued") and run.restarts == 0
-        assert "stopped" in run.type(run.lines["status"])
-        run.resume()
-        run.await_finished()
-        assert [start.get("after") for start in run.events("start")] == [None, "cancelled"]
-        assert run.steps_lost == 0
-        return Ended([run.folder], _row(run, "scancel, then resume=RUN", began))
-
-
-def node_lost(stage: Stage, node: str = "n2") -> Ended:
-    """slurmd, its steps and all tasks of a node killed -9; the node comes back later."""
-    with Cluster(stage.folder / "cluster") as cluster:
-        run = stage.run(cluster)
-        began = time.monotonic()
-        run.submit()
-        run.await_step(15)
-        cluster.kill_node(node)
-        cluster.wait_for(lambda: run.restarts == 1, 90, "the job requeued")
-        cluster.start_node(node)
-        run.await_finished()
-        assert run.restarts == 1
-        assert len(run.events("start")) == 2
-        # What was taken since the last checkpoint, and during the save that was under way.
-        assert run.steps_lost < 2 * EVERY
-        return Ended([run.folder], _row(run, "node lost", began))
+        limit = ("time limit", "we")
+        _came_back(run, limit, limit, ("requeued by SLURM", "slurm"))
+        return Ended([run.folder], done.rows())
 
 
 def first_node_lost(stage: Stage) -> Ended:
     """The node with rank 0 and the batch shell."""
-    ended = node_lost(stage, "n1")
-    ended.row["interruption"] = "node lost, the first"
-    return ended
-
-
-def crashed(stage: Stage) -> Ended:
-    """A bug in one rank: failed and told of, not requeued; mended, it goes on."""
     with Cluster(stage.folder / "cluster") as cluster:
         run = stage.run(cluster)
-        began = time.monotonic()
-        run.submit("launch.additional_parameters={hold: true}")
-        code = run.folder / "code" / "adafilter_dist" / "train.py"
-        place = "        session, step = self.session, self.position.step\n"
-        bug = "        if step == 15 and session.world.rank == 2:\n            1 / 0\n"
-        assert place in code.read_text()
-        code.write_text(code.read_text().replace(place, place + bug))
-        cluster.run("scontrol", "release", str(run.job))
-        cluster.wait_for_state(run.job, "FAILED", timeout=150)
-        assert run.restarts == 0 and not run.events("requeued")
-        shown = run.type(run.lines["status"])
-        assert "failed" in shown and "ZeroDivisionError" in shown and "rank 2" in shown, shown
-        run.resume()  # with the code as it is here
-        cluster.run("scontrol", "release", str(run.job))
-        run.await_finished()
-        assert run.steps_lost <= 15
-        return Ended([run.folder], _row(run, "a bug, mended, then resume=RUN", began))
+        done = Interruptions(run)
+        run.submit()
+        run.await_step(15)
+        _node_lost(run, "n1", done)
+        return Ended([run.folder], done.rows())
 
 
 def rank_killed(stage: Stage) -> Ended:
     """One rank killed -9, as by the kernel when memory is short: failed, not requeued."""
     with Cluster(stage.folder / "cluster") as cluster:
         run = stage.run(cluster)
-        began = time.monotonic()
+        done = Interruptions(run)
         run.submit()
         run.await_step(15)
+        done.now("a rank killed -9, then `resume=RUN`")
         os.kill(run.tasks()[1], signal.SIGKILL)
         cluster.wait_for_state(run.job, "FAILED")
         assert run.restarts == 0 and not run.events("requeued")
         assert "rank 1" in run.type(run.lines["status"])
         run.resume()
         run.await_finished()
-        return Ended([run.folder], _row(run, "a rank killed -9, then resume=RUN", began))
+        return Ended([run.folder], done.rows())
 
 
 def sweep(stage: Stage) -> Ended:
@@ -241,7 +243,6 @@ def sweep(stage: Stage) -> Ended:
         run = stage.run(cluster)
         words = [f"recipe={RECIPE}", f"data.prepared={stage.data}", "train.epochs=1"]
         words += ["launch.nodes=1", "launch.tasks_per_node=1", "optim.lr=0.005,0.01", "seed=0,1"]
-        began = time.monotonic()
         said = run.type(f"python {SUBMIT} {' '.join(words)}")
         found = re.search(r"^status +(.*)", said, re.M)
         assert found, said
@@ -252,23 +253,22 @@ def sweep(stage: Stage) -> Ended:
         assert "best of the finished: optim.lr=" in shown, shown
         again = run.type(f"python {SUBMIT} {' '.join(words)}")
         assert again.count("already finished") == 4 and "submitted" not in again, again
-        seconds = round(time.monotonic() - began)
-        row = {"interruption": "none, a sweep of 4", "steps_lost": 0, "restarts": 0}
-        return Ended([], {**row, "seconds": seconds})
+        return Ended([])
 
 
 def _script_preempted(stage: Stage, script: str, ranks: int) -> Ended:
     with Cluster(stage.folder / "cluster", Settings(grace=GRACE)) as cluster:
         run = Scripted(cluster, stage.folder / "here", stage.data, script, ranks)
-        began = time.monotonic()
+        done = Interruptions(run)
         run.submit()
         run.await_step(15)
         with run.held():
+            done.now(f"preemption, `slurm/{script}`")
             cluster.submit("true", *_HIGH)
         run.await_finished()
-        _came_back(run, "preempted", by="we")
+        _came_back(run, ("preempted", "we"))
         assert "finished" in run.type(f"adafilter status {run.folder}")
-        return Ended([run.folder], _row(run, f"preemption, slurm/{script}", began))
+        return Ended([run.folder], done.rows())
 
 
 def node_script_preempted(stage: Stage) -> Ended:
@@ -284,9 +284,13 @@ def nodes_script_preempted(stage: Stage) -> Ended:
 SCENES: dict[str, Callable[[Stage], Ended]] = {
     scene.__name__: scene
     for scene in (
-        *(time_limit, undisturbed, node_lost, crashed, preempted_with_signal, requeued),
-        *(cancelled, sweep, node_script_preempted, nodes_script_preempted),
+        *(undisturbed, time_limit_and_requeue, preempted_and_cancelled),
+        *(nodes_script_preempted, sweep),
         *(preempted_without_signal, preempted_without_grace, first_node_lost, rank_killed),
+        node_script_preempted,
     )
 }
-LONG = {"preempted_without_signal", "preempted_without_grace", "first_node_lost", "rank_killed"}
+LONG = {
+    *("preempted_without_signal", "preempted_without_grace", "first_node_lost", "rank_killed"),
+    "node_script_preempted",
+}

@@ -52,7 +52,8 @@ def _place(folder: Path, name: str) -> Path:
 
 def test_two_jobs_at_once_end_with_the_same_bits(scenes: Scenes, table: Table) -> None:
     ended = scenes("undisturbed")
-    table(**ended.row)
+    for row in ended.rows:
+        table(**row)
     first, second = ended.runs
     assert differences(first, second) == []
 
@@ -68,6 +69,7 @@ def test_two_jobs_at_once_end_with_the_same_bits(scenes: Scenes, table: Table) -
 def test_comes_back_with_the_same_bits(scenes: Scenes, table: Table, name: str) -> None:
     wanted = scenes("undisturbed").runs[0]
     ended = scenes(name)
-    table(**ended.row)
+    for row in ended.rows:
+        table(**row)
     for run in ended.runs:
         assert differences(run, wanted) == []

@@ -210,6 +210,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [["--dry-run"], []])
 def test_without_submitit_one_line_says_how_to_get_it(
     prepared: Path, place: Path, no_slurm: Cluster, more: list[str]

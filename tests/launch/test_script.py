@@ -87,6 +87,7 @@ def test_what_is_submitted(name: str, place: Path, capsys: pytest.CaptureFixture
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_by_the_real_command_of_a_clone(place: Path) -> None:
     shim = [sys.executable, str(CLONE / "launch" / "submit.py")]
     done = subprocess.run(

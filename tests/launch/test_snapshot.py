@@ -111,6 +111,7 @@ take_snapshot(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_killed_in_between_it_leaves_no_half_copy(tmp_path: Path) -> None:
     place = tmp_path / "code"
     whole = sources(PACKAGE)

@@ -105,6 +105,7 @@ def test_random_weights_have_a_hash_too() -> None:
     assert first.source == "random weights of seed 0"
 
 
+@pytest.mark.slow
 def test_published_weights_are_found_in_torchs_cache(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_published_weights_are_found_in_torchs_cache(
             verb(chosen)
 
 
+@pytest.mark.slow
 def test_old_densenet_names_and_auxiliary_heads_are_understood(
     hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +199,7 @@ def test_bad_names_are_short_errors(name: str, weights: str | None, words: str) 
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.slow
 def test_weights_of_another_architecture_are_counted_and_named(tmp_path: Path) -> None:
     path = save(source("resnet18").state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(UserError) as caught:

@@ -87,6 +87,7 @@ def test_a_run_folder_will_do_and_an_export_replaces_the_last(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.slow
 def test_the_names_that_timm_and_efficientnet_lite_use(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     built = build(METHODS[0] | {"layers": ".*"}, "timm/tf_efficientnet_lite0")

@@ -17,7 +17,12 @@ from adafilter_dist.models.gated import GatedConvBN
 from adafilter_dist.models.ops.reference import selected_only
 from tests.models.networks import TIMM, TORCHVISION, images, network, pairs
 
-ARCHITECTURES = [*TORCHVISION, *TIMM]
+# One of each family at once; the others with the slow tests.
+QUICK = ("resnet18", "mobilenet_v2", "timm/regnety_002")
+ARCHITECTURES = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in (*TORCHVISION, *TIMM)
+]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

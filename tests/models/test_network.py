@@ -86,6 +86,7 @@ def test_channels_last_is_the_same() -> None:
     torch.testing.assert_close(net(x.to(memory_format=torch.channels_last)), before)
 
 
+@pytest.mark.slow
 def test_same_draws_same_bits_in_training() -> None:
     """Dropout, stochastic depth and gate noise are all torch's default generator's."""
 

@@ -1,0 +1,188 @@
+"""What a recipe would train and what it costs, as tables."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from adafilter_dist.data.prepared import open_prepared
+from adafilter_dist.errors import UserError
+from adafilter_dist.methods import Built, build_method
+from adafilter_dist.models.backbones import Backbone, load_backbone
+from adafilter_dist.models.report import ConversionReport
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.schema import FineTune
+from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
+
+_CLASSES = {"fashion_mnist": 10, "food101": 101, "caltech256": 256}
+_UNKNOWN_CLASSES = 10
+
+
+def describe(recipe: Recipe, classes: int | None, console: Console) -> None:
+    """Print the description for ``classes`` classes, by default those of the data.
+
+    UserError for a recipe that cannot be built.
+    """
+    classes = _classes(recipe, classes, console)
+    backbone = _backbone(recipe, classes, console)
+    preprocess, side = backbone.preprocess, backbone.preprocess.crop
+    console.print(
+        f"{recipe.name}: {backbone.name}, {backbone.source}; {classes} classes; input {side} px, "
+        f"{preprocess.interpolation}, evaluation resize {preprocess.resize} px",
+        markup=False,
+    )
+    built = build_method(backbone, recipe)
+    if built.report is not None:
+        _print_conversion(console, built.report)
+    console.print()
+    console.print(_parameters(built))
+    console.print()
+    costs = measure_costs(built.model, side, recipe.train.precision, built.penalty)
+    console.print(_operations(recipe, built, costs, _plain_costs(recipe, classes, side)))
+    console.print()
+    console.print(_memory(recipe, built, costs))
+
+
+def _classes(recipe: Recipe, given: int | None, console: Console) -> int:
+    if given is not None:
+        if given < 2:
+            raise UserError(f"--classes {given}: at least two classes are needed")
+        return given
+    try:
+        return len(open_prepared(recipe).classes)
+    except UserError:
+        named = recipe.data.classes
+        known = len(named) if named is not None else _CLASSES.get(recipe.data.name)
+        if known is not None:
+            return known
+    console.print(
+        f"data not prepared: {_UNKNOWN_CLASSES} classes assumed; --classes N says how many"
+    )
+    return _UNKNOWN_CLASSES
+
+
+def _random(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+
+
+def _backbone(recipe: Recipe, classes: int, console: Console) -> Backbone:
+    try:
+        return load_backbone(recipe, classes)
+    except UserError as missing:
+        # Shapes and costs do not depend on the values; anything else wrong is wrong here too.
+        backbone = load_backbone(_random(recipe), classes)
+        console.print(f"{missing}; random weights here", markup=False)
+        return backbone
+
+
+def _print_conversion(console: Console, report: ConversionReport) -> None:
+    table = Table(
+        title=f"{len(report.gated)} gated layers in order of execution (found by "
+        f"{report.found_by})",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("layer", overflow="fold")
+    for name in ("kernel", "channels", "filters"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, layer in enumerate(report.gated, start=1):
+        kernel = f"{layer.kernel[0]}x{layer.kernel[1]}"
+        kernel += f" /{layer.stride[0]}" if max(layer.stride) > 1 else ""
+        kernel += f", {layer.groups} groups" if layer.groups > 1 else ""
+        table.add_row(
+            f"{number}", layer.name, kernel, f"{layer.in_channels}", f"{layer.out_channels}"
+        )
+    console.print(table)
+    filters = sum(layer.out_channels for layer in report.gated)
+    console.print(
+        f"{filters:,} filters, each a bit per image; {report.gated_share:.1%} of the "
+        "convolution weights are gated"
+    )
+    if report.left_out:
+        left = Table(title="convolutions left out", title_justify="left", box=SIMPLE_HEAD)
+        left.add_column("layer", overflow="fold")
+        left.add_column("why")
+        for name, reason in report.left_out:
+            left.add_row(name, reason)
+        console.print(left)
+    for warning in report.warnings():
+        console.print(f"warning: {warning}", markup=False)
+
+
+def _parameters(built: Built) -> Table:
+    table = Table(title="parameters", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("part")
+    table.add_column("number", justify="right")
+    table.add_column("")
+    if built.report is not None:
+        counts = built.report.parameters
+        rows = [
+            ("frozen filters", counts.frozen, "kept in buffers, never trained"),
+            ("fine-tuned filters", counts.tuned, "start as the frozen ones"),
+            ("gate", counts.gate, ""),
+            ("BatchNorm", counts.batchnorm, "one for each kind of filter"),
+            ("classifier", counts.head, "new"),
+            ("other", counts.other, "ungated layers"),
+        ]
+        if counts.still:
+            rows.append(("held still", counts.still, "model.ungated=freeze; counted above"))
+    else:
+        parameters = list(built.model.parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        held = sum(p.numel() for p in parameters) - trained
+        rows = [("trained", trained, ""), ("frozen", held, "")]
+    for name, number, remark in rows:
+        table.add_row(name, f"{number:,}", remark)
+    return table
+
+
+def _plain_costs(recipe: Recipe, classes: int, side: int) -> Costs:
+    plain = recipe.model_copy(update={"method": FineTune()})
+    built = build_method(load_backbone(_random(plain), classes), plain)
+    return measure_costs(built.model, side, recipe.train.precision, built.penalty)
+
+
+def _operations(recipe: Recipe, built: Built, costs: Costs, plain: Costs) -> Table:
+    table = Table(
+        title="operations per image, 10^6 multiply-adds (convolutions and matrix products)",
+        title_justify="left",
+        caption="both filters of a gated layer are computed" if built.report else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("")
+    for name in ("plain fine-tuning", built.method, "ratio"):
+        table.add_column(name, justify="right")
+    for name, ours, theirs in (
+        ("prediction", costs.forward, plain.forward),
+        ("training step", costs.step, plain.step),
+    ):
+        table.add_row(name, f"{theirs / 1e6:,.1f}", f"{ours / 1e6:,.1f}", f"{ours / theirs:.2f}")
+    return table
+
+
+def _memory(recipe: Recipe, built: Built, costs: Costs) -> Table:
+    memory = estimate_memory(built.model, costs, recipe)
+    m = recipe.train.micro_batch
+    table = Table(
+        title=f"memory of a training process (micro_batch={m}, {recipe.train.precision})",
+        title_justify="left",
+        caption="an estimate; libraries and the workspace of kernels come on top",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("")
+    table.add_column("MiB", justify="right")
+    for name, size in (
+        ("weights and buffers", memory.weights),
+        ("gradients", memory.gradients),
+        (f"optimizer ({recipe.optim.name})", memory.optimizer),
+        ("EMA", memory.ema),
+        ("activations", memory.activations),
+    ):
+        table.add_row(name, f"{size / 2**20:,.1f}")
+    table.add_section()
+    table.add_row("total", f"{memory.total / 2**20:,.1f}")
+    return table

@@ -1,0 +1,36 @@
+"""What says how to use the command does not wait for torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from adafilter_dist.__main__ import VERBS
+
+_ASK = """\
+import sys
+from adafilter_dist.__main__ import main
+try:
+    main(sys.argv[1:])
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+def test_help_lists_the_verbs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:-2]] == list(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_says_how_it_is_used(verb: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK, verb, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: adafilter {verb}")
