@@ -65,11 +65,14 @@ def tell_start(
         f"{world.world_size} x {world.device.type} ({world.threads} threads), "
         f"loader {session.loader.kind}, run {run.path}"
     )
+    if session.engine.described:
+        metrics.say(session.engine.described)
     if loaded is None:
         return
     repeated = f", {lost} steps are done again" if lost else ""
     metrics.say(f"going on from step {step} ({loaded.folder}){repeated}")
-    before = loaded.manifest.get("environment", {})
+    # The first checkpoints do not name their engine: there was one.
+    before = {"engine": "ddp", **loaded.manifest.get("environment", {})}
     changed = [k for k in environment if before.get(k) != environment[k]]
     if changed:
         said = ", ".join(f"{k} {before.get(k)} -> {environment[k]}" for k in changed)

@@ -169,7 +169,7 @@ class _Attempt:
         """Rank 0 picks and verifies a checkpoint; every rank takes over the state it chose."""
         world, run, recipe = self._world, self._run, self._recipe
         names = frozen_names(session.engine.model)
-        state = session.engine.model.state_dict()
+        state = session.full_state().model
         frozen = {name: tensor for name, tensor in state.items() if name in names}
         checkpoints = Checkpoints(run.path, frozen=frozen)
 
@@ -177,7 +177,7 @@ class _Attempt:
 
         def pick() -> Path | None:
             nonlocal mine
-            require_run_space(run.path, space_of_run(session.engine.model, recipe))
+            require_run_space(run.path, space_of_run(state, recipe))
             mine = checkpoints.newest(self._say)
             return mine.folder if mine else None
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from adafilter_dist.checkpoint.saver import Saved, Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.disk import existing_parent, gib
-from adafilter_dist.engine import join_world
+from adafilter_dist.engine import FullState, join_world
 from adafilter_dist.errors import UserError
 from adafilter_dist.ownership import claim
 from adafilter_dist.progress import duration
@@ -31,8 +31,9 @@ def run_check(recipe: Recipe, console: Console) -> int:
         session = build_session(recipe, world)
         session.step.warm_up(session.preprocess.crop)
         seconds = _steps(session)
+        state = session.full_state()
         if world.first:
-            size, took = _save_and_load(session)
+            size, took = _save_and_load(session, state)
             _tell(session, console, seconds, size, took)
     return 0
 
@@ -58,14 +59,13 @@ def _steps(session: Session) -> float:
     return times[-1]
 
 
-def _save_and_load(session: Session) -> tuple[int, float]:
+def _save_and_load(session: Session, state: FullState) -> tuple[int, float]:
     """Bytes of one checkpoint and seconds to save it; what is read back must be what was saved."""
     place = existing_parent(run_dir(session.recipe).parent)
     with tempfile.TemporaryDirectory(prefix=".adafilter-check-", dir=place) as name:
         run = Path(name)
         saver = Saver(claim(run))
         saver.go_on(frozen_names(session.engine.model), None, None)
-        state = session.full_state()
         began = time.perf_counter()
         try:
             saver.save(state, Position(step=STEPS), {})

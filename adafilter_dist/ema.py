@@ -6,26 +6,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from adafilter_dist.engine.base import Engine
 
 
 class Ema:
-    """Shadow parameters, moved once a step that was not skipped."""
+    """Shadow parameters, moved once a step that was not skipped.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    Each rank has those of its own parts, as the engine has laid the parameters out.
+    """
+
+    def __init__(self, engine: Engine, decay: float) -> None:
+        self._engine = engine
         self._decay = decay
-        self._live = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._shadow = {n: p.detach().clone() for n, p in self._live.items()}
+        self._shadow = {name: part.detach().clone() for name, part in engine.parts().items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """shadow = decay * shadow + (1 - decay) * parameter."""
-        live = [parameter.detach() for parameter in self._live.values()]
+        live = [part.detach() for part in self._engine.parts().values()]
         torch._foreach_lerp_(list(self._shadow.values()), live, 1 - self._decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the averaged parameters inside, its own again outside."""
+        """The parameters are the averaged ones inside, their own again outside."""
         self._swap()
         try:
             yield
@@ -34,16 +39,18 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, parameter in self._live.items():
-            kept = parameter.detach().clone()
-            parameter.copy_(self._shadow[name])
+        for name, part in self._engine.parts().items():
+            kept = part.detach().clone()
+            part.copy_(self._shadow[name])
             self._shadow[name].copy_(kept)
 
     def state(self) -> dict[str, Tensor]:
-        """The shadow parameters by name."""
-        return dict(self._shadow)
+        """The whole shadow parameters by name; collective."""
+        return self._engine.gathered(self._shadow)
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over shadow parameters; the model's own where the average is only begun now."""
+        live = self._engine.parts()
         for name, shadow in self._shadow.items():
-            shadow.copy_(state[name] if state else self._live[name].detach())
+            part = self._engine.part_of(name, state[name]) if state else live[name].detach()
+            shadow.copy_(part)

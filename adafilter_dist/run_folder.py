@@ -21,6 +21,7 @@ from adafilter_dist.atomic import make_folder, write_json, write_text
 from adafilter_dist.errors import UserError
 from adafilter_dist.ownership import ALIVE_EVERY, LostRunError, Ownership, claim
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
+from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.recipe.schema import seconds
 
@@ -200,7 +201,13 @@ def describe_environment(
         "threads": threads,
         "compile": recipe.train.compile,
         "loader": loader,
+        "engine": _engine(recipe),
     }
+
+
+def _engine(recipe: Recipe) -> str:
+    engine = recipe.engine
+    return f"deepspeed ZeRO-{engine.zero_stage}" if isinstance(engine, DeepSpeed) else engine.name
 
 
 def started() -> dict[str, Any]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor
 
 from adafilter_dist.disk import require_space
 from adafilter_dist.recipe import Recipe
 
 
-def space_of_run(model: nn.Module, recipe: Recipe) -> int:
-    """Bytes of the checkpoints kept, one being written, the frozen copies and best/."""
-    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+def space_of_run(state: Mapping[str, Tensor], recipe: Recipe) -> int:
+    """Bytes of the checkpoints kept, one being written, the frozen copies and best/.
+
+    ``state`` is that of the model.
+    """
+    weights = sum(tensor.nbytes for tensor in state.values())
     moments = 2 if recipe.optim.name == "adamw" else 1
     averaged = 1 if recipe.ema.decay else 0
     one = weights * (1 + moments + averaged)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -57,8 +59,15 @@ class Session:
             batch_size=2 * self.recipe.train.micro_batch,
         )
 
+    @contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """The network as it is evaluated: averaged where EMA is on; collective."""
+        averaged = self.ema.applied() if self.ema is not None else nullcontext()
+        with averaged, self.engine.whole_model() as model:
+            yield model
+
     def full_state(self) -> FullState:
-        """The engine's state with the moving average beside it."""
+        """The engine's state with the moving average beside it; collective."""
         state = self.engine.full_state()
         if self.ema is not None:
             state.ema = self.ema.state()
@@ -98,7 +107,7 @@ def build_session(recipe: Recipe, world: World, watch: Watch | None = None) -> S
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)
     engine = build_engine(built.model, built.groups, recipe, world)
-    ema = Ema(engine.model, recipe.ema.decay) if recipe.ema.decay else None
+    ema = Ema(engine, recipe.ema.decay) if recipe.ema.decay else None
     step = TrainingStep(recipe, built, engine, preprocess, world, ema)
     return Session(recipe, world, prepared, preprocess, built, engine, loader, ema, step, notices)
 

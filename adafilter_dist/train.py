@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -192,15 +191,11 @@ class Trainer:
             self._metrics.event("gates", epoch=epoch, warning=warning)
         self._row_at, self._row_step = time.monotonic(), self.position.step
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        ema = self.session.ema
-        return ema.applied() if ema is not None else nullcontext()
-
     def _validate(self, epoch: int) -> float:
         session = self.session
-        with self._averaged():
+        with session.whole_model() as model:
             result = evaluate(
-                session.engine.model,
+                model,
                 Watched(session.eval_loader("val"), self._while_evaluating),
                 session.preprocess,
                 device=session.world.device,
@@ -218,22 +213,23 @@ class Trainer:
 
     def _export(self, *, last: bool) -> bool:
         """Write best/; False where the disk refused and a later epoch may try again."""
-        if not self.session.world.first:
-            return True
-        try:
-            self._run.ownership.check()
-            with self._averaged(), torch.no_grad():
+        session = self.session
+        with session.whole_model() as model, torch.no_grad():
+            if not session.world.first:
+                return True
+            try:
+                self._run.ownership.check()
                 export_model(
                     self._run.path / "best",
-                    self.session.built,
-                    classes=self.session.prepared.classes,
-                    preprocess=self.session.preprocess,
+                    replace(session.built, model=model),
+                    classes=session.prepared.classes,
+                    preprocess=session.preprocess,
                 )
-        except OSError as error:
-            if last:
-                raise
-            self._metrics.say(f"warning: best/ not written: {error}; training goes on")
-            return False
+            except OSError as error:
+                if last:
+                    raise
+                self._metrics.say(f"warning: best/ not written: {error}; training goes on")
+                return False
         return True
 
     def save(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def test_validation_without_gates_by_the_recipes_words(
     assert (found["split"], found["evaluation"]["n"]) == ("val", 6)
     assert found["gates"] is None and found["probe"] is None
     assert "permuted" not in capsys.readouterr().out
+
+
+def test_what_trained_the_run_need_not_be_there(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    shutil.copytree(run_dir / "best", tmp_path / "best")
+    trained = load_recipe([f"recipe={run_dir / 'recipe.yaml'}", "engine=deepspeed"])
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(trained))
+    assert main(["evaluate", str(tmp_path), "--split", "val", "--no-gates"]) == 0
+    assert figures(tmp_path, "val")["evaluation"]["n"] == 6
 
 
 @pytest.mark.parametrize(

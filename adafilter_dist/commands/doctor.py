@@ -102,6 +102,7 @@ def _laptop() -> Iterator[Row]:
     yield _installed("matplotlib", "matplotlib", "figures")
     yield _installed("tensorboard", "tensorboard", "log.to=[tensorboard]")
     yield _installed("wandb", "wandb", "log.to=[wandb]")
+    yield _installed("deepspeed", "deepspeed", "engine=deepspeed")
 
 
 def _node() -> Iterator[Row]:

@@ -11,6 +11,7 @@ from rich.console import Console
 from adafilter_dist import atomic
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, load_recipe
+from adafilter_dist.recipe.engine import DDP, AnyEngine
 from adafilter_dist.recipe.identity import run_dir
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ def run(words: list[str]) -> int:
 
 
 def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
-    """The run folder and its recipe, from the folder or from the words that trained it."""
+    """The run folder and its recipe, from the folder or from the words that trained it.
+
+    The recipe's engine is DDP's: what trained the run need not be installed to measure it.
+    """
     if any(word.startswith("recipe=") for word in words):
         recipe = load_recipe(words)
         folder = run_dir(recipe).expanduser()
@@ -47,11 +51,16 @@ def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
                 f"{folder}: this recipe has no run there yet; train it first, or give the run's "
                 "folder: adafilter evaluate RUN"
             )
-        return folder, recipe
+        return folder, _with_ddp(recipe)
     folder = Path(words[0]).expanduser()
     if not (folder / "recipe.yaml").is_file():
         raise UserError(f"{folder}: not a run folder (no recipe.yaml in it)")
-    return folder, load_recipe([f"recipe={folder / 'recipe.yaml'}", *words[1:]])
+    return folder, _with_ddp(load_recipe([f"recipe={folder / 'recipe.yaml'}", *words[1:]]))
+
+
+def _with_ddp(recipe: Recipe) -> Recipe:
+    engine = DDP(**recipe.engine.model_dump(include=set(AnyEngine.model_fields)))
+    return recipe.model_copy(update={"engine": engine})
 
 
 def _evaluate(folder: Path, recipe: Recipe, split: SplitName, probe: bool, gates: bool) -> int:

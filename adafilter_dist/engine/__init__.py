@@ -9,6 +9,7 @@ from torch import nn
 from adafilter_dist.engine.base import Engine, FullState
 from adafilter_dist.engine.world import World, join_world, set_arithmetic
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.engine import DeepSpeed
 
 __all__ = ["Engine", "FullState", "World", "build_engine", "join_world", "set_arithmetic"]
 
@@ -17,6 +18,10 @@ def build_engine(
     model: nn.Module, groups: list[dict[str, Any]], recipe: Recipe, world: World
 ) -> Engine:
     """The engine that ``engine.name`` asks for, imported only when used."""
+    if isinstance(recipe.engine, DeepSpeed):
+        from adafilter_dist.engine.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(model, groups, recipe, recipe.engine, world)
     from adafilter_dist.engine.ddp import DDPEngine
 
     return DDPEngine(model, groups, recipe, world)

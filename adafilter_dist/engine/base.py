@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +36,8 @@ class Engine(Protocol):
 
     model: nn.Module
     dtype: torch.dtype
+    described: str
+    """What runs, and how, in a few words; empty for what needs no mention."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) in at least fp32."""
@@ -60,3 +62,37 @@ class Engine(Protocol):
 
     def load_full_state(self, state: FullState) -> None:
         """Take over a state that any engine at any world size gave."""
+
+    def parts(self) -> dict[str, Tensor]:
+        """This rank's part of each trained parameter by name, to be written in place."""
+
+    def part_of(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part of a whole tensor that belongs to a trained parameter."""
+
+    def gathered(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors from every rank's parts; collective."""
+
+    def whole_model(self) -> AbstractContextManager[nn.Module]:
+        """The network with whole parameters inside, for evaluation and export; collective."""
+
+
+class Replicated:
+    """The part of an engine for which every rank holds whole parameters."""
+
+    model: nn.Module
+
+    def parts(self) -> dict[str, Tensor]:
+        """The trained parameters themselves."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def part_of(self, name: str, whole: Tensor) -> Tensor:
+        """All of it."""
+        return whole
+
+    def gathered(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As they are."""
+        return dict(parts)
+
+    def whole_model(self) -> AbstractContextManager[nn.Module]:
+        """The network as it is."""
+        return nullcontext(self.model)

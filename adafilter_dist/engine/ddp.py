@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adafilter_dist.engine.base import FullState
+from adafilter_dist.engine.autocast import AUTOCAST
+from adafilter_dist.engine.base import FullState, Replicated
 from adafilter_dist.engine.optimizer import build_optimizer, optimizer_tensors, put_optimizer
 from adafilter_dist.engine.world import World
 from adafilter_dist.errors import UserError
@@ -24,16 +25,17 @@ _NO_BUFFER_SYNC: dict[str, Any] = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
 )
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class DDPEngine:
+class DDPEngine(Replicated):
     """torch's DistributedDataParallel; one process is DDP of one.
 
     A global batch is ``train.micro_batches`` micro-batches shared over the ranks, unevenly where
     they do not divide. DDP takes the mean over ranks, so each micro-batch's loss is weighed by
     world_size / micro_batches: the sum is the mean over micro-batches for any share.
     """
+
+    described = ""
 
     def __init__(
         self, model: nn.Module, groups: list[dict[str, Any]], recipe: Recipe, world: World

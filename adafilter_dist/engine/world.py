@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from adafilter_dist.cpus import cpus_of_rank
+from adafilter_dist.engine.deepspeed_import import require_deepspeed
 from adafilter_dist.engine.guard import ended_unless_done
 from adafilter_dist.engine.kinds import require_one_kind
 from adafilter_dist.engine.meeting import meet
@@ -22,6 +23,7 @@ from adafilter_dist.engine.peers import sign_of_loss
 from adafilter_dist.errors import RankError, UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.schema import seconds
+from adafilter_dist.recipe.shares import require_shares
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,12 @@ def _connect_seconds() -> float:
 def join_world(recipe: Recipe) -> Iterator[World]:
     """Set up device, threads and process group; leave the group on the way out.
 
-    Raises UserError for a world size that the recipe's micro-batches cannot feed.
+    Raises UserError for a world size that the recipe's micro-batches cannot feed, and where the
+    engine is not installed.
     """
     rank, world_size, local_rank, local_world_size = _place()
-    if world_size > recipe.train.micro_batches:
-        train = recipe.train
-        raise UserError(
-            f"world size {world_size}: global_batch={train.global_batch} holds only "
-            f"{train.micro_batches} micro-batches of {train.micro_batch}; start at most "
-            f"{train.micro_batches} processes or lower train.micro_batch (it changes the numbers)"
-        )
+    require_deepspeed(recipe)
+    require_shares(recipe, world_size, f"world size {world_size}")
     device = _device(recipe.engine.device, local_rank)
     threads = recipe.engine.threads or cpus_of_rank()
     torch.set_num_threads(threads)

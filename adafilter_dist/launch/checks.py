@@ -6,24 +6,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.identity import numbers_of
+from adafilter_dist.recipe.shares import require_shares
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def check_world(recipe: Recipe) -> None:
-    """UserError if the recipe has fewer micro-batches than the job has processes."""
-    launch, train = recipe.launch, recipe.train
-    if launch.world_size > train.micro_batches:
-        raise UserError(
-            f"launch.nodes={launch.nodes} x {launch.processes_per_node} processes: "
-            f"train.global_batch={train.global_batch} holds only {train.micro_batches} "
-            f"micro-batches of {train.micro_batch}; use at most {train.micro_batches} processes, "
-            "or lower train.micro_batch (it changes the numbers)"
-        )
+    """UserError if the recipe's micro-batches cannot be shared out over the job's processes."""
+    launch = recipe.launch
+    where = f"launch.nodes={launch.nodes} x {launch.processes_per_node} processes"
+    require_shares(recipe, launch.world_size, where)
 
 
 class Checks:
@@ -37,9 +32,12 @@ class Checks:
 
         Raises UserError with what to do, e.g. the line that prepares data and weights.
         """
+        from adafilter_dist.engine.deepspeed_import import require_deepspeed
         from adafilter_dist.run_space import require_run_space, space_of_run
 
         check_world(recipe)
+        if recipe.launch.python is None:  # another Python has other packages
+            require_deepspeed(recipe)
         numbers = numbers_of(recipe)
         same = json.dumps(
             [numbers["data"], numbers["model"], numbers["method"], str(recipe.data.prepared)],
@@ -47,7 +45,7 @@ class Checks:
         )
         if same not in self._seen:
             self._seen[same] = 0  # said once, whatever is wrong with it
-            self._seen[same] = space_of_run(_built(recipe), recipe)
+            self._seen[same] = space_of_run(_built(recipe).state_dict(), recipe)
         require_run_space(run, self._seen[same])
 
 

@@ -63,6 +63,7 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
     file = _kept(job)
     if restart and file.is_file():
         return
+    from adafilter_dist.engine.deepspeed_import import require_deepspeed
     from adafilter_dist.launch.checks import check_world
     from adafilter_dist.launch.target import find_targets
     from adafilter_dist.run_folder import RunFolder
@@ -77,6 +78,7 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
         raise UserError(f"{target.run} is in use by {owner.name}; wait for its end, or stop it")
     recipe = _placed(target.recipe, ranks)
     check_world(recipe)
+    require_deepspeed(recipe)
     make_folder(target.run)
     if not (target.run / "recipe.yaml").exists():
         RunFolder(target.run).keep(_placed(target.plan.verdict.recipe, ranks))

@@ -129,7 +129,7 @@ class RecurrentGate(nn.Module, StepStatistics):
             )
         settings = self.settings
         with torch.autocast(x.device.type, enabled=False):
-            pooled = x.mean((2, 3), dtype=self.cell.weight_ih.dtype)
+            pooled = x.mean((2, 3), dtype=self.running_mean.dtype)
             if settings.input_norm == "layer_norm":
                 pooled = F.layer_norm(pooled, pooled.shape[1:])
             self._state = self.cell(self.inputs[index](pooled), self._state)

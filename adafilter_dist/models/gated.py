@@ -51,7 +51,7 @@ class GatedConvBN(nn.Module):
         if type(self.conv) is nn.Conv2d:
             y = self.conv._conv_forward(x, self.frozen_weight, self.frozen_bias)
         else:  # a subclass may pad or standardise its filters first
-            y = functional_call(self.conv, self._frozen_state(), x)
+            y = functional_call(_Unhooked(self.conv), self._frozen_state(), x)
         z: Tensor = self.bn2(y)
         return z
 
@@ -62,7 +62,18 @@ class GatedConvBN(nn.Module):
         return torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
 
     def _frozen_state(self) -> dict[str, Tensor]:
-        state = {"weight": self.frozen_weight}
+        state = {"conv.weight": self.frozen_weight}
         if self.frozen_bias is not None:
-            state["bias"] = self.frozen_bias
+            state["conv.bias"] = self.frozen_bias
         return state
+
+
+class _Unhooked(nn.Module):
+    """A convolution without its hooks: under ZeRO-3 these fetch its own weights, not the twin's."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv.forward(x)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from adafilter_dist.errors import UserError, nearest
 from adafilter_dist.recipe.comma_list import split_list
+from adafilter_dist.recipe.engine import AnyEngine
 from adafilter_dist.recipe.launch import Launch
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.site import find_site
@@ -123,17 +124,28 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         if isinstance(value, dict):
             old = base.get(key)
-            old = {"name": old} if isinstance(old, str) else old
-            fresh = not isinstance(old, dict) or _other_kind(key, old, value.get("name"))
-            base[key] = _merge({} if fresh or not isinstance(old, dict) else dict(old), value)
+            old = _spelled_out(key, old) if isinstance(old, str) else old
+            kept = _kept(key, old, value.get("name")) if isinstance(old, dict) else {}
+            base[key] = _merge(kept, value)
         else:
             _put(base, str(key), value)
     return base
 
 
-def _other_kind(key: str, old: Mapping[str, Any], name: object) -> bool:
-    # Another method has other keys: nothing of the old one may stay behind.
-    return key == "method" and name is not None and name != old.get("name", "adafilter")
+# The sections that are of one kind or another, and the keys that any kind has.
+_KINDS: dict[str, tuple[str, Collection[str]]] = {
+    "method": ("adafilter", ()),
+    "engine": ("ddp", AnyEngine.model_fields),
+}
+
+
+def _kept(key: str, old: Mapping[str, Any], name: object) -> dict[str, Any]:
+    """What stays of a section under another name: keys of the old kind must not stay behind."""
+    if key not in _KINDS or name is None:
+        return dict(old)
+    default, shared = _KINDS[key]
+    same = name == old.get("name", default)
+    return {k: value for k, value in old.items() if same or k in shared}
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -144,16 +156,22 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         inner = tree.get(parent)
-        if isinstance(inner, str):  # the short form, spelled out
-            inner = {"name": inner}
+        if isinstance(inner, str):
+            inner = _spelled_out(parent, inner)
         tree[parent] = inner = dict(inner) if isinstance(inner, dict) else {}
         tree = inner
     if last in _named_sections() and not parents and isinstance(value, str):
         old = tree.get(last)
-        old = {} if not isinstance(old, dict) or _other_kind(last, old, value) else old
-        tree[last] = {**old, "name": value}
+        tree[last] = {**(_kept(last, old, value) if isinstance(old, dict) else {}), "name": value}
     else:
         tree[last] = value
+
+
+def _spelled_out(key: str, text: str) -> dict[str, Any]:
+    """The section that ``model: resnet18`` is short for; UserError for what has no short form."""
+    if key not in _named_sections():
+        raise UserError(f"{key}={text}: a text is replaced as a whole, not key by key")
+    return {"name": text}
 
 
 def _site(name: str) -> dict[str, Any]:
@@ -226,12 +244,24 @@ def _section(path: Sequence[str | int]) -> tuple[list[str], list[type[BaseModel]
     return shown, models
 
 
+def _of_another_kind(shown: Sequence[str]) -> str:
+    """`` (a key of engine=deepspeed)`` where another kind of the section has the key."""
+    section, _, key = ".".join(shown).partition(".")
+    if section not in _KINDS:
+        return ""
+    for model in _models(Recipe.model_fields[section].annotation):
+        if key in model.model_fields:
+            return f" (a key of {section}={model.model_fields['name'].default})"
+    return ""
+
+
 def _line(item: ErrorDetails) -> str:
     shown, models = _section(item["loc"])
     key = ".".join(shown)
     if item["type"] == "extra_forbidden":
         allowed = sorted({name for model in models for name in model.model_fields})
-        return f"{key}: unknown key{nearest(shown[-1], allowed)}; allowed: {', '.join(allowed)}"
+        hint = _of_another_kind(shown) or nearest(shown[-1], allowed)
+        return f"{key}: unknown key{hint}; allowed: {', '.join(allowed)}"
     if item["type"] == "missing":
         return f"{key}: missing; the recipe must say it"
     message = item["msg"].removeprefix("Value error, ")
@@ -242,7 +272,7 @@ def _line(item: ErrorDetails) -> str:
         return f"{key}.name={tag}: not known{nearest(tag, allowed)}; allowed: {', '.join(allowed)}"
     if item["type"] == "literal_error":
         expected = str(item.get("ctx", {}).get("expected", ""))
-        allowed = re.findall(r"'([^']*)'", expected)
+        allowed = re.findall(r"[^',\s]+", expected.replace(" or ", ", "))
         given = str(item["input"])
         return f"{key}={given}: not known{nearest(given, allowed)}; allowed: {', '.join(allowed)}"
     if not key or (item["type"] == "value_error" and isinstance(item["input"], dict)):

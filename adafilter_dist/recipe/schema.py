@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from adafilter_dist.recipe.deepspeed_json import contradictions, without_auto
+from adafilter_dist.recipe.engine import DDP, DeepSpeed, Engine
 from adafilter_dist.recipe.launch import Launch
 from adafilter_dist.recipe.section import AbsolutePath, Duration, Section, check_duration
 from adafilter_dist.recipe.section import seconds as seconds
@@ -271,17 +273,6 @@ class Train(Section):
         return self.global_batch // self.micro_batch
 
 
-class Engine(Section):
-    """Who runs the step."""
-
-    name: Literal["ddp"] = "ddp"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    timeout: Duration = Field(
-        "10min", description="how long a rank is waited for before the others give up"
-    )
-    threads: PositiveInt | None = Field(None, description="CPU threads per rank; default shared")
-
-
 class Checkpoint(Section):
     """When the whole state is saved, and how many are kept."""
 
@@ -331,7 +322,7 @@ class Recipe(Section):
     optim: Optim = Optim()
     ema: Ema = Ema()
     train: Train = Train()
-    engine: Engine = Engine()
+    engine: Engine = DDP()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     log: Log = Log()
@@ -342,6 +333,11 @@ class Recipe(Section):
     def _default_method(cls, value: Any) -> Any:
         return {"name": "adafilter", **value} if isinstance(value, dict) else value
 
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _default_engine(cls, value: Any) -> Any:
+        return {"name": "ddp", **value} if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.optim.warmup_epochs >= self.train.epochs and self.optim.warmup_epochs > 0:
@@ -349,4 +345,29 @@ class Recipe(Section):
                 f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of "
                 f"train.epochs={self.train.epochs}"
             )
+        if isinstance(self.engine, DeepSpeed):
+            _check_deepspeed(self.engine, self.train, self.deterministic)
         return self
+
+
+def _check_deepspeed(engine: DeepSpeed, train: Train, deterministic: bool) -> None:
+    mistakes = [
+        f"engine.config: {line}"
+        for line in contradictions(
+            without_auto(engine.config),
+            stage=engine.zero_stage,
+            global_batch=train.global_batch,
+            micro_batch=train.micro_batch,
+            clip_norm=train.clip_norm,
+            deterministic=deterministic,
+        )
+    ]
+    if train.precision == "fp64":
+        mistakes.append("train.precision=fp64: DeepSpeed knows no fp64; use engine=ddp")
+    if train.compile and engine.zero_stage == 3:
+        mistakes.append(
+            "train.compile=true: ZeRO-3 fetches weights between the layers, which cannot be "
+            "compiled as one; use engine.zero_stage=2 or less"
+        )
+    if mistakes:
+        raise ValueError("\n".join(mistakes))

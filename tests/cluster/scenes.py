@@ -15,6 +15,7 @@ from tests.cluster.interruptions import Interruptions
 from tests.cluster.scripted import Scripted
 from tests.cluster.slurm import Cluster
 from tests.cluster.submitted import RECIPE, SUBMIT, Run
+from tests.kills.same import differences
 
 EVERY = 10  # checkpoint.every of run.yaml
 GRACE = 60  # longer than it takes on a busy machine: we requeue, not SLURM at the grace's end
@@ -243,6 +244,7 @@ def sweep(stage: Stage) -> Ended:
         run = stage.run(cluster)
         words = [f"recipe={RECIPE}", f"data.prepared={stage.data}", "train.epochs=1"]
         words += ["launch.nodes=1", "launch.tasks_per_node=1", "optim.lr=0.005,0.01", "seed=0,1"]
+        words += ["engine=deepspeed", "train.precision=fp32"]
         said = run.type(f"python {SUBMIT} {' '.join(words)}")
         found = re.search(r"^status +(.*)", said, re.M)
         assert found, said
@@ -254,6 +256,20 @@ def sweep(stage: Stage) -> Ended:
         again = run.type(f"python {SUBMIT} {' '.join(words)}")
         assert again.count("already finished") == 4 and "submitted" not in again, again
         return Ended([])
+
+
+def zero_preempted(stage: Stage) -> Ended:
+    """DeepSpeed, weights in shards: preempted, and beside it a run that is left alone."""
+    with Cluster(stage.folder / "cluster", Settings(grace=GRACE)) as cluster:
+        words = ("engine=deepspeed", "engine.zero_stage=3", "train.precision=fp32")
+        alone, run = (stage.run(cluster, *words, name=name) for name in ("alone", "run"))
+        alone.submit()
+        alone.await_finished()
+        done = Interruptions(run)
+        _preempted(run, done, "ZeRO-3", "preempted")
+        run.await_finished()
+        assert differences(run.folder, alone.folder) == []
+        return Ended([], done.rows())
 
 
 def _script_preempted(stage: Stage, script: str, ranks: int) -> Ended:
@@ -287,10 +303,10 @@ SCENES: dict[str, Callable[[Stage], Ended]] = {
         *(undisturbed, time_limit_and_requeue, preempted_and_cancelled),
         *(nodes_script_preempted, sweep),
         *(preempted_without_signal, preempted_without_grace, first_node_lost, rank_killed),
-        node_script_preempted,
+        *(node_script_preempted, zero_preempted),
     )
 }
 LONG = {
     *("preempted_without_signal", "preempted_without_grace", "first_node_lost", "rank_killed"),
-    "node_script_preempted",
+    *("node_script_preempted", "zero_preempted"),
 }

@@ -1,0 +1,255 @@
+"""What each ZeRO stage computes, beside DDP, in one process group of two ranks.
+
+    torchrun --nproc-per-node=2 -m tests.distributed.zero_worker PREPARED OUT [LONG]
+
+Each rank runs the same; the first one writes OUT, JSON of what tests/distributed/test_zero.py
+asserts. In one process, because importing and meeting takes longer than all the steps.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adafilter_dist.engine import FullState, World, join_world
+from adafilter_dist.recipe import Recipe, load_recipe
+from adafilter_dist.session import Session, build_session
+
+STAGES = (0, 1, 2, 3)
+SEEDS = (0, 1, 2)
+RECIPE = Path(__file__).with_name("small.yaml")
+ENGINES = ("engine=ddp", *(f"engine=deepspeed engine.zero_stage={stage}" for stage in STAGES))
+# Weight decay, which must not reach what is frozen; weights that no gate covers are frozen too.
+STILL = "optim.weight_decay=0.1 model.ungated=freeze"
+# With a count of steps beside two moments; partitioned and sharded.
+ADAMW = ((ENGINES[2], "adamw"), (ENGINES[4], "adamw"))
+
+
+class Worker:
+    """Sessions of one small recipe under one engine after another."""
+
+    def __init__(self, prepared: str, world: World) -> None:
+        self._words = [f"recipe={RECIPE}", f"data.prepared={prepared}", "train.precision=fp32"]
+        self._words += ["method.layers=layer4"]
+        self.world = world
+
+    def recipe(self, *words: str) -> Recipe:
+        return load_recipe([*self._words, *" ".join(words).split()])
+
+    def session(self, *words: str) -> Session:
+        session = build_session(self.recipe(*words), self.world)
+        torch.set_num_threads(1)
+        return session
+
+
+def train(session: Session, first: int, last: int) -> list[float]:
+    """Steps ``first`` to ``last`` - 1 of the first epoch; their losses."""
+    losses = []
+    with session.loader.epoch(0, first) as batches:
+        for step in range(first, last):
+            figures, _ = session.step.run(step, 0, batches, 1.0, stop=False, save=False)
+            losses.append(float(figures[0]))
+    return losses
+
+
+def one_step(session: Session, step: int) -> bool:
+    """The same step each time it is called; whether it was taken."""
+    with session.loader.epoch(0, step) as batches:
+        _, skipped = session.step.run(step, 0, batches, 1.0, stop=False, save=False)
+    return not skipped
+
+
+def kept(session: Session) -> FullState:
+    """A copy of the whole state."""
+    state = session.full_state()
+    parts = ("model", "optimizer", "ema")
+    copies = {p: {n: t.detach().clone() for n, t in getattr(state, p).items()} for p in parts}
+    return replace(state, **copies)
+
+
+def distance(a: FullState, b: FullState) -> dict[str, float]:
+    """The largest difference of weights, of statistics, of the optimizer's state."""
+    ours, theirs = dict(a.tensors()), dict(b.tensors())
+    assert ours.keys() == theirs.keys()
+    far = {"weights": 0.0, "statistics": 0.0, "optimizer": 0.0, "ema": 0.0}
+    for name, one in ours.items():
+        part = "statistics" if "running_" in name else name.partition(":")[0]
+        part = "weights" if part == "model" else part
+        far[part] = max(far[part], float((one.double() - theirs[name].double()).abs().max()))
+    return far
+
+
+def same_bits(a: FullState, b: FullState) -> list[str]:
+    """Names of the tensors that differ in any bit, or that only one has."""
+    ours, theirs = dict(a.tensors()), dict(b.tensors())
+    changed = [n for n in ours.keys() & theirs.keys() if not _equal(ours[n], theirs[n])]
+    return sorted([*changed, *(ours.keys() ^ theirs.keys())])
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+
+
+def frozen(state: FullState) -> dict[str, Tensor]:
+    return {name: t for name, t in state.model.items() if "frozen_" in name}
+
+
+def steps_of_one_state(worker: Worker) -> dict[str, Any]:
+    """From one state one step under every engine, and under DDP with another thread count (E4)."""
+    start = worker.session("engine=ddp")
+    train(start, 0, 3)
+    state = kept(start)
+    results: dict[str, Any] = {"taken over": {}, "far": {}}
+    steps: dict[str, FullState] = {}
+    for engine in (*ENGINES, "threads"):
+        session = worker.session("engine=ddp" if engine == "threads" else engine)
+        session.load_full_state(state)
+        results["taken over"][engine] = same_bits(kept(session), state)
+        torch.set_num_threads(2 if engine == "threads" else 1)
+        train(session, 3, 4)
+        torch.set_num_threads(1)
+        steps[engine] = kept(session)
+        results["far"][engine] = distance(steps[engine], steps["engine=ddp"])
+        results.setdefault("moved", distance(steps[engine], state))
+    return results
+
+
+def convolutions_that_pad_first(worker: Worker) -> dict[str, float]:
+    """A kind of convolution of timm's own, whose frozen twin runs its forward: ZeRO-3 and DDP."""
+    words = "model.name=timm/tf_efficientnet_lite0 method.layers=conv_stem|blocks.1"
+    start = worker.session("engine=ddp", words)
+    state = kept(start)
+    train(start, 0, 1)
+    sharded = worker.session(ENGINES[4], words)
+    sharded.load_full_state(state)
+    train(sharded, 0, 1)
+    return distance(kept(sharded), kept(start))
+
+
+def saved_and_gone_on(worker: Worker) -> dict[str, list[str]]:
+    """Stages: what differs in any bit after 2 + 2 steps, in one go or from a state (E2)."""
+    found = {}
+    for engine, optimizer in (*((engine, "sgd") for engine in ENGINES[1:]), *ADAMW):
+        words = (engine, f"optim.name={optimizer} optim.lr=0.001", STILL)
+        whole = worker.session(*words)
+        before = kept(whole)
+        train(whole, 0, 2)
+        state = kept(whole)
+        train(whole, 2, 4)
+        again = worker.session(*words)
+        train(again, 0, 1)  # a state of its own, to be replaced
+        again.load_full_state(state)
+        found[f"{engine} {optimizer}, loaded"] = same_bits(kept(again), state)
+        train(again, 2, 4)
+        found[f"{engine} {optimizer}"] = same_bits(kept(again), kept(whole))
+        found[f"{engine} {optimizer}, frozen"] = moved(whole, before)
+    return found
+
+
+def frozen_filters(worker: Worker) -> dict[str, list[str]]:
+    """Frozen weights that bf16 changed in any bit in two steps with weight decay (I3)."""
+    found = {}
+    for engine in ENGINES[1:]:
+        session = worker.session(engine, "train.precision=bf16", STILL)
+        before = kept(session)
+        train(session, 0, 2)
+        found[engine] = moved(session, before)
+    return found
+
+
+def moved(session: Session, before: FullState) -> list[str]:
+    """Frozen filters and weights that are not trained, as far as they differ in any bit."""
+    after = kept(session)
+    still = {name for name in before.model if "frozen_weight" in name} | {*held_still(session)}
+    assert len(still) > 10
+    return [name for name in still if not _equal(before.model[name], after.model[name])]
+
+
+def held_still(session: Session) -> Iterator[str]:
+    for name, parameter in session.engine.model.named_parameters():
+        if not parameter.requires_grad:
+            yield name
+
+
+def overflow(worker: Worker) -> dict[str, Any]:
+    """fp16 from a scale that is too large: scales of skipped steps, then the update, clipped."""
+    words = "train.precision=fp16 train.clip_norm=0.01 optim.weight_decay=0 model.ungated=freeze"
+    start = worker.session("engine=ddp", words)
+    state = kept(start)
+    state.scaler["scale"] = 2.0**17
+    results: dict[str, Any] = {}
+    wanted: FullState | None = None
+    for engine in ENGINES:
+        session = worker.session(engine, words)
+        session.load_full_state(state)
+        scales, changed = [2.0**17], []
+        for _ in range(60):
+            taken = one_step(session, 0)
+            now = kept(session)
+            scales.append(now.scaler["scale"])
+            if taken:
+                break
+            changed += same_bits(now, replace(state, scaler=now.scaler))
+        wanted = wanted or now
+        update = {n: now.model[n].double() - state.model[n].double() for n in now.model}
+        norm = sum(float(u.square().sum()) for n, u in update.items() if trained(session, n)) ** 0.5
+        results[engine] = {
+            "scales": scales,
+            "changed": changed,
+            "norm": norm,
+            "far": distance(now, wanted),
+            "frozen": moved(session, state),
+        }
+    return results
+
+
+def trained(session: Session, name: str) -> bool:
+    return name in session.engine.parts()
+
+
+def bands(
+    worker: Worker, engines: tuple[str, ...], seeds: tuple[int, ...]
+) -> dict[str, list[list[float]]]:
+    """Mean loss of the first 10 of 50 steps and of the last: of fp32 under DDP, and of bf16."""
+    found: dict[str, list[list[float]]] = {}
+    words = "train.global_batch=8 optim.lr=0.02"
+    for seed in seeds:
+        losses = train(worker.session(f"seed={seed}", words), 0, 50)
+        plain = sum(losses[-10:]) / 10
+        for engine in engines:
+            session = worker.session(engine, f"train.precision=bf16 seed={seed}", words)
+            half = sum(train(session, 0, 50)[-10:]) / 10
+            found.setdefault(engine, []).append([sum(losses[:10]) / 10, plain, half])
+    return found
+
+
+def main(prepared: str, out: str, long: str = "") -> None:
+    first = load_recipe([f"recipe={RECIPE}", f"data.prepared={prepared}"])
+    results: dict[str, Any] = {}
+    with join_world(first) as world:
+        worker = Worker(prepared, world)
+        parts: dict[str, Callable[[], Any]] = {
+            "one step": lambda: steps_of_one_state(worker),
+            "padded": lambda: convolutions_that_pad_first(worker),
+            "gone on": lambda: saved_and_gone_on(worker),
+            "frozen": lambda: frozen_filters(worker),
+            "overflow": lambda: overflow(worker),
+            "bf16": lambda: bands(worker, (ENGINES[3],), SEEDS[:1]),
+        }
+        if long:
+            parts = {"bf16": lambda: bands(worker, ENGINES[1:], SEEDS)}
+        for name, part in parts.items():
+            results[name] = part()
+    if world.first:
+        Path(out).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
