@@ -10,12 +10,14 @@ import pytest
 
 from adafilter_dist import __main__ as command
 from adafilter_dist.recipe import Recipe, find_recipe, load_recipe, recipe_names
+from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.recipe.schema import AdaFilter, Augment
 
 SHIPPED = {
     "demo",
     "food101",
     "food101-sparse",
+    "food101-deepspeed",
     "caltech256",
     "caltech256-30",
     "caltech256-60",
@@ -68,6 +70,12 @@ def test_paper_recipes_crop_and_flip_alone_and_leave_the_gates_free(name: str) -
     assert gates(recipe).sparsity.kind == "none"
     assert recipe.optim.label_smoothing == 0
     assert recipe.ema.decay == 0
+
+
+def test_food101_deepspeed_differs_from_food101_by_the_engine_alone() -> None:
+    plain, zero = (load_recipe([f"recipe={name}"]) for name in ("food101", "food101-deepspeed"))
+    assert zero.engine == DeepSpeed(zero_stage=2)
+    assert zero.model_copy(update={"name": plain.name, "engine": plain.engine}) == plain
 
 
 def test_food101_sparse_differs_from_food101_by_the_regulariser_alone() -> None:
