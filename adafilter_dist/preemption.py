@@ -62,8 +62,12 @@ class StopFlag:
 
 
 @contextmanager
-def stop_on_signal(flag: StopFlag | None = None) -> Iterator[StopFlag]:
-    """Catch TERM, INT, USR1 and USR2 inside; the handlers found are put back outside."""
+def stop_on_signal(flag: StopFlag | None = None, *, last: bool = False) -> Iterator[StopFlag]:
+    """Catch TERM, INT, USR1 and USR2 inside; the handlers found are put back outside.
+
+    ``last``: nothing follows but the end of the process, and signals are ignored from then on.
+    Leaving Python takes a while, in which they would kill a process whose work is done.
+    """
     flag = flag or StopFlag()
     before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
     try:
@@ -72,4 +76,4 @@ def stop_on_signal(flag: StopFlag | None = None) -> Iterator[StopFlag]:
         yield flag
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last else handler)

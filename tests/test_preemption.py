@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import subprocess
 import sys
 import time
 
@@ -107,3 +108,20 @@ def test_a_second_ctrl_c_at_a_terminal_leaves_at_once() -> None:
         os.close(terminal)
     assert status != 0
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) in (1, 130)
+
+
+_DONE = """\
+import os, signal
+from adafilter_dist.preemption import stop_on_signal
+signal.signal(signal.SIGUSR2, lambda *_: print("somebody else's"))
+with stop_on_signal(last=True):
+    pass
+for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+    os.kill(os.getpid(), number)
+print("done")
+"""
+
+
+def test_a_process_whose_work_is_done_is_not_killed_by_a_late_signal() -> None:
+    done = subprocess.run([sys.executable, "-c", _DONE], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")

@@ -56,7 +56,7 @@ class Job:
     def __call__(self) -> int:
         """Run as this task's rank; 0, or SystemExit with the code that ends the job as failed."""
         flag = StopFlag()
-        with stop_on_signal(flag):  # from now on: imports take seconds
+        with stop_on_signal(flag, last=True):  # from now on: imports take seconds
             self._take_place()
             code = exit_code(lambda: self._do(flag))
         if code:

@@ -102,7 +102,7 @@ def _placed(recipe: Recipe, ranks: int) -> Recipe:
 def train(allow: Collection[str]) -> int:
     """Train as a rank of torchrun; 0 when the run is finished, or stopped and saved."""
     flag = LinkFlag(os.environ.get("ADAFILTER_STOP"))
-    with stop_on_signal(flag):  # from now on: imports take seconds
+    with stop_on_signal(flag, last=True):  # from now on: imports take seconds
         from rich.console import Console
 
         from adafilter_dist.attempt import run_attempt

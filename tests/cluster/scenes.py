@@ -200,6 +200,9 @@ def time_limit_and_requeue(stage: Stage) -> Ended:
             run.freeze()
             done.now("time limit" if attempt == 1 else "time limit, again")
             cluster.ends_in(run.job, 40)  # SLURM sends USR2 when it next looks
+            cluster.wait_for(lambda n=attempt: run.restarts == n, 90, "the job requeued")
+            # What is left of the limit moved is two minutes, for the next turn as well.
+            cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=10")
         run.await_step(42, attempt=3)
         run.freeze()
         done.now("`scontrol requeue`")

@@ -96,6 +96,11 @@ def test_an_overflow_halves_the_scale_and_the_next_step_is_clipped_as_ddps(
         assert found[engine]["far"]["weights"] <= 1e-4 * wanted["norm"], engine
 
 
+def test_gradients_that_are_not_finite_end_the_run_and_change_nothing(results: Results) -> None:
+    """In fp32 and bf16, where no loss scale is to blame. ZeRO-0 goes on as DDP, to a NaN loss."""
+    assert results["diverged"] == {engine: [] for engine in ZERO[1:]}
+
+
 def in_band(found: Results, seeds: int) -> None:
     for engine, losses in found.items():
         assert len(losses) == seeds

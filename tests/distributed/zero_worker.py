@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.engine import FullState, World, join_world
+from adafilter_dist.errors import DivergedError
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.session import Session, build_session
 
@@ -103,13 +104,14 @@ def frozen(state: FullState) -> dict[str, Tensor]:
 
 def steps_of_one_state(worker: Worker) -> dict[str, Any]:
     """From one state one step under every engine, and under DDP with another thread count (E4)."""
-    start = worker.session("engine=ddp")
+    rates = "optim.lr_gate=0.05 optim.lr_head=0.02"  # groups of their own
+    start = worker.session("engine=ddp", rates)
     train(start, 0, 3)
     state = kept(start)
     results: dict[str, Any] = {"taken over": {}, "far": {}}
     steps: dict[str, FullState] = {}
     for engine in (*ENGINES, "threads"):
-        session = worker.session("engine=ddp" if engine == "threads" else engine)
+        session = worker.session("engine=ddp" if engine == "threads" else engine, rates)
         session.load_full_state(state)
         results["taken over"][engine] = same_bits(kept(session), state)
         torch.set_num_threads(2 if engine == "threads" else 1)
@@ -210,6 +212,22 @@ def overflow(worker: Worker) -> dict[str, Any]:
     return results
 
 
+def diverged(worker: Worker) -> dict[str, list[str]]:
+    """Stages that check gradients themselves: what a gradient that is NaN changed."""
+    found = {}
+    for engine in ENGINES[2:]:
+        session = worker.session(engine)
+        before = kept(session)
+        images = torch.full((4, 3, 32, 32), torch.nan)
+        with session.engine.micro_batch(last=True):
+            session.engine.backward(session.engine.forward(images).sum())
+        try:
+            session.engine.step(1.0)
+        except DivergedError:
+            found[engine] = same_bits(kept(session), before)
+    return found
+
+
 def trained(session: Session, name: str) -> bool:
     return name in session.engine.parts()
 
@@ -241,6 +259,7 @@ def main(prepared: str, out: str, long: str = "") -> None:
             "gone on": lambda: saved_and_gone_on(worker),
             "frozen": lambda: frozen_filters(worker),
             "overflow": lambda: overflow(worker),
+            "diverged": lambda: diverged(worker),
             "bf16": lambda: bands(worker, (ENGINES[3],), SEEDS[:1]),
         }
         if long:
