@@ -211,7 +211,7 @@ def _disk() -> Row:
 
 def _cache() -> Iterator[Row]:
     try:
-        from adafilter_dist.data.listing import cache_folder
+        from adafilter_dist.cache_folder import cache_folder
     except ImportError:
         return  # a core package is missing, and said so above
     folder = cache_folder()

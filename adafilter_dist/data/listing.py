@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adafilter_dist.cache_folder import cache_folder
 from adafilter_dist.recipe.schema import Data
 
 # What torchvision's ImageFolder takes for a picture.
@@ -50,13 +51,6 @@ class Listing:
     train: list[Sample]
     test: list[Sample]
     notes: list[str]
-
-
-def cache_folder() -> Path:
-    """$ADAFILTER_CACHE, else adafilter in $XDG_CACHE_HOME, else ~/.cache/adafilter."""
-    if "ADAFILTER_CACHE" in os.environ:
-        return Path(os.environ["ADAFILTER_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "adafilter"
 
 
 def root_of(data: Data) -> Path:

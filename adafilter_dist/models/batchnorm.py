@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.ops.gated_norm import Norm
+from adafilter_dist.models.ops.passes import Passes
 from adafilter_dist.models.statistics import StepStatistics
 
 
@@ -77,6 +79,20 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
             self.step_sums[:-1] += batch.flatten()
             self.step_sums[-1] += 1
         return y
+
+    def norm_of(self, x: Tensor, passes: Passes) -> Norm:
+        """What a fused layer needs to normalise x; in training the statistics are gathered."""
+        if not self.training or self.held_still:
+            mean, var = self.running_mean, self.running_var
+            assert mean is not None and var is not None
+            return Norm(self.weight, self.bias, mean, var, self.eps, batch=False)
+        with torch.no_grad():
+            mean, var = passes.moments(x)
+            count = x.numel() // self.num_features
+            unbiased = var * (count / (count - 1)) if count > 1 else var
+            self.step_sums[:-1] += torch.cat((mean, unbiased))
+            self.step_sums[-1] += 1
+        return Norm(self.weight, self.bias, mean, var, self.eps, batch=True)
 
     def step_statistics(self) -> list[Tensor]:
         return list(self.step_sums.split([self.num_features, self.num_features, 1]))

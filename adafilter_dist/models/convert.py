@@ -14,6 +14,7 @@ from adafilter_dist.models.batchnorm import (
     holds_activation,
     replace_batchnorm,
 )
+from adafilter_dist.models.behind import absorb
 from adafilter_dist.models.gate import RecurrentGate
 from adafilter_dist.models.gated import GatedConvBN
 from adafilter_dist.models.head import find_head
@@ -111,6 +112,7 @@ def convert_pairs(
     for index, pair in enumerate(pairs.gated):
         _gate_pair(model, pair, recurrent, index)
     replace_batchnorm(model)
+    absorb(model)
     if ungated == "freeze":
         _freeze(model, [name for name, _ in pairs.left_out])
     recurrent.train(model.training)

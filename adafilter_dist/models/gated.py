@@ -8,6 +8,10 @@ from torch.func import functional_call
 
 from adafilter_dist.models.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.gate import RecurrentGate
+from adafilter_dist.models.ops.gated_norm import gated_norm
+from adafilter_dist.models.ops.needed import selected_filters
+from adafilter_dist.models.ops.passes import Kernels, Passes, pick
+from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv
 
 
 class GatedConvBN(nn.Module):
@@ -19,6 +23,7 @@ class GatedConvBN(nn.Module):
 
     frozen_weight: Tensor
     frozen_bias: Tensor | None
+    kernels: Kernels = "auto"
 
     def __init__(
         self, conv: nn.Conv2d, batchnorm: nn.BatchNorm2d, gate: RecurrentGate, index: int
@@ -48,18 +53,63 @@ class GatedConvBN(nn.Module):
 
     def frozen(self, x: Tensor) -> Tensor:
         """BN2(S x)."""
-        if type(self.conv) is nn.Conv2d:
-            y = self.conv._conv_forward(x, self.frozen_weight, self.frozen_bias)
-        else:  # a subclass may pad or standardise its filters first
-            y = functional_call(_Unhooked(self.conv), self._frozen_state(), x)
-        z: Tensor = self.bn2(y)
-        return z
+        y: Tensor = self.bn2(self._frozen_conv(x))
+        return y
 
-    def forward(self, x: Tensor) -> Tensor:
-        gates = self.gates(x)
-        tuned, frozen = self.tuned(x), self.frozen(x)
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """The layer, and what stood behind it in the network's code: + residual, then ReLU."""
+        y1, y2, gates = self._convolve(x, self.gates(x))
+        # Without y2 both lie in y1, stacked.
+        tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
+        if (passes := self._passes(tuned, residual)) is not None:
+            norms = self.bn1.norm_of(tuned, passes), self.bn2.norm_of(frozen, passes)
+            return gated_norm(passes, y1, y2, gates, *norms, residual, relu)
+        tuned, frozen = self.bn1(tuned), self.bn2(frozen)
         # lerp is exact at 0 and 1 and where both branches agree; fractions are used in ablations.
-        return torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
+        out = torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
+        if residual is not None:
+            out = out + residual
+        return out.relu() if relu else out
+
+    def _convolve(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        if self.training and (self.bn1.held_still or self.bn2.held_still):
+            return self._needed(x, gates)
+        if self.training and self.kernels == "auto" and x.is_cuda and can_stack(self.conv):
+            # One convolution reads x once; on a CPU two are as fast, and need no stacking.
+            both = stacked_conv(self.conv, x, self.frozen_weight, self.frozen_bias)
+            return both, None, gates
+        return self.conv(x), self._frozen_conv(x), gates
+
+    def _passes(self, y: Tensor, residual: Tensor | None) -> Passes | None:
+        """What fuses the rest of the layer, in training and where everything fits."""
+        if not self.training or self.kernels == "reference":
+            return None
+        fits = residual is None or (residual.shape == y.shape and residual.dtype == y.dtype)
+        return pick(y) if fits else None
+
+    def _frozen_conv(self, x: Tensor) -> Tensor:
+        if type(self.conv) is nn.Conv2d:
+            return self.conv._conv_forward(x, self.frozen_weight, self.frozen_bias)
+        # A subclass may pad or standardise its filters first.
+        y: Tensor = functional_call(_Unhooked(self.conv), self._frozen_state(), x)
+        return y
+
+    def _needed(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both convolutions' outputs and the gates, without filters that no image selects.
+
+        Only where a branch's statistics are fixed, so that nobody else needs what its filters
+        give. Such a filter's gates have nothing to compare: they get no gradient from the loss.
+        """
+        plain = type(self.conv) is nn.Conv2d and self.conv.groups == 1
+        everyone = torch.ones_like(gates[0], dtype=torch.bool)
+        tuned = (gates != 0).any(0) if plain and self.bn1.held_still else everyone
+        frozen = (gates != 1).any(0) if plain and self.bn2.held_still else everyone
+        gates = torch.where(tuned & frozen, gates, gates.detach())
+        if not plain:
+            return self.conv(x), self._frozen_conv(x), gates
+        y1 = selected_filters(self.conv, x, self.conv.weight, self.conv.bias, tuned)
+        y2 = selected_filters(self.conv, x, self.frozen_weight, self.frozen_bias, frozen)
+        return y1, y2, gates
 
     def _frozen_state(self) -> dict[str, Tensor]:
         state = {"conv.weight": self.frozen_weight}
@@ -77,3 +127,10 @@ class _Unhooked(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv.forward(x)
+
+
+def set_kernels(net: nn.Module, kernels: Kernels) -> None:
+    """How the gated layers of `net` train: fused where there are kernels, or as plain modules."""
+    for module in net.modules():
+        if isinstance(module, GatedConvBN):
+            module.kernels = kernels

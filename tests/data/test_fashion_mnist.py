@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from torchvision.datasets import FashionMNIST
 
+from adafilter_dist.cache_folder import cache_folder
 from adafilter_dist.data.datasets import fetch_dataset, labels_of, list_dataset
-from adafilter_dist.data.listing import cache_folder
 from adafilter_dist.data.prepare import prepare
 from adafilter_dist.data.sources import fashion_mnist
 from adafilter_dist.data.store import open_store

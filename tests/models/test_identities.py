@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from adafilter_dist.models.batchnorm import replace_batchnorm
 from adafilter_dist.models.convert import AdaFilterNet, convert
 from adafilter_dist.models.gate import constant, observe_gates, override_gates
-from adafilter_dist.models.gated import GatedConvBN
+from adafilter_dist.models.gated import GatedConvBN, set_kernels
+from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.models.ops.reference import selected_only
 from tests.models.networks import TIMM, TORCHVISION, images, network, pairs
 
@@ -75,47 +76,66 @@ def gradient(parameter: Tensor | None) -> Tensor:
     return parameter.grad
 
 
-def compare_ungated(plain: nn.Module, net: AdaFilterNet) -> None:
+@pytest.fixture(params=["reference", "auto"])
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    kernels: Kernels = request.param
+    return kernels
+
+
+def alike(one: Tensor, other: Tensor, kernels: Kernels) -> bool:
+    """Equal to the bit where both run the same modules. Fused passes round elsewhere, and
+    statistics of two images make much of it, layer after layer; a mistake shows as 1e-2 or more.
+    """
+    if kernels == "reference":
+        return torch.equal(one, other)
+    return float((one - other).abs().max()) <= 1e-5 * (1e-3 + float(other.abs().max()))
+
+
+def compare_ungated(plain: nn.Module, net: AdaFilterNet, kernels: Kernels) -> None:
     """Head, ungated convolutions and their BatchNorms: the same gradients on both sides."""
     converted = dict(net.backbone.named_parameters())
     shared = [name for name, _ in plain.named_parameters() if name in converted]
     assert net.head is not None and f"{net.head}.weight" in shared
     for name in shared:
-        assert torch.equal(gradient(plain.get_parameter(name)), gradient(converted[name])), name
+        assert alike(gradient(converted[name]), gradient(plain.get_parameter(name)), kernels), name
 
 
-def test_i2_gates_at_one_are_plain_fine_tuning(architecture: nn.Module) -> None:
+def test_i2_gates_at_one_are_plain_fine_tuning(architecture: nn.Module, kernels: Kernels) -> None:
     plain, x = copy.deepcopy(architecture), images(2)
     net = convert(copy.deepcopy(plain), example_input=x[:1])
+    set_kernels(net, kernels)
     replace_batchnorm(plain)
     with override_gates(net, constant(1.0)):
-        assert torch.equal(train_once(net, x), train_once(plain, x))
+        assert alike(train_once(net, x), train_once(plain, x), kernels)
     for layer, pair in zip(net.gated_layers.values(), net.report.gated, strict=True):
         conv, bn = plain.get_submodule(pair.name), plain.get_submodule(pair.batchnorm)
         for own, other in ((layer.conv, conv), (layer.bn1, bn)):
             for key, parameter in other.named_parameters():
-                assert torch.equal(gradient(own.get_parameter(key)), gradient(parameter)), pair
+                assert alike(gradient(own.get_parameter(key)), gradient(parameter), kernels), pair
         assert not any(gradient(parameter).any() for parameter in layer.bn2.parameters())
-    compare_ungated(plain, net)
+    compare_ungated(plain, net, kernels)
 
 
-def test_i2_gates_at_zero_train_only_bn2_and_the_ungated(architecture: nn.Module) -> None:
+def test_i2_gates_at_zero_train_only_bn2_and_the_ungated(
+    architecture: nn.Module, kernels: Kernels
+) -> None:
     plain, x = copy.deepcopy(architecture), images(2)
     net = convert(copy.deepcopy(plain), example_input=x[:1])
+    set_kernels(net, kernels)
     replace_batchnorm(plain)
     for pair in net.report.gated:
         plain.get_submodule(pair.name).requires_grad_(False)
     with override_gates(net, constant(0.0)):
-        assert torch.equal(train_once(net, x), train_once(plain, x))
+        assert alike(train_once(net, x), train_once(plain, x), kernels)
     for layer, pair in zip(net.gated_layers.values(), net.report.gated, strict=True):
         for key, parameter in plain.get_submodule(pair.batchnorm).named_parameters():
-            assert torch.equal(gradient(layer.bn2.get_parameter(key)), gradient(parameter)), pair
+            assert alike(gradient(layer.bn2.get_parameter(key)), gradient(parameter), kernels), pair
         still = [*layer.conv.parameters(), *layer.bn1.parameters()]
         assert not any(gradient(parameter).any() for parameter in still)
     for parameter in plain.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    compare_ungated(plain, net)
+    compare_ungated(plain, net, kernels)
 
 
 OPTIMISERS: list[Callable[..., torch.optim.Optimizer]] = [
@@ -162,8 +182,10 @@ class SelectedOnly:
     def __init__(self, layer: GatedConvBN) -> None:
         self.layer = layer
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return selected_only(self.layer, x, self.layer.gates(x))
+    def __call__(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        y = selected_only(self.layer, x, self.layer.gates(x))
+        y = y if residual is None else y + residual
+        return y.relu() if relu else y
 
 
 def test_i4_computing_only_the_selected_filters_is_the_same(architecture: nn.Module) -> None:

@@ -1,0 +1,214 @@
+// The passes of a gated layer over its activations on a CPU, each one walk through memory.
+//
+// Tensors are rows of pixels: image n, pixel p, channel c lies at (n * P + p) * stride + c, so that
+// both halves of a stacked tensor are read where they lie. What a channel sums up depends neither
+// on the number of threads nor on how channels are dealt out to them.
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float get(float v) { return v; }
+inline double get(double v) { return v; }
+inline float get(bf16 v) {
+    uint32_t bits = uint32_t(v.bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+inline void put(float *to, float v) { *to = v; }
+inline void put(double *to, double v) { *to = v; }
+inline void put(bf16 *to, float v) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    to->bits = v == v ? uint16_t(rounded) : uint16_t(0x7fc0);
+}
+
+// Sums run in the tensors' own precision over this many pixels, then in double.
+constexpr int64_t RUN = 64;
+constexpr int64_t WIDEST = 256;
+
+// Channels summed up together: wide rows, unless that left threads without work.
+int64_t width(int64_t N, int64_t C, int threads) {
+    int64_t wide = std::min(C, WIDEST);
+    return N * ((C + wide - 1) / wide) >= 2 * threads ? wide : std::min<int64_t>(C, 64);
+}
+
+template <class T, class A>
+void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *mean, A *var,
+             int threads) {
+    const int64_t wide = width(N, C, threads), blocks = (C + wide - 1) / wide;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t item = 0; item < N * blocks; ++item) {
+        const int64_t n = item / blocks, first = item % blocks * wide, W = std::min(wide, C - first);
+        const T *rows = y + n * P * stride + first;
+        A pivot[WIDEST], sum[WIDEST], square[WIDEST];
+        double all[WIDEST] = {}, squares[WIDEST] = {};
+        // Around the first pixel's value: no digits are lost where the mean is far from zero.
+        for (int64_t c = 0; c < W; ++c) pivot[c] = get(rows[c]);
+        for (int64_t from = 0; from < P; from += RUN) {
+            std::fill(sum, sum + W, A(0));
+            std::fill(square, square + W, A(0));
+            for (int64_t p = from; p < std::min(P, from + RUN); ++p) {
+                const T *row = rows + p * stride;
+#pragma omp simd
+                for (int64_t c = 0; c < W; ++c) {
+                    const A off = get(row[c]) - pivot[c];
+                    sum[c] += off;
+                    square[c] += off * off;
+                }
+            }
+            for (int64_t c = 0; c < W; ++c) all[c] += sum[c], squares[c] += square[c];
+        }
+        for (int64_t c = 0; c < W; ++c) {
+            const double off = all[c] / P;
+            mean[n * C + first + c] = A(pivot[c] + off);
+            var[n * C + first + c] = A(std::max(0.0, squares[c] / P - off * off));
+        }
+    }
+}
+
+template <bool RESIDUAL, bool RELU, class T, class A>
+void blend_rows(const T *y1, int64_t stride1, const T *y2, int64_t stride2, const A *a1,
+                const A *a2, const A *b, const T *residual, int64_t rows, int64_t C, T *out) {
+    for (int64_t p = 0; p < rows; ++p) {
+        const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2, *more = residual + p * C;
+        T *to = out + p * C;
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            // The branch that was not chosen stays out, even if it is not finite.
+            const A one = a1[c] == 0 ? A(0) : a1[c] * get(row1[c]);
+            const A two = a2[c] == 0 ? A(0) : a2[c] * get(row2[c]);
+            A value = one + two + b[c];
+            if (RESIDUAL) value += get(more[c]);
+            if (RELU) value = value < 0 ? A(0) : value; // not max(): a NaN stays one
+            put(to + c, value);
+        }
+    }
+}
+
+template <class T, class A>
+void blend(const T *y1, int64_t stride1, const T *y2, int64_t stride2, const A *a1, const A *a2,
+           const A *b, const T *residual, int relu, int64_t N, int64_t P, int64_t C, T *out,
+           int threads) {
+    const auto rows = residual ? (relu ? blend_rows<true, true, T, A> : blend_rows<true, false, T, A>)
+                               : (relu ? blend_rows<false, true, T, A> : blend_rows<false, false, T, A>);
+    const int64_t pieces = (P + RUN - 1) / RUN;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t item = 0; item < N * pieces; ++item) {
+        const int64_t n = item / pieces, from = item % pieces * RUN, at = n * P + from;
+        rows(y1 + at * stride1, stride1, y2 + at * stride2, stride2, a1 + n * C, a2 + n * C,
+             b + n * C, residual ? residual + at * C : out + at * C, std::min(RUN, P - from), C,
+             out + at * C);
+    }
+}
+
+template <class T, class A>
+void sums(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2, int64_t stride2,
+          const A *m1, const A *m2, int64_t N, int64_t P, int64_t C, A *s0, A *s1, A *s2,
+          int threads) {
+    const int64_t wide = width(N, C, threads), blocks = (C + wide - 1) / wide;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t item = 0; item < N * blocks; ++item) {
+        const int64_t n = item / blocks, first = item % blocks * wide, W = std::min(wide, C - first);
+        const int64_t here = n * C + first;
+        const A *mean1 = m1 + first, *mean2 = m2 + first;
+        A t0[WIDEST], t1[WIDEST], t2[WIDEST];
+        double all0[WIDEST] = {}, all1[WIDEST] = {}, all2[WIDEST] = {};
+        for (int64_t from = 0; from < P; from += RUN) {
+            std::fill(t0, t0 + W, A(0));
+            std::fill(t1, t1 + W, A(0));
+            std::fill(t2, t2 + W, A(0));
+            for (int64_t p = from; p < std::min(P, from + RUN); ++p) {
+                const int64_t at = n * P + p;
+                const T *of = grad + at * C + first, *kept = out ? out + at * C + first : of;
+                const T *row1 = y1 + at * stride1 + first, *row2 = y2 + at * stride2 + first;
+                const bool relu = out != nullptr;
+#pragma omp simd
+                for (int64_t c = 0; c < W; ++c) {
+                    const A z = !relu || get(kept[c]) > 0 ? get(of[c]) : A(0);
+                    t0[c] += z;
+                    t1[c] += z * (get(row1[c]) - mean1[c]);
+                    t2[c] += z * (get(row2[c]) - mean2[c]);
+                }
+            }
+            for (int64_t c = 0; c < W; ++c)
+                all0[c] += t0[c], all1[c] += t1[c], all2[c] += t2[c];
+        }
+        for (int64_t c = 0; c < W; ++c)
+            s0[here + c] = A(all0[c]), s1[here + c] = A(all1[c]), s2[here + c] = A(all2[c]);
+    }
+}
+
+template <bool RELU, bool RESIDUAL, class T, class A>
+void spread_rows(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2,
+                 int64_t stride2, const A *k, const A *p1, const A *p2, int64_t rows, int64_t C,
+                 T *dy1, T *dy2, int64_t stride, T *dz) {
+    const A *m1 = k, *q1 = k + C, *r1 = k + 2 * C, *m2 = k + 3 * C, *q2 = k + 4 * C, *r2 = k + 5 * C;
+    for (int64_t p = 0; p < rows; ++p) {
+        const T *of = grad + p * C, *kept = RELU ? out + p * C : of;
+        const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2;
+        T *to1 = dy1 + p * stride, *to2 = dy2 + p * stride, *too = RESIDUAL ? dz + p * C : nullptr;
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const A z = !RELU || get(kept[c]) > 0 ? get(of[c]) : A(0);
+            put(to1 + c, p1[c] * z + (q1[c] * (get(row1[c]) - m1[c]) + r1[c]));
+            put(to2 + c, p2[c] * z + (q2[c] * (get(row2[c]) - m2[c]) + r2[c]));
+            if (RESIDUAL) put(too + c, z);
+        }
+    }
+}
+
+// k: the coefficients m1 q1 r1 m2 q2 r2, (C,) each, one after another; p1 and p2 are (N, C).
+template <class T, class A>
+void spread(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2, int64_t stride2,
+            const A *k, const A *p1, const A *p2, int64_t N, int64_t P, int64_t C, T *dy1, T *dy2, int64_t stride, T *dz,
+            int threads) {
+    const auto rows = out ? (dz ? spread_rows<true, true, T, A> : spread_rows<true, false, T, A>)
+                          : (dz ? spread_rows<false, true, T, A> : spread_rows<false, false, T, A>);
+    const int64_t pieces = (P + RUN - 1) / RUN;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t item = 0; item < N * pieces; ++item) {
+        const int64_t n = item / pieces, from = item % pieces * RUN, at = n * P + from;
+        rows(grad + at * C, out ? out + at * C : nullptr, y1 + at * stride1, stride1,
+             y2 + at * stride2, stride2, k, p1 + n * C, p2 + n * C, std::min(RUN, P - from), C,
+             dy1 + at * stride, dy2 + at * stride, stride, dz ? dz + at * C : nullptr);
+    }
+}
+
+}  // namespace
+
+#define PASSES(NAME, T, A)                                                                         \
+    extern "C" void moments_##NAME(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C,    \
+                                   A *mean, A *var, int threads) {                                 \
+        moments<T, A>(y, stride, N, P, C, mean, var, threads);                                     \
+    }                                                                                              \
+    extern "C" void blend_##NAME(const T *y1, int64_t stride1, const T *y2, int64_t stride2,       \
+                                 const A *a1, const A *a2, const A *b, const T *residual,          \
+                                 int relu, int64_t N, int64_t P, int64_t C, T *out, int threads) { \
+        blend<T, A>(y1, stride1, y2, stride2, a1, a2, b, residual, relu, N, P, C, out, threads);   \
+    }                                                                                              \
+    extern "C" void sums_##NAME(const T *grad, const T *out, const T *y1, int64_t stride1,         \
+                                const T *y2, int64_t stride2, const A *m1, const A *m2, int64_t N, \
+                                int64_t P, int64_t C, A *s0, A *s1, A *s2, int threads) {          \
+        sums<T, A>(grad, out, y1, stride1, y2, stride2, m1, m2, N, P, C, s0, s1, s2, threads);     \
+    }                                                                                              \
+    extern "C" void spread_##NAME(const T *grad, const T *out, const T *y1, int64_t stride1,       \
+                                  const T *y2, int64_t stride2, const A *k, const A *p1,           \
+                                  const A *p2, int64_t N, int64_t P, int64_t C, T *dy1, T *dy2,    \
+                                  int64_t stride, T *dz, int threads) {                            \
+        spread<T, A>(grad, out, y1, stride1, y2, stride2, k, p1, p2, N, P, C, dy1, dy2, stride,    \
+                     dz, threads);                                                                 \
+    }
+
+PASSES(float32, float, float)
+PASSES(float64, double, double)
+PASSES(bfloat16, bf16, float)

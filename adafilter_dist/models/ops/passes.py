@@ -1,0 +1,73 @@
+"""Which implementation of the four passes takes a tensor: Triton's, the compiled one, or none."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from adafilter_dist.models.ops import passes_cpu
+
+Kernels = Literal["auto", "reference"]
+
+
+class Passes(Protocol):
+    """The passes of `passes_reference`, under the same names."""
+
+    def moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance, (C,) each."""
+
+    def blend(
+        self,
+        y1: Tensor,
+        y2: Tensor,
+        a1: Tensor,
+        a2: Tensor,
+        b: Tensor,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
+        """a1 y1 + a2 y2 + b (+ residual), perhaps ReLU."""
+
+    def sums(
+        self, dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over pixels that the gradients of gates, gammas and betas are made of."""
+
+    def spread(
+        self, *arguments: Tensor | None, want_residual: bool = False, stacked: bool = False
+    ) -> Any:
+        """(dy1, dy2, dz or None), or stacked (dy, dz or None)."""
+
+
+def pick(y: Tensor) -> Passes | None:
+    """What fuses the layer whose convolutions gave y; None: the plain modules do.
+
+    Where a CPU's graph is being compiled the plain modules stand in it: the compiler fuses them.
+    """
+    passes: Any = None
+    if y.device.type == "cuda":
+        passes = _triton()
+    elif not torch.compiler.is_compiling() and passes_cpu.available(y):
+        passes = passes_cpu
+    return None if passes is None else cast(Passes, passes)
+
+
+def name(device: torch.device, kernels: Kernels) -> str:
+    """Which passes training on `device` takes: triton, native or reference."""
+    if kernels == "reference":
+        return "reference"
+    if device.type == "cuda":
+        return "triton" if _triton() is not None else "reference"
+    return "native" if passes_cpu.available(torch.empty(0, device=device)) else "reference"
+
+
+@functools.cache
+def _triton() -> Any:
+    try:
+        from adafilter_dist.models.ops import passes_triton
+    except ImportError:  # a build of torch without Triton
+        return None
+    return passes_triton

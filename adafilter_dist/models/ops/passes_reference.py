@@ -1,0 +1,160 @@
+"""The four passes of a gated layer over its activations, in plain PyTorch: what kernels must equal.
+
+A gated layer computes y1 = F x and y2 = S x, (N, C, H, W) each, normalises both over the batch and
+chooses by its gates. Whatever touches (N, C, H, W) in that, forward and backward, is one of these
+passes; all else is arithmetic on (C,) and (N, C) tensors. Any dense layout is accepted, also the
+two channel halves of one stacked tensor. Sums and coefficients are float32, float64 for float64.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and coefficients for activations of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over images and pixels: y (N, C, H, W) -> (C,) each."""
+    var, mean = torch.var_mean(_wide(y), (0, 2, 3), correction=0)
+    return mean, var
+
+
+def blend(
+    y1: Tensor,
+    y2: Tensor,
+    a1: Tensor,
+    a2: Tensor,
+    b: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU; a1, a2, b (N, C).
+
+    A coefficient of exactly 0 leaves its term out, whatever stands there (infinity, NaN). Returns
+    (N, C, H, W), channels-last, in y1's dtype.
+    """
+    out = _term(a1, y1) + _term(a2, y2) + _over_pixels(b)
+    if residual is not None:
+        out = out + _wide(residual)
+    if relu:
+        out = out.relu()
+    return _narrow(out, y1.dtype)
+
+
+def sums(
+    dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each.
+
+    m1, m2 (C,). dz is dout where out > 0, else 0 (a ReLU was applied); dout if `out` is None.
+    """
+    dz = _before_relu(dout, out)
+    s0 = dz.sum((2, 3))
+    s1 = (dz * _centred(y1, m1)).sum((2, 3))
+    s2 = (dz * _centred(y2, m2)).sum((2, 3))
+    return s0, s1, s2
+
+
+@overload
+def spread(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    p1: Tensor,
+    q1: Tensor,
+    r1: Tensor,
+    p2: Tensor,
+    q2: Tensor,
+    r2: Tensor,
+    *,
+    want_residual: bool = ...,
+    stacked: Literal[False] = ...,
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+@overload
+def spread(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    p1: Tensor,
+    q1: Tensor,
+    r1: Tensor,
+    p2: Tensor,
+    q2: Tensor,
+    r2: Tensor,
+    *,
+    want_residual: bool = ...,
+    stacked: Literal[True],
+) -> tuple[Tensor, Tensor | None]: ...
+
+
+def spread(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    p1: Tensor,
+    q1: Tensor,
+    r1: Tensor,
+    p2: Tensor,
+    q2: Tensor,
+    r2: Tensor,
+    *,
+    want_residual: bool = False,
+    stacked: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor | None]:
+    """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k.
+
+    p (N, C); q, r, m (C,); dz as in `sums`. Returns (dy1, dy2, dz) or, stacked, (dy, dz) with dy
+    (N, 2C, H, W) holding dy1's channels, then dy2's; dz, the residual's gradient, is None unless
+    wanted. Channels-last, in y1's dtype.
+    """
+    dz = _before_relu(dout, out)
+    dy1 = _over_pixels(p1) * dz + _over_pixels(q1) * _centred(y1, m1) + _over_pixels(r1)
+    dy2 = _over_pixels(p2) * dz + _over_pixels(q2) * _centred(y2, m2) + _over_pixels(r2)
+    residual = _narrow(dz, y1.dtype) if want_residual else None
+    if stacked:
+        return _narrow(torch.cat((dy1, dy2), 1), y1.dtype), residual
+    return _narrow(dy1, y1.dtype), _narrow(dy2, y1.dtype), residual
+
+
+def _wide(y: Tensor) -> Tensor:
+    return y.to(accumulation_dtype(y.dtype))
+
+
+def _narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
+    return y.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _over_pixels(coefficient: Tensor) -> Tensor:
+    """(N, C) or (C,) as it multiplies (N, C, H, W)."""
+    return coefficient[..., None, None]
+
+
+def _term(a: Tensor, y: Tensor) -> Tensor:
+    a = _over_pixels(a)
+    return torch.where(a == 0, 0, a * _wide(y))
+
+
+def _centred(y: Tensor, mean: Tensor) -> Tensor:
+    return _wide(y) - _over_pixels(mean)
+
+
+def _before_relu(dout: Tensor, out: Tensor | None) -> Tensor:
+    dz = _wide(dout)
+    return dz if out is None else torch.where(out > 0, dz, 0)

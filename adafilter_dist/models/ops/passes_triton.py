@@ -1,0 +1,351 @@
+"""The four passes of a gated layer as Triton kernels; what they compute: `passes_reference`.
+
+For CUDA tensors, channels-last or halves of a stacked tensor (others are copied first). Every pass
+reads and writes each activation once and is one operator to torch.compile. No atomics: sums are
+partial sums in a fixed order, so two runs give the same bits. Importing this needs triton.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import custom_op
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.ops import passes_kernels as kernels
+from adafilter_dist.models.ops.passes_reference import accumulation_dtype
+from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
+
+# Programs that sums are dealt out to: eight for each of an H100's 132 multiprocessors. A constant,
+# because the order of summation, and so the last bit, follows from it.
+_PROGRAMS = 1056
+
+
+def moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over images and pixels: y (N, C, H, W) -> (C,) each.
+
+    Raises UserError where there is nothing to average.
+    """
+    mean, var = _moments(y)
+    return mean, var
+
+
+def blend(
+    y1: Tensor,
+    y2: Tensor,
+    a1: Tensor,
+    a2: Tensor,
+    b: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU; a1, a2, b (N, C); out as y1, dense."""
+    out: Tensor = _blend(y1, y2, a1, a2, b, residual, relu)
+    return out
+
+
+def sums(
+    dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each."""
+    s0, s1, s2 = _sums(dout, out, y1, y2, m1, m2).unbind()
+    return s0, s1, s2
+
+
+@overload
+def spread(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    p1: Tensor,
+    q1: Tensor,
+    r1: Tensor,
+    p2: Tensor,
+    q2: Tensor,
+    r2: Tensor,
+    *,
+    want_residual: bool = ...,
+    stacked: Literal[False] = ...,
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+
+@overload
+def spread(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    p1: Tensor,
+    q1: Tensor,
+    r1: Tensor,
+    p2: Tensor,
+    q2: Tensor,
+    r2: Tensor,
+    *,
+    want_residual: bool = ...,
+    stacked: Literal[True],
+) -> tuple[Tensor, Tensor | None]: ...
+
+
+def spread(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+    p1: Tensor,
+    q1: Tensor,
+    r1: Tensor,
+    p2: Tensor,
+    q2: Tensor,
+    r2: Tensor,
+    *,
+    want_residual: bool = False,
+    stacked: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor | None]:
+    """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k.
+
+    Returns (dy1, dy2, dz) or, stacked, (dy, dz); dz is None unless wanted.
+    """
+    small = [m1, m2, p1, q1, r1, p2, q2, r2]
+    results = _spread(dout, out, y1, y2, small, want_residual, stacked)
+    residual = results[-1] if want_residual else None
+    return (results[0], residual) if stacked else (results[0], results[1], residual)
+
+
+@custom_op("adafilter::moments", mutates_args=())
+def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
+    images, channels, height, width = y.shape
+    rows = images * height * width
+    if rows == 0:
+        raise UserError(f"moments of an empty tensor {tuple(y.shape)}: allowed is 1 pixel or more")
+    y, stride = pixel_rows(y)
+    wide, accumulate = _accumulation(y.dtype)
+    block_r, block_c = _tile(y.dtype, channels, rows)
+    splits, share = _shares(rows, 4 * block_r, triton.cdiv(channels, block_c))
+    partial = torch.empty(2, splits, channels, dtype=torch.float64, device=y.device)
+    mean, var = (torch.empty(channels, dtype=wide, device=y.device) for _ in range(2))
+    with torch.cuda.device_of(y):
+        kernels.moments_kernel[(splits * triton.cdiv(channels, block_c),)](
+            y,
+            partial[0],
+            partial[1],
+            rows,
+            channels,
+            stride,
+            share,
+            ACC=accumulate,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            enable_fp_fusion=True,
+        )
+        block_r, block_c = min(256, triton.next_power_of_2(splits)), 8
+        kernels.combine_kernel[(triton.cdiv(channels, block_c),)](
+            partial[0],
+            partial[1],
+            mean,
+            var,
+            rows,
+            channels,
+            share,
+            splits,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            enable_fp_fusion=True,
+        )
+    return mean, var
+
+
+@_moments.register_fake
+def _(y: Tensor) -> tuple[Tensor, Tensor]:
+    wide = accumulation_dtype(y.dtype)
+    return y.new_empty(y.shape[1], dtype=wide), y.new_empty(y.shape[1], dtype=wide)
+
+
+@custom_op("adafilter::blend", mutates_args=())
+def _blend(
+    y1: Tensor, y2: Tensor, a1: Tensor, a2: Tensor, b: Tensor, residual: Tensor | None, relu: bool
+) -> Tensor:
+    images, channels, height, width = y1.shape
+    pixels = height * width
+    out = empty_rows(y1, channels)
+    y1, stride1 = pixel_rows(y1)
+    y2, stride2 = pixel_rows(y2)
+    other, stride_residual = (y1, 0) if residual is None else pixel_rows(residual)
+    block_r, block_c = _tile(y1.dtype, channels, pixels)
+    with torch.cuda.device_of(y1):
+        kernels.blend_kernel[_grid(images, pixels, channels, block_r, block_c)](
+            y1,
+            y2,
+            a1.contiguous(),
+            a2.contiguous(),
+            b.contiguous(),
+            other,
+            out,
+            pixels,
+            channels,
+            stride1,
+            stride2,
+            stride_residual,
+            RESIDUAL=residual is not None,
+            RELU=relu,
+            ACC=_accumulation(y1.dtype)[1],
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            enable_fp_fusion=True,
+        )
+    return out
+
+
+@_blend.register_fake
+def _(
+    y1: Tensor, y2: Tensor, a1: Tensor, a2: Tensor, b: Tensor, residual: Tensor | None, relu: bool
+) -> Tensor:
+    return empty_rows(y1, y1.shape[1])
+
+
+@custom_op("adafilter::sums", mutates_args=())
+def _sums(
+    dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+) -> Tensor:
+    images, channels, height, width = y1.shape
+    pixels = height * width
+    dout, stride_dout = pixel_rows(dout)
+    act, stride_out = (dout, 0) if out is None else pixel_rows(out)
+    y1, stride1 = pixel_rows(y1)
+    y2, stride2 = pixel_rows(y2)
+    wide, accumulate = _accumulation(y1.dtype)
+    block_r, block_c = _tile(y1.dtype, channels, pixels)
+    others = images * triton.cdiv(channels, block_c)
+    splits, share = _shares(pixels, 4 * block_r, others)
+    partial = torch.empty(splits, 3, images, channels, dtype=wide, device=y1.device)
+    with torch.cuda.device_of(y1):
+        kernels.sums_kernel[(others * splits,)](
+            dout,
+            act,
+            y1,
+            y2,
+            m1.contiguous(),
+            m2.contiguous(),
+            partial,
+            images,
+            pixels,
+            channels,
+            stride_dout,
+            stride_out,
+            stride1,
+            stride2,
+            splits,
+            share,
+            RELU=out is not None,
+            ACC=accumulate,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            enable_fp_fusion=True,
+        )
+    return partial[0] if splits == 1 else partial.sum(0)
+
+
+@_sums.register_fake
+def _(dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
+    return y1.new_empty(3, *y1.shape[:2], dtype=accumulation_dtype(y1.dtype))
+
+
+@custom_op("adafilter::spread", mutates_args=())
+def _spread(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    small: list[Tensor],
+    want_residual: bool,
+    stacked: bool,
+) -> list[Tensor]:
+    images, channels, height, width = y1.shape
+    pixels = height * width
+    results = _empty_gradients(y1, want_residual, stacked)
+    dy1, dy2 = results[0].split(channels, 1) if stacked else results[:2]
+    dout, stride_dout = pixel_rows(dout)
+    act, stride_out = (dout, 0) if out is None else pixel_rows(out)
+    y1, stride1 = pixel_rows(y1)
+    y2, stride2 = pixel_rows(y2)
+    block_r, block_c = _tile(y1.dtype, channels, pixels)
+    with torch.cuda.device_of(y1):
+        kernels.spread_kernel[_grid(images, pixels, channels, block_r, block_c)](
+            dout,
+            act,
+            y1,
+            y2,
+            *(each.contiguous() for each in small),
+            dy1,
+            dy2,
+            results[-1],
+            pixels,
+            channels,
+            stride_dout,
+            stride_out,
+            stride1,
+            stride2,
+            2 * channels if stacked else channels,
+            RELU=out is not None,
+            RESIDUAL=want_residual,
+            ACC=_accumulation(y1.dtype)[1],
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            enable_fp_fusion=True,
+        )
+    return results
+
+
+@_spread.register_fake
+def _(
+    dout: Tensor,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    small: list[Tensor],
+    want_residual: bool,
+    stacked: bool,
+) -> list[Tensor]:
+    return _empty_gradients(y1, want_residual, stacked)
+
+
+def _empty_gradients(y: Tensor, want_residual: bool, stacked: bool) -> list[Tensor]:
+    channels = y.shape[1]
+    shapes = [2 * channels] if stacked else [channels, channels]
+    return [empty_rows(y, each) for each in shapes + [channels] * want_residual]
+
+
+def _accumulation(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    wide = accumulation_dtype(dtype)
+    return wide, tl.float64 if wide == torch.float64 else tl.float32
+
+
+def _tile(dtype: torch.dtype, channels: int, rows: int) -> tuple[int, int]:
+    """Rows and columns of a tile: 16 elements for each of 128 threads, few beyond the edge."""
+    wasteless = [b for b in (128, 64, 32) if triton.cdiv(channels, b) * b <= 1.25 * channels]
+    block_c = wasteless[0] if wasteless else min(triton.next_power_of_2(channels), 128)
+    elements = 1024 if dtype == torch.float64 else 2048
+    return min(elements // block_c, triton.next_power_of_2(max(rows, 1))), block_c
+
+
+def _grid(images: int, pixels: int, channels: int, block_r: int, block_c: int) -> tuple[int]:
+    """One program a tile; no tile spans two images, whose coefficients differ."""
+    return (images * triton.cdiv(pixels, block_r) * triton.cdiv(channels, block_c),)
+
+
+def _shares(rows: int, least: int, others: int) -> tuple[int, int]:
+    """Parts to cut `rows` into, of `least` or more rows, and the rows of a part."""
+    splits = max(1, min(_PROGRAMS // max(others, 1), rows // least))
+    share = max(1, triton.cdiv(rows, splits))
+    return max(1, triton.cdiv(rows, share)), share

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adafilter_dist.models.ops import passes_cpu, passes_reference
+from adafilter_dist.models.ops.gated_norm import Norm, gated_norm
+
+EPS = 1e-5
+Given = dict[str, Tensor | None]
+
+
+def given(
+    shape: tuple[int, int, int, int], gates: str = "random", layout: str = "last", seed: int = 0
+) -> Given:
+    draw = torch.Generator().manual_seed(seed)
+    images, channels = shape[:2]
+
+    def of(*size: int) -> Tensor:
+        return torch.randn(*size, generator=draw, dtype=torch.float64)
+
+    def activations() -> Tensor:
+        memory = torch.channels_last if layout == "last" else torch.contiguous_format
+        return (of(*shape) + 3).contiguous(memory_format=memory).requires_grad_()
+
+    bits = {
+        "random": (of(images, channels) > 0).double(),
+        "ones": torch.ones(images, channels, dtype=torch.float64),
+        "zeros": torch.zeros(images, channels, dtype=torch.float64),
+        "fractions": torch.rand(images, channels, generator=draw, dtype=torch.float64),
+    }[gates]
+    small = {name: of(channels).requires_grad_() for name in ("w1", "b1", "w2", "b2")}
+    tensors = {"y1": activations(), "y2": activations(), "gates": bits.requires_grad_()}
+    return {**tensors, **small, "residual": activations()}
+
+
+def fused(passes: Any, of: Given, relu: bool, fixed: tuple[bool, bool] = (False, False)) -> Tensor:
+    def norm(number: int) -> Norm:
+        y, weight, bias = of[f"y{number}"], of[f"w{number}"], of[f"b{number}"]
+        assert y is not None
+        if fixed[number - 1]:
+            mean = torch.full((y.shape[1],), 2.5, dtype=y.dtype)
+            return Norm(weight, bias, mean, torch.full_like(mean, 1.5), EPS, batch=False)
+        mean, var = passes.moments(y.detach())
+        return Norm(weight, bias, mean, var, EPS, batch=True)
+
+    y1, y2, gates = of["y1"], of["y2"], of["gates"]
+    assert y1 is not None and gates is not None
+    return gated_norm(passes, y1, y2, gates, norm(1), norm(2), of["residual"], relu)
+
+
+def plain(of: Given, relu: bool, fixed: tuple[bool, bool] = (False, False)) -> Tensor:
+    def branch(number: int) -> Tensor:
+        y, weight, bias = of[f"y{number}"], of[f"w{number}"], of[f"b{number}"]
+        assert y is not None
+        mean = torch.full((y.shape[1],), 2.5, dtype=y.dtype)
+        var = torch.full_like(mean, 1.5)
+        return F.batch_norm(y, mean, var, weight, bias, not fixed[number - 1], 0.1, EPS)
+
+    gates = of["gates"]
+    assert gates is not None
+    g = gates[:, :, None, None]
+    out = g * branch(1) + (1 - g) * branch(2)
+    if of["residual"] is not None:
+        out = out + of["residual"]
+    return out.relu() if relu else out
+
+
+def with_gradients(out: Tensor, of: Given) -> list[Tensor]:
+    leaves = [leaf for leaf in of.values() if leaf is not None]
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+
+
+def compare(passes: Any, of: Given, relu: bool, fixed: tuple[bool, bool]) -> None:
+    ours = with_gradients(fused(passes, of, relu, fixed), of)
+    theirs = with_gradients(plain(of, relu, fixed), of)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+@pytest.fixture(params=["reference", "native"])
+def passes(request: pytest.FixtureRequest) -> Any:
+    if request.param == "reference":
+        return passes_reference
+    assert passes_cpu.available(torch.zeros(1)), "no C++ compiler (Debian: apt install g++)"
+    return passes_cpu
+
+
+SHAPES = [(2, 3, 5, 4), (3, 17, 1, 1), (1, 65, 7, 3), (4, 300, 9, 9), (2, 1, 11, 13)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("relu", [False, True])
+def test_equals_two_batchnorms_and_a_choice(
+    passes: Any, shape: tuple[int, int, int, int], relu: bool
+) -> None:
+    for seed, layout in enumerate(("last", "first")):
+        compare(passes, given(shape, layout=layout, seed=seed), relu, (False, False))
+
+
+@pytest.mark.parametrize("gates", ["ones", "zeros", "fractions"])
+def test_all_of_one_branch_and_fractions(passes: Any, gates: str) -> None:
+    compare(passes, given((3, 5, 4, 3), gates), True, (False, False))
+
+
+@pytest.mark.parametrize("fixed", [(True, False), (False, True), (True, True)])
+def test_fixed_statistics(passes: Any, fixed: tuple[bool, bool]) -> None:
+    compare(passes, given((2, 6, 3, 5)), True, fixed)
+
+
+def test_without_a_residual(passes: Any) -> None:
+    of = given((2, 6, 3, 5))
+    of["residual"] = None
+    compare(passes, of, False, (False, False))
+
+
+def test_stacked_branches(passes: Any) -> None:
+    of = given((2, 6, 3, 5))
+    expected = with_gradients(plain(of, True), of)
+    y1, y2 = of["y1"], of["y2"]
+    assert y1 is not None and y2 is not None
+    both = torch.cat((y1, y2), 1).detach().contiguous(memory_format=torch.channels_last)
+    both.requires_grad_()
+    norms = []
+    for number, y in enumerate(both.detach().chunk(2, 1), start=1):
+        mean, var = passes.moments(y)
+        norms.append(Norm(of[f"w{number}"], of[f"b{number}"], mean, var, EPS, batch=True))
+    gates = of["gates"]
+    assert gates is not None
+    out = gated_norm(passes, both, None, gates, norms[0], norms[1], of["residual"], True)
+    leaves: Given = {"both": both, **{name: of[name] for name in list(of)[2:]}}
+    ours = with_gradients(out, leaves)
+    joined = [expected[0], torch.cat(expected[1:3], 1), *expected[3:]]
+    for one, other in zip(ours, joined, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def test_gradcheck(passes: Any) -> None:
+    of = given((2, 3, 2, 3), "fractions")
+    names = list(of)
+
+    def function(*leaves: Tensor) -> Tensor:
+        return fused(passes, dict(zip(names, leaves, strict=True)), relu=True)
+
+    assert torch.autograd.gradcheck(function, tuple(of.values()), atol=1e-6)
+
+
+def test_a_branch_that_is_not_finite_stays_out_where_it_is_not_chosen(passes: Any) -> None:
+    of = given((2, 3, 4, 4), "ones")
+    good = fused(passes, of, True, (True, True)).detach()
+    y2 = of["y2"]
+    assert y2 is not None
+    with torch.no_grad():
+        y2.fill_(float("inf"))
+    assert torch.equal(fused(passes, of, True, (True, True)).detach(), good)
+
+
+def test_keeps_no_more_for_backward_than_the_convolutions_outputs_and_its_own(passes: Any) -> None:
+    of = given((2, 6, 8, 8))
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = fused(passes, of, relu=True)
+    large = [size for size in kept.values() if size >= out.untyped_storage().nbytes()]
+    assert len(large) == 3

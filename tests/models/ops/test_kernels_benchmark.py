@@ -1,0 +1,75 @@
+"""benchmarks/kernels.py: its counting, its table, and what it says without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "kernels.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("benchmark_kernels", BENCHMARK)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    # Dataclasses look their module up.
+    sys.modules["benchmark_kernels"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_bytes_are_those_of_the_tensors_moved(benchmark: ModuleType) -> None:
+    y = torch.empty(2, 5, 3, 4, dtype=torch.bfloat16)
+    nc = torch.empty(2, 5)
+    moved = {
+        "moments": [y],
+        "blend": [y, y, y, y, nc, nc, nc],
+        "sums": [y, y, y, y, nc, nc, nc],
+        "spread": [y, y, y, y, y, y, y, nc, nc],
+    }
+    assert set(moved) == set(benchmark.MOVED)
+    for name, tensors in moved.items():
+        counted = sum(tensor.nbytes for tensor in tensors)
+        assert benchmark.pass_bytes(name, 2, 5, 12, 2) == counted
+
+
+def test_flops_are_torch_s(benchmark: ModuleType) -> None:
+    for conv in benchmark.CONVS:
+        with FlopCounterMode(display=False) as counter, torch.device("meta"):
+            x = torch.empty(3, conv.channels, conv.size, conv.size)
+            weight = torch.empty(conv.filters, conv.channels, conv.kernel, conv.kernel)
+            torch.conv2d(x, weight, stride=conv.stride, padding=conv.padding)
+        assert benchmark.conv_flops(conv, 3) == counter.get_total_flops(), conv.label
+
+
+def test_distance_is_relative_and_the_largest(benchmark: ModuleType) -> None:
+    ten = torch.tensor([10.0, -1.0])
+    assert benchmark.distance(ten, ten) == 0
+    assert benchmark.distance((ten, ten + 1), (ten, ten)) == pytest.approx(0.1)
+
+
+def test_the_table_has_a_line_for_each_row(benchmark: ModuleType) -> None:
+    row = benchmark.Row("blend", "64 at 56", 0.1234, 2345.6, "GB/s", 0.78, 1.5, 3e-3)
+    last = benchmark.markdown([row]).splitlines()[-1]
+    assert last == "| blend | 64 at 56 | 0.123 | 2346 GB/s | 78% | 1.500 | 3e-03 |"
+
+
+def test_without_a_gpu_it_ends_with_one_line_and_2() -> None:
+    ended = subprocess.run(
+        [sys.executable, BENCHMARK],
+        env={"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(BENCHMARK.parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        "error: benchmarks/kernels.py times kernels on a CUDA device; there is none"
+    ]

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv
+
+CASES = [
+    {"kernel_size": 1},
+    {"kernel_size": 3, "padding": 1, "stride": 2},
+    {"kernel_size": (3, 5), "padding": (2, 1), "dilation": 2, "bias": True},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_two_convolutions(case: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, **{"bias": False, **case}, dtype=torch.float64)
+    frozen = torch.randn_like(conv.weight)
+    frozen_bias = None if conv.bias is None else torch.randn(6, dtype=torch.float64)
+    x = torch.randn(3, 4, 9, 11, dtype=torch.float64, requires_grad=True)
+    x_last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    two = torch.cat((conv(x), conv._conv_forward(x, frozen, frozen_bias)), 1)
+    weight = torch.randn_like(two)
+    expected = torch.autograd.grad((two * weight).sum(), [x, *conv.parameters()])
+    one = stacked_conv(conv, x_last, frozen, frozen_bias)
+    given = torch.autograd.grad((one * weight).sum(), [x_last, *conv.parameters()])
+    torch.testing.assert_close(one, two)
+    for ours, theirs in zip(given, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_minds_autocast() -> None:
+    conv = nn.Conv2d(3, 4, 3, bias=False)
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = stacked_conv(conv, x, conv.weight.detach().clone(), None)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert conv.weight.grad is not None and conv.weight.grad.dtype == torch.float32
+    assert x.grad is not None and x.grad.dtype == torch.float32
+
+
+def test_leaves_out_what_cannot_be_stacked() -> None:
+    assert can_stack(nn.Conv2d(4, 4, 3))
+    assert not can_stack(nn.Conv2d(4, 4, 3, groups=2))
+    assert not can_stack(nn.Conv2d(4, 4, 3, padding="same"))
+    assert not can_stack(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
