@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long setup ffcv lint format clean
+.PHONY: help demo test test-fast test-long bench setup ffcv lint format clean
 
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 BIN := .venv/bin
@@ -39,6 +39,12 @@ test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a 
 
 test-fast: setup  ## the fast tests only
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"
+
+bench: setup  ## timings beside plain fine-tuning: steps, inference, memory, loader; 10 minutes
+	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py train --repeats 7
+	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py infer --repeats 5
+	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py memory
+	@cd "$(ROOT)" && $(BIN)/python benchmarks/loader.py --pictures 600 --repeats 3
 
 setup:  ## Python packages and, where possible, FFCV
 	@"$(ROOT)/tools/setup.sh"

@@ -71,8 +71,9 @@ def tell_start(
         return
     repeated = f", {lost} steps are done again" if lost else ""
     metrics.say(f"going on from step {step} ({loaded.folder}){repeated}")
-    # The first checkpoints do not name their engine: there was one.
-    before = {"engine": "ddp", **loaded.manifest.get("environment", {})}
+    # The first checkpoints do not name their engine, nor how many micro-batches shared a forward.
+    before = {"engine": "ddp", "micro_batches_per_forward": 1}
+    before |= loaded.manifest.get("environment", {})
     changed = [k for k in environment if before.get(k) != environment[k]]
     if changed:
         said = ", ".join(f"{k} {before.get(k)} -> {environment[k]}" for k in changed)

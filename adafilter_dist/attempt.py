@@ -106,7 +106,7 @@ class _Attempt:
             loaded = self._go_on(session, saver)
             position = loaded.position if loaded else Position()
             environment = describe_environment(
-                recipe, world.world_size, world.threads, session.loader.kind
+                recipe, world.world_size, world.threads, session.loader.kind, session.kernels
             )
             metrics = Metrics(
                 run.path,

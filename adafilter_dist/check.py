@@ -41,7 +41,7 @@ def run_check(recipe: Recipe, console: Console) -> int:
 def _steps(session: Session) -> float:
     """Seconds a step took, the first one left out where there is a second."""
     times: list[float] = []
-    with session.loader.epoch(0, 0) as batches:
+    with session.epoch(0) as batches:
         for step in range(min(STEPS, session.steps_per_epoch)):
             began = time.perf_counter()
             figures, _ = session.step.run(

@@ -6,7 +6,7 @@ import torch
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.session import Session
+from adafilter_dist.session import Session, forward_counts
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -29,7 +29,7 @@ def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:
         static = 3 * weights  # weights, gradients, momentum
         peak = torch.cuda.max_memory_allocated(device)
         total = torch.cuda.get_device_properties(device).total_memory
-        per_sample = max(1, peak - static) / train.micro_batch
+        per_sample = max(1, peak - static) / (train.micro_batch * _together(recipe, session))
         limit = min(limit, int((0.9 * total - static) / per_sample))
     return next((m for m in range(limit, 1, -1) if train.global_batch % m == 0), None)
 
@@ -37,6 +37,13 @@ def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:
 def explain(recipe: Recipe, session: Session | None, where: str) -> UserError:
     """The one line: what ran out, what would fit, and what changing it means."""
     train = recipe.train
+    together = _together(recipe, session)
+    if together > 1:
+        return UserError(
+            f"out of memory on {where} with {together} micro-batches of {train.micro_batch} in one "
+            f"forward; lower train.micro_batches_per_forward: {together // 2} is the next to try, "
+            "and the same run goes on with it, as the numbers do not change"
+        )
     fitting = fitting_micro_batch(recipe, session)
     if fitting is None:
         return UserError(
@@ -49,3 +56,10 @@ def explain(recipe: Recipe, session: Session | None, where: str) -> UserError:
         f"{train.global_batch}, but batch statistics are then those of {fitting} samples: "
         "another run with other numbers"
     )
+
+
+def _together(recipe: Recipe, session: Session | None) -> int:
+    """Micro-batches that a forward of this rank takes at most."""
+    if session is None:
+        return recipe.train.micro_batches_per_forward
+    return max(forward_counts(recipe, session.world))

@@ -185,7 +185,7 @@ def find_run(recipe: Recipe) -> RunFolder:
 
 
 def describe_environment(
-    recipe: Recipe, world_size: int, threads: int, loader: str
+    recipe: Recipe, world_size: int, threads: int, loader: str, kernels: str
 ) -> dict[str, Any]:
     """What the bits of a run depend on beside its recipe."""
     cuda = torch.cuda.is_available() and recipe.engine.device != "cpu"
@@ -200,6 +200,8 @@ def describe_environment(
         "world_size": world_size,
         "threads": threads,
         "compile": recipe.train.compile,
+        "micro_batches_per_forward": recipe.train.micro_batches_per_forward,
+        "kernels": kernels,
         "loader": loader,
         "engine": _engine(recipe),
     }

@@ -9,17 +9,28 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from adafilter_dist.data.ahead import Carrier, CudaCarrier, in_forwards
+from adafilter_dist.data.batch import DeviceBatch
+from adafilter_dist.data.device import Input
 from adafilter_dist.data.loader import EvalLoader, TrainLoader
+from adafilter_dist.data.order import share
 from adafilter_dist.data.prepared import Prepared, SplitName, open_prepared
 from adafilter_dist.ema import Ema
 from adafilter_dist.engine import Engine, FullState, World, build_engine, set_arithmetic
+from adafilter_dist.engine.compiled import keep_compiled
+from adafilter_dist.errors import UserError
 from adafilter_dist.methods import Built, build_method
 from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.models.drawing import drawing_modules
+from adafilter_dist.models.gated import set_kernels
+from adafilter_dist.models.ops import passes
+from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.models.preprocess import Preprocess
 from adafilter_dist.node_copies import Watch, read_from_nodes
 from adafilter_dist.nodes import complaints, gather
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.step import TrainingStep
+from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.step import TrainingStep, forwards_of
 
 
 @dataclass
@@ -35,7 +46,16 @@ class Session:
     loader: TrainLoader
     ema: Ema | None
     step: TrainingStep
+    given: Input
+    carrier: Carrier | None
     notices: list[str] = field(default_factory=list)  # of the nodes, to be said at the start
+
+    @property
+    def kernels(self) -> str:
+        """What computes the gated layers in training: triton, native, reference; none of them."""
+        if self.built.gates is None:
+            return "none"
+        return passes.name(self.world.device, kernels_of(self.recipe))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,6 +66,20 @@ class Session:
     def total_steps(self) -> int:
         """Global batches in the run."""
         return self.steps_per_epoch * self.recipe.train.epochs
+
+    @contextmanager
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[DeviceBatch]]:
+        """What each forward of this rank takes, on the device, from ``first_step`` on.
+
+        Threads have ended afterwards, however it is left.
+        """
+        counts = forward_counts(self.recipe, self.world)
+        left = counts * (self.steps_per_epoch - first_step)
+        with (
+            self.loader.epoch(epoch, first_step) as batches,
+            in_forwards(batches, left, self.given, self.carrier) as forwards,
+        ):
+            yield forwards
 
     def eval_loader(self, split: SplitName) -> EvalLoader:
         """This rank's share of a split, each sample once over all ranks."""
@@ -87,15 +121,18 @@ def build_session(recipe: Recipe, world: World, watch: Watch | None = None) -> S
     for whatever the user must mend first.
     """
     set_arithmetic(recipe)
+    compiling = keep_compiled(recipe, world.device)
     found = gather(world)
     prepared, notices = read_from_nodes(
         open_prepared(recipe), recipe, world, found, watch or Watch()
     )
-    notices = [*complaints(found), *notices]
+    notices = [*complaints(found), *notices, *compiling]
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
     backbone = load_backbone(recipe, len(prepared.classes))
     built = build_method(backbone, recipe)
+    set_kernels(built.model, kernels_of(recipe))
+    require_no_draws(built, recipe, preprocess)
     loader = TrainLoader(
         prepared,
         recipe,
@@ -108,8 +145,58 @@ def build_session(recipe: Recipe, world: World, watch: Watch | None = None) -> S
     torch.set_num_threads(world.threads)
     engine = build_engine(built.model, built.groups, recipe, world)
     ema = Ema(engine, recipe.ema.decay) if recipe.ema.decay else None
-    step = TrainingStep(recipe, built, engine, preprocess, world, ema)
-    return Session(recipe, world, prepared, preprocess, built, engine, loader, ema, step, notices)
+    step = TrainingStep(recipe, built, engine, world, ema)
+    given = Input(preprocess, world.device, engine.dtype, recipe.train.channels_last)
+    carrier: Carrier | None = None
+    if world.device.type == "cuda":
+        samples = max(forward_counts(recipe, world)) * recipe.train.micro_batch
+        carrier = CudaCarrier(given, samples)
+    return Session(
+        recipe,
+        world,
+        prepared,
+        preprocess,
+        built,
+        engine,
+        loader,
+        ema,
+        step,
+        given,
+        carrier,
+        notices,
+    )
+
+
+def kernels_of(recipe: Recipe) -> Kernels:
+    """How gated layers train: ZeRO-3 hands weights to modules when these are called, and a fused
+    layer calls none for its BatchNorms."""
+    engine = recipe.engine
+    if isinstance(engine, DeepSpeed) and engine.zero_stage == 3:
+        return "reference"
+    return recipe.train.kernels
+
+
+def forward_counts(recipe: Recipe, world: World) -> list[int]:
+    """How many micro-batches each forward of this rank takes in a step."""
+    mine = share(recipe.train.micro_batches, world.rank, world.world_size)
+    return [len(part) for part in forwards_of(mine, recipe.train.micro_batches_per_forward)]
+
+
+def require_no_draws(built: Built, recipe: Recipe, preprocess: Preprocess) -> None:
+    """UserError where micro-batches of one forward would share a module's random numbers."""
+    together = recipe.train.micro_batches_per_forward
+    if together == 1:
+        return
+    drawing = drawing_modules(built.model, preprocess.crop)
+    if drawing:
+        more = f" and {len(drawing) - 1} more" if len(drawing) > 1 else ""
+        raise UserError(
+            f"train.micro_batches_per_forward={together}: {drawing[0]} "
+            f"({type(built.model.get_submodule(drawing[0])).__name__}){more} of {built.name} draws "
+            "random numbers for a whole forward, so that the numbers would not be those of each "
+            "micro-batch; use train.micro_batches_per_forward=1, or model.dropout=false (which "
+            "changes the numbers)"
+        )
 
 
 def frozen_names(model: nn.Module) -> frozenset[str]:

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adafilter_dist.data.device import to_device
-from adafilter_dist.data.loader import MicroBatch
-from adafilter_dist.data.mix import mix
+from adafilter_dist.data.batch import DeviceBatch
+from adafilter_dist.data.mix import mix_each
 from adafilter_dist.data.order import share
 from adafilter_dist.draws import keyed_draws
 from adafilter_dist.ema import Ema
 from adafilter_dist.engine import Engine, World
 from adafilter_dist.methods import Built
 from adafilter_dist.models import statistics
-from adafilter_dist.models.preprocess import Preprocess
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.schedule import rate_factor
 
@@ -54,7 +52,8 @@ class TrainingStep:
 
     The global batch is ``train.micro_batches`` micro-batches, shared over the ranks. Batch
     statistics, penalties and draws are those of one micro-batch; gradients, figures and the update
-    of running statistics are means over all of them, applied once.
+    of running statistics are means over all of them, applied once. Several of them may share a
+    forward (``train.micro_batches_per_forward``): these are the same numbers.
     """
 
     def __init__(
@@ -62,23 +61,23 @@ class TrainingStep:
         recipe: Recipe,
         built: Built,
         engine: Engine,
-        preprocess: Preprocess,
         world: World,
         ema: Ema | None,
     ) -> None:
         self._recipe = recipe
         self._built = built
         self._engine = engine
-        self._preprocess = preprocess
         self._world = world
         self._ema = ema
-        self._share = share(recipe.train.micro_batches, world.rank, world.world_size)
+        train = recipe.train
+        mine = share(train.micro_batches, world.rank, world.world_size)
+        self._forwards = forwards_of(mine, train.micro_batches_per_forward)
 
     def run(
         self,
         step: int,
         epoch: int,
-        batches: Iterator[MicroBatch],
+        batches: Iterator[DeviceBatch],
         rate: float,
         *,
         stop: bool,
@@ -89,18 +88,20 @@ class TrainingStep:
         engine.model.train()
         figures = torch.zeros(_LOCAL, dtype=engine.dtype, device=self._world.device)
         wait = 0.0
-        for micro_batch in self._share:
+        for micro_batches in self._forwards:
             began = time.perf_counter()
             batch = next(batches)
             wait += time.perf_counter() - began
-            last = micro_batch == self._share[-1]
+            last = micro_batches == self._forwards[-1]
             with (
                 engine.micro_batch(last=last),
-                keyed_draws(self._recipe.seed, step, micro_batch, self._world.device),
+                keyed_draws(self._recipe.seed, step, micro_batches, self._world.device),
             ):
-                loss, penalty, accuracy = self._forward(batch, step, epoch, micro_batch)
-                engine.backward(loss + penalty)
-            figures[:3] += torch.stack([loss.detach(), penalty.detach(), accuracy])
+                # Means over the forward, times their number: sums over its micro-batches.
+                loss, penalty, accuracy = self._forward(batch, step, epoch, micro_batches)
+                engine.backward((loss + penalty) * batch.count)
+            found = torch.stack([loss.detach(), penalty.detach(), accuracy])
+            figures[:3] += found * batch.count
         # Filled one by one: a tensor made of them on the host would wait for the device.
         for place, value in enumerate((wait / self._world.world_size, stop, save), start=3):
             figures[place].fill_(value)
@@ -118,32 +119,25 @@ class TrainingStep:
         return torch.cat([flat[:_LOCAL], self._gates()]), not taken
 
     def _forward(
-        self, batch: MicroBatch, step: int, epoch: int, micro_batch: int
+        self, batch: DeviceBatch, step: int, epoch: int, micro_batches: range
     ) -> tuple[Tensor, Tensor, Tensor]:
         recipe, engine = self._recipe, self._engine
-        images, labels = to_device(
-            batch,
-            self._preprocess,
-            self._world.device,
-            engine.dtype,
-            recipe.train.channels_last,
-        )
-        images, targets = mix(
-            images,
-            labels,
+        images, targets = mix_each(
+            batch.images,
+            batch.labels,
             batch.index,
             recipe.augment,
             seed=recipe.seed,
             epoch=epoch,
             step=step,
-            micro_batch=micro_batch,
+            micro_batches=micro_batches,
             num_classes=self._built.num_classes,
         )
         logits = engine.forward(images)
         smoothing = recipe.optim.label_smoothing
         loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
         penalty = self._built.penalty().to(loss.dtype)
-        accuracy = (logits.detach().argmax(1) == labels).to(loss.dtype).mean()
+        accuracy = (logits.detach().argmax(1) == batch.labels).to(loss.dtype).mean()
         return loss, penalty, accuracy
 
     def _gates(self) -> Tensor:
@@ -155,8 +149,9 @@ class TrainingStep:
         )
 
     def warm_up(self, size: int) -> None:
-        """Run the engine's throw-away pass on noise of (micro_batch, 3, size, size)."""
-        shape = (self._recipe.train.micro_batch, 3, size, size)
+        """Run the engine's throw-away pass on noise (N, 3, size, size), a first forward's N."""
+        first = self._forwards[0]
+        shape = (len(first) * self._recipe.train.micro_batch, 3, size, size)
 
         def loss() -> Tensor:
             generator = torch.Generator().manual_seed(0)
@@ -165,9 +160,14 @@ class TrainingStep:
             total = self._engine.forward(images.to(self._world.device)).sum()
             return total * 0 + self._built.penalty().to(total.dtype) * 0
 
-        with keyed_draws(0, 0, 0, self._world.device):
+        with keyed_draws(0, 0, first, self._world.device):
             self._engine.warm_up(loss)
         statistics.discard(self._engine.model)
+
+
+def forwards_of(share: range, at_once: int) -> list[range]:
+    """A rank's micro-batches of a step by forward, ``at_once`` in each; the last may have fewer."""
+    return [share[first : first + at_once] for first in range(0, len(share), at_once)]
 
 
 def rate_of(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 
 from adafilter_dist.checkpoint.store import Position
-from adafilter_dist.data.loader import EvalLoader, MicroBatch
+from adafilter_dist.data.batch import DeviceBatch, MicroBatch
+from adafilter_dist.data.loader import EvalLoader
 from adafilter_dist.delayed import Delayed
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.evaluate import evaluate
@@ -82,7 +83,7 @@ class Trainer:
             if self.position.step == total:
                 self._saving.note(wait=True)
                 return "finished"
-            with self.session.loader.epoch(epoch, first) as batches:
+            with self.session.epoch(epoch, first) as batches:
                 for _ in range(first, per_epoch):
                     began = time.monotonic()
                     self._train_step(epoch, batches)
@@ -94,7 +95,7 @@ class Trainer:
                         self._saving.note(wait=True)
                         return "stopped"
 
-    def _train_step(self, epoch: int, batches: Iterator[MicroBatch]) -> None:
+    def _train_step(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
         session, step = self.session, self.position.step
         figures, skipped = session.step.run(
             step,

@@ -169,7 +169,7 @@ class Steps:
 
     def _endless(self) -> Iterator[MicroBatch]:
         for epoch in range(10**9):
-            with self.session.loader.epoch(epoch) as batches:
+            with self.session.epoch(epoch) as batches:
                 yield from batches
 
     def run(self) -> float:

@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py                      # 3,000 made-up pictures, JPEG and raw
     python benchmarks/loader.py --store train.beton  # your own, as `adafilter prepare` wrote them
+    python benchmarks/loader_table.py                # that and training, as a table in files
 
 Every repeat runs all loaders once, one after the other, after a pass that is not counted; medians
 over the repeats are printed, with the lowest and the highest.
@@ -10,13 +11,14 @@ over the repeats are printed, with the lowest and the highest.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from adafilter_dist.models.preprocess import Preprocess
 from adafilter_dist.recipe.schema import Recipe
 
 Pass = Callable[[], int]
+NAMES = ("ours, FFCV", "stock FFCV", "ours, torchvision", "ImageFolder + DataLoader")
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,25 @@ def main() -> None:
 
 def compare(store: Path, setting: Setting, repeats: int, folder: Path) -> None:
     """Time all loaders on the pictures of a store and print a table."""
-    passes = {
-        "ours, FFCV": ours(store, setting, "ffcv"),
-        "stock FFCV": stock(store, setting),
-        "ours, torchvision": ours(store, setting, "torchvision"),
-        "ImageFolder + DataLoader": image_folder(store, setting, folder),
-    }
+    speeds = measure(store, setting, repeats, folder)
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    for name, found in speeds.items():
+        spread = f"({min(found):.0f} to {max(found):.0f})"
+        ratio = medians["ours, FFCV"] / medians[name]
+        print(f"{name:26}{medians[name]:8.0f} images/s {spread:18} ours/this {ratio:5.2f}")
+
+
+def measure(store: Path, setting: Setting, repeats: int, folder: Path) -> dict[str, list[float]]:
+    """Images per second of each loader in each repeat; writes the pictures as files in folder."""
+    loader, batches = ours(store, setting, "ffcv"), stock(store, setting)
+    pillow, files = ours(store, setting, "torchvision"), image_folder(store, setting, folder)
+    passes = dict(
+        zip(
+            NAMES,
+            [an_epoch(loader), through(batches), an_epoch(pillow), through(files)],
+            strict=True,
+        )
+    )
     for run in passes.values():
         run()
     speeds: dict[str, list[float]] = {name: [] for name in passes}
@@ -86,15 +102,29 @@ def compare(store: Path, setting: Setting, repeats: int, folder: Path) -> None:
             began = time.perf_counter()
             images = run()
             speeds[name].append(images / (time.perf_counter() - began))
-    medians = {name: statistics.median(found) for name, found in speeds.items()}
-    for name, found in speeds.items():
-        spread = f"({min(found):.0f} to {max(found):.0f})"
-        ratio = medians["ours, FFCV"] / medians[name]
-        print(f"{name:26}{medians[name]:8.0f} images/s {spread:18} ours/this {ratio:5.2f}")
+    return speeds
 
 
-def ours(path: Path, setting: Setting, kind: str) -> Pass:
-    """An epoch of the training loader, micro-batches of a quarter of the batch."""
+def through(batches: Iterable[Any]) -> Pass:
+    """A pass over a loader of (images, ...)."""
+    return lambda: sum(len(images) for images, *_ in batches)
+
+
+def an_epoch(loader: TrainLoader) -> Pass:
+    """A pass over the next epoch of ours."""
+    epochs = itertools.count()
+
+    def run() -> int:
+        with loader.epoch(next(epochs)) as batches:
+            return sum(len(batch.images) for batch in batches)
+
+    return run
+
+
+def ours(
+    path: Path, setting: Setting, kind: str, device: torch.device | None = None
+) -> TrainLoader:
+    """The training loader, micro-batches of a quarter of the batch."""
     store = open_store(path)
     labels = store.labels
     prepared = Prepared(path.parent, ["a"], "", path, path, labels, labels, 0.0, 1.0, 0)
@@ -106,18 +136,11 @@ def ours(path: Path, setting: Setting, kind: str) -> Pass:
         }
     )
     preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, "bilinear", setting.size, setting.size)
-    cpu = torch.device("cpu")
-    loader = TrainLoader(prepared, recipe, preprocess, rank=0, world_size=1, device=cpu)
-    epochs = iter(range(10**9))
-
-    def run() -> int:
-        with loader.epoch(next(epochs)) as batches:
-            return sum(len(batch.images) for batch in batches)
-
-    return run
+    device = device or torch.device("cpu")
+    return TrainLoader(prepared, recipe, preprocess, rank=0, world_size=1, device=device)
 
 
-def stock(path: Path, setting: Setting) -> Pass:
+def stock(path: Path, setting: Setting) -> Iterable[tuple[Any, ...]]:
     """FFCV as its users have it: its random crop and flip, whatever they draw."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import OrderOption
@@ -125,7 +148,7 @@ def stock(path: Path, setting: Setting) -> Pass:
 
     crop = RandomResizedCropRGBImageDecoder((setting.size, setting.size))
     steps: list[Any] = [crop, RandomHorizontalFlip(), ToTensor(), ToTorchImage()]
-    loader = StockLoader(
+    loader: Iterable[tuple[Any, ...]] = StockLoader(
         str(path),
         batch_size=setting.batch,
         num_workers=setting.workers,
@@ -133,10 +156,10 @@ def stock(path: Path, setting: Setting) -> Pass:
         drop_last=True,
         pipelines={"image": steps},
     )
-    return lambda: sum(len(images) for images, _ in loader)
+    return loader
 
 
-def image_folder(path: Path, setting: Setting, folder: Path) -> Pass:
+def image_folder(path: Path, setting: Setting, folder: Path) -> Iterable[tuple[Any, ...]]:
     """The pictures as JPEG files, read the way of torchvision's examples."""
     store = open_store(path)
     (folder / "a").mkdir(parents=True)
@@ -149,7 +172,7 @@ def image_folder(path: Path, setting: Setting, folder: Path) -> Pass:
             Image.fromarray(store.read(number)).save(file, quality=95)
     crop = v2.RandomResizedCrop(setting.size)
     transform = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    loader = torch.utils.data.DataLoader(
+    return torch.utils.data.DataLoader(
         ImageFolder(str(folder), transform),
         batch_size=setting.batch,
         shuffle=True,
@@ -157,7 +180,6 @@ def image_folder(path: Path, setting: Setting, folder: Path) -> Pass:
         num_workers=setting.workers,
         persistent_workers=True,
     )
-    return lambda: sum(len(images) for images, _ in loader)
 
 
 def make_up(path: Path, count: int, side: int, format: Format) -> Path:

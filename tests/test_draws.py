@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def drawn(seed: int, step: int, micro_batch: int) -> torch.Tensor:
-    with keyed_draws(seed, step, micro_batch, CPU):
+    with keyed_draws(seed, step, [micro_batch], CPU):
         return torch.rand(8)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from adafilter_dist.memory import explain
+from adafilter_dist.recipe import load_recipe
 from tests.real_pictures import real_pictures
 
 # Takes what is mapped once everything is imported, and allows little more.
@@ -25,6 +27,13 @@ limit = pages * resource.getpagesize() + 900 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 sys.exit(main(["train", *sys.argv[1:]]))
 """
+
+
+def test_several_micro_batches_in_a_forward_are_lowered_first() -> None:
+    recipe = load_recipe(["recipe=demo", "train.micro_batches_per_forward=6"])
+    line = str(explain(recipe, None, "rank 0 (cuda:0)"))
+    assert "6 micro-batches of" in line and "train.micro_batches_per_forward: 3" in line
+    assert "the same run goes on with it" in line
 
 
 @pytest.mark.slow

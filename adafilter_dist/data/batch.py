@@ -18,3 +18,17 @@ class MicroBatch:
     images: Tensor
     labels: Tensor
     index: Tensor
+
+
+@dataclass
+class DeviceBatch:
+    """The micro-batches of one forward, one after the other, where they are computed with.
+
+    ``images`` (n * m, 3, R, R) normalised and ``labels`` (n * m,) are on the device, ``index``
+    (n * m,) on the CPU; ``count`` is n.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    count: int

@@ -200,6 +200,7 @@ class EvalLoader:
                 for pixels in images.numpy():
                     pixels[:] = next(pictures)
                 labels = torch.from_numpy(self._labels[index.numpy()])
+                labels = labels.pin_memory() if pin else labels
                 yield MicroBatch(images.permute(0, 3, 1, 2), labels, index)
 
     def _picture(self, sample: int) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ on world size or history. Label smoothing is left to the loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,44 @@ from adafilter_dist.recipe.schema import Augment
 
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_RATIO = (0.3, 3.3)
+
+
+def mix_each(
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    augment: Augment,
+    *,
+    seed: int,
+    epoch: int,
+    step: int,
+    micro_batches: Sequence[int],
+    num_classes: int,
+) -> tuple[Tensor, Tensor]:
+    """`mix` for each of several micro-batches, which lie one after the other in ``images``."""
+    if not (augment.erasing or augment.mixup or augment.cutmix):
+        return images, labels
+    size = len(images) // len(micro_batches)
+    each = zip(
+        micro_batches, images.split(size), labels.split(size), index.split(size), strict=True
+    )
+    mixed = [
+        mix(
+            part,
+            part_labels,
+            part_index,
+            augment,
+            seed=seed,
+            epoch=epoch,
+            step=step,
+            micro_batch=micro_batch,
+            num_classes=num_classes,
+        )
+        for micro_batch, part, part_labels, part_index in each
+    ]
+    if len(mixed) == 1:
+        return mixed[0]
+    return torch.cat([part for part, _ in mixed]), torch.cat([targets for _, targets in mixed])
 
 
 def mix(
@@ -42,7 +81,7 @@ def mix(
     if not augment.mixup and not augment.cutmix:
         return images, labels
     key = (Purpose.MIXING, seed, step, micro_batch)
-    partner = torch.from_numpy(permutation(*key, count=len(images))).to(images.device)
+    partner = _beside(images, torch.from_numpy(permutation(*key, count=len(images))))
     draws = np.random.Generator(np.random.Philox(sequence(*key)).jumped())
     cut = draws.random() < 0.5 if augment.mixup and augment.cutmix else bool(augment.cutmix)
     alpha = augment.cutmix if cut else augment.mixup
@@ -74,6 +113,13 @@ def erase(images: Tensor, index: Tensor, probability: float, *, seed: int, epoch
         top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
         image[:, top : top + h, left : left + w] = 0
     return images
+
+
+def _beside(images: Tensor, host: Tensor) -> Tensor:
+    """A small tensor of the host on the images' device; the host does not wait for the copy."""
+    if images.is_cuda:
+        host = host.pin_memory()
+    return host.to(images.device, non_blocking=True)
 
 
 def _cutmix(

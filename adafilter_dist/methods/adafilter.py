@@ -9,6 +9,7 @@ from torch import nn
 from adafilter_dist.methods.base import Built, groups_of
 from adafilter_dist.models.backbones import Backbone
 from adafilter_dist.models.convert import convert
+from adafilter_dist.models.gated import fix_statistics
 from adafilter_dist.models.penalty import penalty
 from adafilter_dist.recipe.schema import AdaFilter, Recipe
 
@@ -26,6 +27,7 @@ def build_adafilter(backbone: Backbone, recipe: Recipe, method: AdaFilter) -> Bu
         head=backbone.head,
         seed=recipe.seed,
     )
+    fix_statistics(net, method.fixed_statistics)
     sparsity = method.sparsity
     return Built(
         model=net,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.models import groups
 from adafilter_dist.models.ops.gated_norm import Norm
 from adafilter_dist.models.ops.passes import Passes
 from adafilter_dist.models.statistics import StepStatistics
@@ -14,6 +15,8 @@ from adafilter_dist.models.statistics import StepStatistics
 
 class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
     """Normalises (N, C, H, W) by its own batch; running statistics wait for the end of the step.
+
+    Where a forward holds several micro-batches, each is normalised by its own.
 
     In training, forward touches no buffer of the state: mean and unbiased variance are added to
     sums. In evaluation it is `nn.BatchNorm2d`.
@@ -68,7 +71,17 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        if not self.training or self.running_mean is None:
+        if not self.training:
+            return super().forward(x)
+        parts = groups.forward.split(x)
+        if len(parts) == 1:
+            return self._micro_batch(x)
+        # Slices, not one call with the micro-batches among the channels: in either layout of x they
+        # are outermost, and to bring them beside the channels copies x as the joining does here.
+        return torch.cat([self._micro_batch(part) for part in parts])
+
+    def _micro_batch(self, x: Tensor) -> Tensor:
+        if self.running_mean is None:
             return super().forward(x)
         self._check_input_dim(x)
         # With momentum 1 torch's kernel leaves exactly this batch's mean and unbiased variance

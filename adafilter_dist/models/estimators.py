@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from adafilter_dist.models.groups import draw
+
 # Every estimator maps logits (N, C), already divided by the temperature, to gates (N, C).
 Estimator = Callable[[Tensor], Tensor]
 
@@ -28,7 +30,7 @@ def identity(logits: Tensor) -> Tensor:
 
 def gumbel(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Hard binary Gumbel-softmax: 1 with probability sigmoid(logit), the relaxation's gradient."""
-    uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+    uniform = draw(torch.rand, logits).clamp(1e-6, 1 - 1e-6)
     noise = uniform.log() - (-uniform).log1p()  # the difference of two Gumbels is logistic
     noisy = logits + noise / temperature
     return _with_gradient_of(torch.sigmoid(noisy), threshold(noisy))
@@ -40,15 +42,16 @@ def semantic_hashing(logits: Tensor) -> Tensor:
     As published, half of the images (drawn anew) get the saturating sigmoid itself, so this is
     the one estimator whose gates are not all 0 or 1 in training.
     """
-    noisy = logits + torch.randn_like(logits)
+    noisy = logits + draw(torch.randn, logits)
     soft = (1.2 * torch.sigmoid(noisy) - 0.1).clamp(0, 1)
     hard = _with_gradient_of(soft, threshold(noisy))
-    take_hard = torch.rand(len(logits), 1, device=logits.device, dtype=logits.dtype) < 0.5
+    take_hard = draw(torch.rand, logits, 1) < 0.5
     return torch.where(take_hard, hard, soft)
 
 
 def binarise(logits: Tensor, kind: str, temperature: float, training: bool) -> Tensor:
-    """Gates (N, C) from logits (N, C); noise comes from torch's default generator.
+    """Gates (N, C) from logits (N, C); noise comes from torch's default generator, or from
+    those of the micro-batches.
 
     `kind` is straight_through, identity, gumbel or semhash. In evaluation: the threshold.
     """

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from adafilter_dist.models import groups
 from adafilter_dist.models.estimators import binarise
 from adafilter_dist.models.statistics import StepStatistics
 from adafilter_dist.recipe.schema import Gate
@@ -151,9 +152,10 @@ class RecurrentGate(nn.Module, StepStatistics):
     @torch.no_grad()
     def _gather(self, index: int, gates: Tensor) -> None:
         sums = self.step_sums.view(3, -1)
-        sums[0, index] += gates.mean()
-        sums[1, index] += gates.var(0, unbiased=False).mean()
-        sums[2, index] += 1
+        for part in groups.forward.split(gates):
+            sums[0, index] += part.mean()
+            sums[1, index] += part.var(0, unbiased=False).mean()
+            sums[2, index] += 1
 
     def step_statistics(self) -> list[Tensor]:
         return list(self.step_sums.split(len(self.names)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from adafilter_dist.models import groups
 from adafilter_dist.models.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.gate import RecurrentGate
 from adafilter_dist.models.ops.gated_norm import gated_norm
@@ -62,8 +65,11 @@ class GatedConvBN(nn.Module):
         # Without y2 both lie in y1, stacked.
         tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
         if (passes := self._passes(tuned, residual)) is not None:
-            norms = self.bn1.norm_of(tuned, passes), self.bn2.norm_of(frozen, passes)
-            return gated_norm(passes, y1, y2, gates, *norms, residual, relu)
+            if groups.forward.count == 1:
+                return self._fused(passes, y1, y2, gates, residual, relu)
+            split = groups.forward.split_or_none
+            parts = zip(split(y1), split(y2), split(gates), split(residual), strict=True)
+            return torch.cat([self._fused(passes, *part, relu) for part in parts])
         tuned, frozen = self.bn1(tuned), self.bn2(frozen)
         # lerp is exact at 0 and 1 and where both branches agree; fractions are used in ablations.
         out = torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
@@ -79,6 +85,20 @@ class GatedConvBN(nn.Module):
             both = stacked_conv(self.conv, x, self.frozen_weight, self.frozen_bias)
             return both, None, gates
         return self.conv(x), self._frozen_conv(x), gates
+
+    def _fused(
+        self,
+        passes: Passes,
+        y1: Tensor,
+        y2: Tensor | None,
+        gates: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+    ) -> Tensor:
+        """What follows the convolutions, for one micro-batch."""
+        tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
+        norms = self.bn1.norm_of(tuned, passes), self.bn2.norm_of(frozen, passes)
+        return gated_norm(passes, y1, y2, gates, *norms, residual, relu)
 
     def _passes(self, y: Tensor, residual: Tensor | None) -> Passes | None:
         """What fuses the rest of the layer, in training and where everything fits."""
@@ -134,3 +154,11 @@ def set_kernels(net: nn.Module, kernels: Kernels) -> None:
     for module in net.modules():
         if isinstance(module, GatedConvBN):
             module.kernels = kernels
+
+
+def fix_statistics(net: nn.Module, branches: Literal["none", "frozen", "both"]) -> None:
+    """Which branches of the gated layers normalise by their running statistics in training too."""
+    for module in net.modules():
+        if isinstance(module, GatedConvBN):
+            module.bn1.held_still = branches == "both"
+            module.bn2.held_still = branches != "none"

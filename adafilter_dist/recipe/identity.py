@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.recipe.schema import Optim, Recipe
+from adafilter_dist.recipe.schema import AdaFilter, Method, Optim, Recipe
 
 # Where things lie and who reads them does not change the numbers.
 _DATA_PLACES = {"root", "prepared", "download", "loader", "num_workers", "csv", "stage_to"}
-# Nor does how often the validation set is looked at.
-_TRAIN_EXTRA = {"evaluate_every"}
+# Nor does how often the validation set is looked at, nor how many micro-batches share a forward:
+# statistics, penalties and draws are those of each, so rounding is all that differs, as between
+# numbers of ranks.
+# The same goes for who computes them.
+_TRAIN_EXTRA = {"evaluate_every", "micro_batches_per_forward", "kernels"}
 
 
 def numbers_of(recipe: Recipe) -> dict[str, Any]:
@@ -26,8 +29,19 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(
         mode="json",
         include={"data", "augment", "model", "method", "optim", "ema", "train", "seed"},
-        exclude={"data": places, "optim": _without(recipe.optim), "train": _TRAIN_EXTRA},
+        exclude={
+            "data": places,
+            "method": _unset(recipe.method),
+            "optim": _without(recipe.optim),
+            "train": _TRAIN_EXTRA,
+        },
     )
+
+
+def _unset(method: Method) -> set[str]:
+    # A key younger than runs that never name it: they keep their hashes.
+    default = isinstance(method, AdaFilter) and method.fixed_statistics == "none"
+    return {"fixed_statistics"} if default else set()
 
 
 def _without(optim: Optim) -> set[str]:

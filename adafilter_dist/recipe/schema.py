@@ -180,6 +180,11 @@ class AdaFilter(Section):
     gate: Gate = Gate()
     sparsity: Sparsity = Sparsity()
     layers: str = Field(".*", description="regular expression; convolutions it matches are gated")
+    fixed_statistics: Literal["none", "frozen", "both"] = Field(
+        "none",
+        description="branches whose BatchNorm keeps the pre-trained statistics in training; there "
+        "filters that no image of a micro-batch selects are not computed",
+    )
 
 
 class FineTune(Section):
@@ -251,9 +256,21 @@ class Train(Section):
     micro_batch: Annotated[int, Field(ge=2)] = Field(
         32, description="samples whose statistics are taken together; part of the numbers"
     )
+    micro_batches_per_forward: PositiveInt = Field(
+        1,
+        description="micro-batches of a rank that go through the network together, each with its "
+        "own statistics: the same numbers, fewer and larger kernels, more memory",
+    )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     matmul_precision: Literal["highest", "high", "medium"] = "high"
-    compile: bool = False
+    compile: bool = Field(
+        False, description="torch.compile; what it compiles is kept between attempts"
+    )
+    kernels: Literal["auto", "reference"] = Field(
+        "auto",
+        description="how gated layers train. auto: fused, by Triton on a GPU, by code compiled on "
+        "first use on a CPU; reference: as plain PyTorch modules",
+    )
     channels_last: bool = True
     clip_norm: PositiveFloat | None = None
     evaluate_every: PositiveInt = Field(1, description="epochs between validations")

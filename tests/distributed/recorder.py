@@ -19,7 +19,7 @@ from typing import Any
 
 from adafilter_dist import step
 from adafilter_dist.__main__ import main
-from adafilter_dist.data.batch import MicroBatch
+from adafilter_dist.data.batch import DeviceBatch
 
 
 def install() -> None:
@@ -31,20 +31,23 @@ def install() -> None:
     forward = step.TrainingStep._forward
 
     def recorded(
-        self: step.TrainingStep, batch: MicroBatch, number: int, epoch: int, micro_batch: int
+        self: step.TrainingStep, batch: DeviceBatch, number: int, epoch: int, micro_batches: range
     ) -> Any:
-        line = {
-            "step": number,
-            "micro_batch": micro_batch,
-            "samples": batch.index.tolist(),
-            "labels": batch.labels.tolist(),
-            "pixels": hashlib.sha256(batch.images.contiguous().numpy().tobytes()).hexdigest(),
-        }
-        with record.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        columns = (batch.index, batch.labels, batch.images)
+        parts = zip(*(column.chunk(batch.count) for column in columns), strict=True)
+        for micro_batch, (index, labels, images) in zip(micro_batches, parts, strict=True):
+            line = {
+                "step": number,
+                "micro_batch": micro_batch,
+                "samples": index.tolist(),
+                "labels": labels.tolist(),
+                "pixels": hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest(),
+            }
+            with record.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         while due and due[0][0] <= number:
             os.kill(os.getpid(), signal.Signals[due.pop(0)[1]])
-        return forward(self, batch, number, epoch, micro_batch)
+        return forward(self, batch, number, epoch, micro_batches)
 
     step.TrainingStep._forward = recorded  # type: ignore[method-assign]
 

@@ -53,7 +53,7 @@ class Worker:
 def train(session: Session, first: int, last: int) -> list[float]:
     """Steps ``first`` to ``last`` - 1 of the first epoch; their losses."""
     losses = []
-    with session.loader.epoch(0, first) as batches:
+    with session.epoch(0, first) as batches:
         for step in range(first, last):
             figures, _ = session.step.run(step, 0, batches, 1.0, stop=False, save=False)
             losses.append(float(figures[0]))
@@ -62,7 +62,7 @@ def train(session: Session, first: int, last: int) -> list[float]:
 
 def one_step(session: Session, step: int) -> bool:
     """The same step each time it is called; whether it was taken."""
-    with session.loader.epoch(0, step) as batches:
+    with session.epoch(0, step) as batches:
         _, skipped = session.step.run(step, 0, batches, 1.0, stop=False, save=False)
     return not skipped
 

@@ -77,6 +77,7 @@ def test_the_same_words_change_nothing() -> None:
         *("evaluate.probe=false", "evaluate.gates=false", "engine.device=cpu", "engine.threads=1"),
         *("data.num_workers=3", "data.loader=torchvision", "data.root=/a", "data.prepared=/b"),
         *("data.download=false", "train.evaluate_every=2", "name=other"),
+        "train.micro_batches_per_forward=4",
     ],
 )
 def test_free_keys_are_taken_over_with_one_notice(word: str) -> None:

@@ -1,0 +1,198 @@
+"""A training step on a GPU: that nothing in it waits, and what bringing batches ahead is worth.
+
+    python benchmarks/gpu_step.py
+    python benchmarks/gpu_step.py model=resnet18 train.micro_batch=64 train.precision=bf16
+
+The words are a recipe's, over a step of 8 micro-batches of 32 made-up pictures for a ResNet-50 with
+AdaFilter. Three checks, each of which can fail (exit 1), then images per second:
+
+1. the batches that the side stream brings are those of a plain copy, to the bit, while the GPU is
+   kept busy, also where forwards of a step differ in size;
+2. steps run while torch raises an error at whatever makes the host wait for the device;
+3. the same two steps with 1, 2, 4, ... micro-batches in a forward give the same losses.
+
+Exits 2 where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adafilter_dist.data.ahead import Carrier, CudaCarrier, in_forwards
+from adafilter_dist.data.batch import DeviceBatch, MicroBatch
+from adafilter_dist.data.device import Input
+from adafilter_dist.delayed import Delayed
+from adafilter_dist.engine import World, build_engine, join_world, set_arithmetic
+from adafilter_dist.methods import build_method
+from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.preemption import DELAY
+from adafilter_dist.recipe import Recipe, load_recipe
+from adafilter_dist.session import forward_counts
+from adafilter_dist.step import TrainingStep
+
+CLASSES, STEPS, REPEATS = 100, 8, 5
+WORDS = [
+    *("model=resnet50", "model.weights=null", "train.global_batch=256", "train.micro_batch=32"),
+    *("augment.mixup=0.2", "augment.cutmix=0.2", "ema.decay=0.99", "train.clip_norm=5"),
+    *("method.gate.estimator=gumbel", "method.sparsity.kind=decide", "method.sparsity.weight=0.1"),
+]
+
+
+@dataclass
+class Training:
+    """A network with its engine, step and carrier, and batches for it in pinned memory."""
+
+    recipe: Recipe
+    step: TrainingStep
+    given: Input
+    carrier: Carrier | None
+    counts: list[int]
+    pictures: list[MicroBatch]
+    done: int = 0
+
+    @classmethod
+    def of(cls, recipe: Recipe, world: World) -> Training:
+        """Built, warmed up, at its first step."""
+        torch.manual_seed(0)
+        built = build_method(load_backbone(recipe, CLASSES), recipe)
+        engine = build_engine(built.model, built.groups, recipe, world)
+        step = TrainingStep(recipe, built, engine, world, None)
+        preprocess, train = resolve_preprocess(recipe), recipe.train
+        given = Input(preprocess, world.device, engine.dtype, train.channels_last)
+        counts = forward_counts(recipe, world)
+        carrier = None
+        if world.device.type == "cuda":
+            carrier = CudaCarrier(given, max(counts) * train.micro_batch)
+        step.warm_up(preprocess.crop)
+        side, pin = preprocess.crop, carrier is not None
+        pictures = list(made_up(train.micro_batches, train.micro_batch, side, pin))
+        return cls(recipe, step, given, carrier, counts, pictures)
+
+    def run(self, steps: int, *, ahead: bool = True) -> list[float]:
+        """Their losses; what the trainer does around a step, and the device idle at the end."""
+        delayed, losses = Delayed(DELAY), []
+        batches = (batch for _ in range(steps) for batch in self.pictures)
+        carrier = self.carrier if ahead else None
+        with in_forwards(batches, self.counts * steps, self.given, carrier) as forwards:
+            for _ in range(steps):
+                figures, _ = self.step.run(self.done, 0, forwards, 1.0, stop=False, save=False)
+                delayed.push(self.done, figures)
+                losses += [values[0] for _, values in delayed.ready(self.done)]
+                self.done += 1
+        return losses + [values[0] for _, values in delayed.drain()]
+
+    def speed(self, *, ahead: bool) -> float:
+        """Images a second."""
+        began = time.perf_counter()
+        self.run(STEPS, ahead=ahead)
+        return STEPS * self.recipe.train.global_batch / (time.perf_counter() - began)
+
+
+def made_up(count: int, size: int, side: int, pin: bool) -> Iterator[MicroBatch]:
+    """Micro-batches of noise."""
+    generator = torch.Generator().manual_seed(1)
+    for number in range(count):
+        pixels = torch.empty((size, side, side, 3), dtype=torch.uint8, pin_memory=pin)
+        pixels.random_(0, 256, generator=generator)
+        index = torch.arange(number * size, (number + 1) * size)
+        labels = index % CLASSES
+        yield MicroBatch(pixels.permute(0, 3, 1, 2), labels.pin_memory() if pin else labels, index)
+
+
+def require_same_batches(training: Training) -> None:
+    """AssertionError unless the carrier brings what a plain copy does."""
+    whole, size = training.pictures * 3, training.recipe.train.micro_batch
+    counts = [2, 1, 1] * (len(whole) // 4)
+    whole = whole[: sum(counts)]
+    given, device = training.given, training.given.device
+    carrier = CudaCarrier(given, 2 * size)
+    busy = torch.randn(4096, 4096, device=device)
+
+    def read(batch: DeviceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        for _ in range(20):  # the host gets far ahead of the device
+            busy @ busy
+        return batch.images.clone(), batch.labels.clone()
+
+    passes = []
+    for one in (None, carrier, carrier):
+        with in_forwards(iter(whole), counts, given, one) as forwards:
+            passes.append([read(batch) for batch in forwards])
+    plain, *brought = passes
+    for other in brought:
+        for (images, labels), (wanted, wanted_labels) in zip(other, plain, strict=True):
+            assert torch.equal(images, wanted) and torch.equal(labels, wanted_labels)
+
+
+def run_without_waiting(training: Training) -> None:
+    """RuntimeError, with a traceback to the line, where the host waits for the device."""
+    training.run(2)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.run(3)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def recipe_of(folder: Path, words: list[str]) -> Recipe:
+    """The words over those of this benchmark; data are made up, so none are named."""
+    file = folder / "gpu-step.yaml"
+    file.write_text("name: gpu-step\ndata: imagefolder\n")
+    return load_recipe([f"recipe={file}", *WORDS, *words])
+
+
+def compare(folder: Path, words: list[str]) -> None:
+    """Check and time 1, 2, 4 ... micro-batches in a forward, up to a whole step."""
+    base = recipe_of(folder, words)
+    set_arithmetic(base)
+    together = 1
+    wanted: list[float] = []
+    with join_world(base) as world:
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(words)}")
+        while together <= base.train.micro_batches:
+            word = f"train.micro_batches_per_forward={together}"
+            training = Training.of(recipe_of(folder, [*words, word]), world)
+            losses = training.run(2)
+            wanted = wanted or losses
+            apart = max(abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True))
+            assert apart < 0.02, f"{word}: losses {losses}, alone {wanted}"
+            if together == 1:
+                require_same_batches(training)
+            if base.train.precision == "fp16":
+                print("fp16: whether a step is skipped is known on the host, which waits for it")
+            else:
+                run_without_waiting(training)
+            pairs = [
+                (training.speed(ahead=True), training.speed(ahead=False)) for _ in range(REPEATS)
+            ]
+            ahead, plain = (statistics.median(column) for column in zip(*pairs, strict=True))
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            print(
+                f"{together:3} micro-batches a forward: {ahead:8.0f} images/s, {plain:8.0f} "
+                f"without bringing ahead ({ahead / plain:.3f}), {peak:.1f} GiB at the peak"
+            )
+            del training
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            together *= 2
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("benchmarks/gpu_step.py needs a GPU, and torch sees none here", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        compare(Path(scratch), sys.argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
