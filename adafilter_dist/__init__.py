@@ -1,7 +1,7 @@
 """AdaFilter fine-tuning of pre-trained CNNs, distributed and preemption-proof.
 
 For a training loop of your own: `convert`, `parameter_groups`, `update_statistics`; for a trained
-model: `load`.
+model: `load`, `for_inference`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from adafilter_dist.methods.base import parameter_groups
     from adafilter_dist.models.convert import convert
     from adafilter_dist.models.export import load
+    from adafilter_dist.models.selected import for_inference
     from adafilter_dist.models.statistics import update_statistics
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "convert", "load", "parameter_groups", "update_statistics"]
+__all__ = [
+    "__version__",
+    "convert",
+    "for_inference",
+    "load",
+    "parameter_groups",
+    "update_statistics",
+]
 
 _HOME = {
     "convert": "adafilter_dist.models.convert",
+    "for_inference": "adafilter_dist.models.selected",
     "load": "adafilter_dist.models.export",
     "parameter_groups": "adafilter_dist.methods.base",
     "update_statistics": "adafilter_dist.models.statistics",

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERBS = (
     *("prepare", "train", "resume", "submit", "status", "logs"),
-    *("evaluate", "inspect", "doctor"),
+    *("evaluate", "compact", "inspect", "doctor"),
 )
 
 

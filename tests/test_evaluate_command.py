@@ -15,39 +15,15 @@ from PIL import Image
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.prepared import open_prepared
-from adafilter_dist.methods import build_method
-from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
-from adafilter_dist.models.export import export_model
 from adafilter_dist.recipe import dump_recipe, load_recipe
-from tests.real_pictures import thumbnails
+from tests.small_run import small_run
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two classes of thumbnails whose best model is a freshly converted ResNet-18."""
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("pictures")
-    for number, path in enumerate(thumbnails()):
-        folder = root / ("test" if number % 4 == 0 else "train") / path.name.partition("_")[0]
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, folder / path.name)
-    folder = tmp_path_factory.mktemp("runs") / "small"
-    recipe_file = folder.parent / "small.yaml"
-    recipe_file.write_text(
-        f"name: small\nrun_dir: {folder}\n"
-        f"data: {{name: imagefolder, root: {root}, stored_size: 32, stored_format: raw,\n"
-        "       resolution: 32, eval_resize: 32, val_fraction: 0.2, num_workers: 1}\n"
-        "model: {name: resnet18, weights: null}\n"
-        "train: {global_batch: 8, micro_batch: 4}\n"
-        "engine: {device: cpu, threads: 1}\n"
-    )
-    assert main(["prepare", f"recipe={recipe_file}"]) == 0
-    recipe = load_recipe([f"recipe={recipe_file}"])
-    classes = open_prepared(recipe).classes
-    built = build_method(load_backbone(recipe, len(classes)), recipe)
-    export_model(folder / "best", built, classes=classes, preprocess=resolve_preprocess(recipe))
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-    return folder
+    """A run whose best model is a freshly converted ResNet-18."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    return small_run(pictures, tmp_path_factory.mktemp("runs") / "small")
 
 
 def figures(run_dir: Path, split: str = "test") -> dict[str, Any]:

@@ -53,7 +53,7 @@ def test_queued(run: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str])
     found = read(run)
     assert (found.state, found.slurm, found.nodes, found.job) == ("queued", "PENDING", [], JOB)
     assert found.reason == "Priority (behind jobs of higher priority)"
-    assert found.starts_in is not None and 8900 < found.starts_in <= 9000
+    assert found.starts_in is not None and 8900 < found.starts_in <= 9001
     assert main(["status", str(run.parent)]) == 0
     assert "priority), expected to start in 2.5 h\n" in capsys.readouterr().out
     cluster.say("squeue", job("PENDING"))

@@ -57,7 +57,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_the_wheel_carries(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sources = {str(path.relative_to(CLONE)) for path in (CLONE / "adafilter_dist").rglob("*.py")}
+    package = CLONE / "adafilter_dist"
+    code = [path for kind in ("*.py", "*.c", "*.cpp") for path in package.rglob(kind)]
+    sources = {str(path.relative_to(CLONE)) for path in code}
     shipped = [path.relative_to(CLONE) for path in (CLONE / "recipes").rglob("*.yaml")]
     assert Path("recipes/launch/example.yaml") in shipped
     recipes = {f"adafilter_dist/{path}" for path in shipped}

@@ -17,15 +17,19 @@ from adafilter_dist.atomic import write_bytes, write_json
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbones import build_architecture
 from adafilter_dist.models.batchnorm import replace_batchnorm
+from adafilter_dist.models.compact import read_constant
 from adafilter_dist.models.convert import AdaFilterNet, convert_pairs
 from adafilter_dist.models.frozen import LinearProbeNet
 from adafilter_dist.models.head import replace_head
 from adafilter_dist.models.pairs import Pair, Pairs
 from adafilter_dist.models.preprocess import Preprocess, evaluation_transform
+from adafilter_dist.models.selected import InferenceNet, for_inference
 from adafilter_dist.models.weights import read_state
 from adafilter_dist.recipe.schema import Gate
 
 FORMAT = 1
+# Of folders that older versions could not read; all others stay at the older number.
+COMPACT_FORMAT = 2
 Transform = Callable[[Image.Image], Tensor]
 
 
@@ -48,7 +52,6 @@ def export_model(
 
     The configuration is the same for all exports of a run, so that any pair of files fits.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -64,27 +67,35 @@ def export_model(
             "layers": [[layer.name, layer.batchnorm] for layer in built.model.report.gated],
             "left_out": [list(entry) for entry in built.model.report.left_out],
         }
+    write_files(folder, config, built.model)
+
+
+def write_files(folder: Path, config: dict[str, Any], model: nn.Module) -> None:
+    """Write config.json and the state of `model`, each replaced as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
     state = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in built.model.state_dict().items()
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
     write_json(folder / "config.json", config)
     write_bytes(folder / "model.safetensors", safetensors.torch.save(state))
 
 
-def load(path: str | Path) -> tuple[nn.Module, Transform]:
+def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]:
     """The model of an export (or of a run's best/) in evaluation mode, and its transform.
 
     The transform takes a PIL picture and gives the float32 tensor (3, H, W) that the model
-    expects in a batch; `model.classes` names the logits. Raises UserError if files are missing,
-    damaged or of a newer format.
+    expects in a batch; `model.classes` names the logits. With `fast` an AdaFilter network comes as
+    `for_inference` makes it: quicker, the same up to rounding, not to be trained; others have
+    nothing to choose and come as they are. What `adafilter compact` wrote is always fast. Raises
+    UserError if files are missing, damaged or of a newer format.
     """
-    folder = Path(path)
-    if not (folder / "config.json").is_file() and (folder / "best" / "config.json").is_file():
-        folder = folder / "best"
-    config = _read_config(folder / "config.json")
+    folder = folder_of(Path(path))
+    config = read_config(folder)
     preprocess = Preprocess.from_dict(config["preprocess"])
     model = _rebuild(config, preprocess)
+    if "compact" in config:
+        assert isinstance(model, AdaFilterNet)
+        model = for_inference(model, read_constant(config["compact"]))
     state = read_state(folder / "model.safetensors")
     floating = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     try:
@@ -93,7 +104,19 @@ def load(path: str | Path) -> tuple[nn.Module, Transform]:
         first = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{folder}: its two files do not fit together: {first}") from error
     model.classes = list(config["classes"])  # type: ignore[assignment]
-    return model.eval(), evaluation_transform(preprocess)
+    model.eval()
+    if isinstance(model, InferenceNet):
+        model.gate.prepare()
+    elif fast and isinstance(model, AdaFilterNet):
+        model = for_inference(model)
+    return model, evaluation_transform(preprocess)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of an export itself, where `path` may be a run."""
+    if not (path / "config.json").is_file() and (path / "best" / "config.json").is_file():
+        return path / "best"
+    return path
 
 
 def _rebuild(config: dict[str, Any], preprocess: Preprocess) -> nn.Module:
@@ -113,7 +136,9 @@ def _rebuild(config: dict[str, Any], preprocess: Preprocess) -> nn.Module:
         return convert_pairs(module, pairs, gate=Gate(**config["gate"]), head=head)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of an export; UserError if it is missing, damaged or of another format."""
+    path = folder / "config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -122,9 +147,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if config.get("format") != FORMAT:
+    if config.get("format") not in (FORMAT, COMPACT_FORMAT):
         raise UserError(
-            f"{path} has format {config.get('format')}, this version reads {FORMAT}; "
-            "install a newer adafilter-dist"
+            f"{path} has format {config.get('format')}, this version reads {FORMAT} and "
+            f"{COMPACT_FORMAT}; install a newer adafilter-dist"
         )
     return config

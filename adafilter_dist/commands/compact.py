@@ -1,0 +1,117 @@
+"""``adafilter compact``: a smaller export, without the filters that are never chosen."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from adafilter_dist.commands.evaluate import find_run_of
+from adafilter_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from adafilter_dist.data.prepared import SplitName
+    from adafilter_dist.recipe import Recipe
+
+HELP = "drop the filters that are never chosen from a run's best model"
+
+
+def run(words: list[str]) -> int:
+    """Parse ``RUN | EXPORT recipe=NAME [--out FOLDER] ...``, write the folder, show figures."""
+    parser = argparse.ArgumentParser(
+        "adafilter compact",
+        description=f"{HELP}: gates that are the same for all calibration pictures are taken for "
+        "granted. Accuracy before and after is shown; the folder is read by adafilter_dist.load.",
+    )
+    parser.add_argument("--out", type=Path, help="default: RUN/compact, or EXPORT-compact")
+    parser.add_argument(
+        "--split", choices=("val", "train"), default="val", help="calibration pictures"
+    )
+    parser.add_argument("--images", type=int, help="at most so many of them, evenly spread")
+    parser.add_argument(
+        "--report", choices=("test", "val"), default="test", help="where accuracy is measured"
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUN | EXPORT | key=value",
+        help="run folder, or folder of an export and recipe=NAME for its data; overrides",
+    )
+    options = parser.parse_intermixed_args(words)
+    if options.images is not None and options.images < 1:
+        raise UserError(f"--images {options.images}: at least 1")
+    source, recipe = _find(options.words)
+    out = options.out or (
+        source.parent / "compact" if source.name == "best" else Path(f"{source}-compact")
+    )
+    if out.resolve() == source.resolve():
+        raise UserError(f"--out {out}: that is the export itself, which is kept")
+    return _compact(source, out.expanduser(), recipe, options.split, options.images, options.report)
+
+
+def _find(words: list[str]) -> tuple[Path, Recipe]:
+    """The export to compact and the recipe that knows its data."""
+    folder = Path(words[0]).expanduser()
+    if "=" in words[0] or (folder / "recipe.yaml").is_file():
+        run_folder, recipe = find_run_of(words)
+        return run_folder / "best", recipe
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: neither a run (recipe.yaml) nor an export (config.json)")
+    if any(word.startswith("recipe=") for word in words[1:]):
+        from adafilter_dist.recipe import load_recipe
+
+        return folder, load_recipe(words[1:])
+    if (folder.parent / "recipe.yaml").is_file():
+        return folder, find_run_of([str(folder.parent), *words[1:]])[1]
+    raise UserError(
+        f"{folder}: an export does not know its pictures; add recipe=NAME (and its overrides), "
+        "as for `adafilter train`"
+    )
+
+
+def _compact(
+    source: Path, out: Path, recipe: Recipe, split: SplitName, images: int | None, report: SplitName
+) -> int:
+    import torch
+
+    from adafilter_dist.data.prepared import open_prepared
+    from adafilter_dist.engine.world import join_world, set_arithmetic
+    from adafilter_dist.models.backbones import resolve_preprocess
+    from adafilter_dist.models.convert import AdaFilterNet
+    from adafilter_dist.models.export import load
+    from adafilter_dist.report.compacting import compact_export
+
+    if not (source / "config.json").is_file():
+        raise UserError(f"{source}: no best model in it yet: adafilter resume {source.parent}")
+    prepared = open_prepared(recipe)
+    for name, option in ((split, "--split"), (report, "--report")):
+        if not len(prepared.split(name)[1]):
+            raise UserError(f"{option} {name}: the recipe has data.val_fraction=0; use another")
+    with join_world(recipe) as world:
+        set_arithmetic(recipe)
+        net, _ = load(source)
+        if not isinstance(net, AdaFilterNet):
+            raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
+        if net.classes != prepared.classes:
+            raise UserError(f"{source}: its classes are not those of the recipe's data")
+        dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
+        found = compact_export(
+            net.to(world.device, dtype),
+            source,
+            out,
+            recipe,
+            prepared,
+            resolve_preprocess(recipe),
+            world,
+            calibrate=split,
+            images=images,
+            report=report,
+        )
+        if world.first:
+            console = Console(soft_wrap=True, highlight=False)
+            for line in found.lines():
+                console.print(line, markup=False)
+            console.print(f"{'written':<12} {out}", markup=False)
+    return 0

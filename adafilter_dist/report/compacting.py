@@ -1,0 +1,143 @@
+"""What leaving out never chosen filters saves, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from adafilter_dist import atomic
+from adafilter_dist.data.loader import EvalLoader
+from adafilter_dist.data.prepared import Prepared, SplitName
+from adafilter_dist.data.sample import Sample
+from adafilter_dist.engine.world import World
+from adafilter_dist.evaluate import Evaluation, evaluate
+from adafilter_dist.evaluate.constant import GateCounts
+from adafilter_dist.models.compact import compact, constant_gates, settled, write_constant
+from adafilter_dist.models.convert import AdaFilterNet
+from adafilter_dist.models.export import COMPACT_FORMAT, read_config, write_files
+from adafilter_dist.models.gate import observe_gates
+from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Compacting:
+    """Figures of a compacted export.
+
+    ``differing`` of ``expected`` gates that are taken for granted would have been something else on
+    the ``report`` split; sizes are the bytes of the weights as they are stored.
+    """
+
+    calibrated_on: str
+    calibration_images: int
+    report: str
+    before: Evaluation
+    after: Evaluation
+    dropped: int
+    filters: int
+    bytes_before: int
+    bytes_after: int
+    differing: int
+    expected: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the confusion matrices."""
+        return self.__dict__ | {"before": self.before.to_dict(), "after": self.after.to_dict()}
+
+    def lines(self) -> list[str]:
+        """The figures as plain lines."""
+        before, after = self.before, self.after
+        share = self.differing / self.expected if self.expected else 0.0
+        return [
+            f"{'calibrated':<12} {self.calibration_images:,} pictures of {self.calibrated_on}",
+            f"{'dropped':<12} {self.dropped:,} of {self.filters:,} filter pairs lost the filter "
+            f"that was never chosen ({self.dropped / self.filters:.1%})",
+            f"{'size':<12} {self.bytes_before / 1e6:.1f} MB before, {self.bytes_after / 1e6:.1f} "
+            "MB after",
+            f"{'accuracy':<12} {before.top1:.2%} before, {after.top1:.2%} after, on {after.n:,} "
+            f"pictures of {self.report}",
+            f"{'gates':<12} {self.differing:,} of {self.expected:,} there would have been "
+            f"something else ({share:.2%})",
+        ]
+
+
+def compact_export(
+    net: AdaFilterNet,
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    prepared: Prepared,
+    preprocess: Preprocess,
+    world: World,
+    *,
+    calibrate: SplitName,
+    images: int | None,
+    report: SplitName,
+) -> Compacting:
+    """Find constant gates on ``calibrate``, write ``out``, measure on ``report``.
+
+    ``net`` is the model of the export ``source``, on the rank's device. Collective; rank 0 writes.
+    """
+    few = Sample.of(prepared, images) if images is not None else prepared
+
+    def measured(model: nn.Module, data: Prepared, split: SplitName) -> Evaluation:
+        loader = EvalLoader(
+            data,
+            split,
+            recipe,
+            preprocess,
+            rank=world.rank,
+            world_size=world.world_size,
+            batch_size=max(64, recipe.train.micro_batch),
+        )
+        return evaluate(
+            model,
+            loader,
+            preprocess,
+            device=world.device,
+            num_classes=len(prepared.classes),
+            precision=recipe.train.precision,
+            channels_last=recipe.train.channels_last,
+        )
+
+    calibration = GateCounts(net.gate)
+    with observe_gates(net, calibration.observe):
+        measured(net, few, calibrate)
+    counts, seen, _, _ = calibration.complete()
+    constant = constant_gates(counts, seen)
+    small = compact(net, constant)
+    dropped, filters = settled(small, constant)
+
+    check = GateCounts(net.gate, constant)
+    with observe_gates(net, check.observe):
+        before = measured(net, prepared, report)
+    _, _, differing, expected = check.complete()
+    after = measured(small, prepared, report)
+
+    if world.first:
+        config = read_config(source)
+        entry = {"compact": write_constant(constant), "format": COMPACT_FORMAT}
+        write_files(out, config | entry, small)
+    found = Compacting(
+        calibrated_on=calibrate,
+        calibration_images=seen,
+        report=report,
+        before=before,
+        after=after,
+        dropped=dropped,
+        filters=filters,
+        bytes_before=_bytes(net),
+        bytes_after=_bytes(small),
+        differing=differing,
+        expected=expected,
+    )
+    if world.first:
+        atomic.write_json(out / "compacting.json", found.to_dict())
+    return found
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
