@@ -97,7 +97,13 @@ def test_the_gates_order_is_kept_where_a_downsample_follows() -> None:
     assert names.index("layer2.0.conv2") < names.index("layer2.0.downsample.0")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "regnet_y_400mf"])
+SLOWER = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("mobilenet_v2", "densenet121", "regnet_y_400mf")
+]
+
+
+@pytest.mark.parametrize("name", ["resnet18", *SLOWER])
 def test_fused_training_is_that_of_plain_modules(name: str) -> None:
     torch.manual_seed(0)
     net = convert(getattr(torchvision.models, name)(weights=None).double(), size=64).train()

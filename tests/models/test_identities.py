@@ -82,13 +82,17 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return kernels
 
 
+def pictures(kernels: Kernels) -> Tensor:
+    """Fused passes round elsewhere. Statistics of two pixels make gradients of 1e9 of that, so
+    there are more."""
+    return images(2) if kernels == "reference" else images(4, 64)
+
+
 def alike(one: Tensor, other: Tensor, kernels: Kernels) -> bool:
-    """Equal to the bit where both run the same modules. Fused passes round elsewhere, and
-    statistics of two images make much of it, layer after layer; a mistake shows as 1e-2 or more.
-    """
+    """Equal to the bit where both run the same modules, else up to rounding (float64)."""
     if kernels == "reference":
         return torch.equal(one, other)
-    return float((one - other).abs().max()) <= 1e-5 * (1e-3 + float(other.abs().max()))
+    return float((one - other).abs().max()) <= 1e-6 * (1 + float(other.abs().max()))
 
 
 def compare_ungated(plain: nn.Module, net: AdaFilterNet, kernels: Kernels) -> None:
@@ -101,7 +105,7 @@ def compare_ungated(plain: nn.Module, net: AdaFilterNet, kernels: Kernels) -> No
 
 
 def test_i2_gates_at_one_are_plain_fine_tuning(architecture: nn.Module, kernels: Kernels) -> None:
-    plain, x = copy.deepcopy(architecture), images(2)
+    plain, x = copy.deepcopy(architecture), pictures(kernels)
     net = convert(copy.deepcopy(plain), example_input=x[:1])
     set_kernels(net, kernels)
     replace_batchnorm(plain)
@@ -119,7 +123,7 @@ def test_i2_gates_at_one_are_plain_fine_tuning(architecture: nn.Module, kernels:
 def test_i2_gates_at_zero_train_only_bn2_and_the_ungated(
     architecture: nn.Module, kernels: Kernels
 ) -> None:
-    plain, x = copy.deepcopy(architecture), images(2)
+    plain, x = copy.deepcopy(architecture), pictures(kernels)
     net = convert(copy.deepcopy(plain), example_input=x[:1])
     set_kernels(net, kernels)
     replace_batchnorm(plain)

@@ -11,6 +11,9 @@ from tests.models.ops.conftest import Run
 from tests.models.ops.layers import NAMES, by_autograd, by_passes, random_layer
 from tests.models.ops.worker import Worker
 
+# The interpreter takes its time.
+pytestmark = pytest.mark.slow
+
 Shape = tuple[int, int, int, int]
 # Odd sizes, one image, one pixel, channels that no block divides.
 SHAPES: list[Shape] = [

@@ -13,6 +13,9 @@ from adafilter_dist.errors import UserError
 from tests.models.ops.conftest import Run
 from tests.models.ops.worker import Worker
 
+# The interpreter takes its time.
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Case:
