@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from adafilter_dist.data.listing import cache_folder
+from adafilter_dist.cache_folder import cache_folder
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 

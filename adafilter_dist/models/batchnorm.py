@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -126,8 +129,45 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
             moved = (1 - rate) * running + rate * (value / count)
             running.copy_(torch.where(ran, moved, running))
 
+    @classmethod
+    @torch.no_grad()
+    def apply_together(
+        cls, modules: Sequence[MicroBatchNorm2d], parts: Sequence[list[Tensor]]
+    ) -> None:
+        """All of them in a dozen operations instead of a dozen each; the same bits."""
+        usual = [m.running_mean is not None and m.momentum is not None for m in modules]
+        if len({(m.step_sums.dtype, m.step_sums.device) for m in modules}) > 1 or not all(usual):
+            return super().apply_together(modules, parts)
+        torch._foreach_zero_([m.step_sums for m in modules])
+        counts = torch.cat([count for _, _, count in parts])
+        ran = counts > 0
+        tracked = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
+        torch._foreach_add_(tracked, [each.long() for each in ran.unbind()])
+        widths = tuple(m.num_features for m in modules)
+        rates = tuple(m.momentum or 0.0 for m in modules)
+        places, kept, rate = _by_channel(widths, rates, counts.dtype, counts.device)
+        count, ran = torch.where(ran, counts, torch.ones_like(counts))[places], ran[places]
+        for which, name in enumerate(("running_mean", "running_var")):
+            buffers = [getattr(m, name) for m in modules]
+            running, value = torch.cat(buffers), torch.cat([means[which] for means in parts])
+            moved = torch.where(ran, kept * running + rate * (value / count), running)
+            torch._foreach_copy_(buffers, list(moved.split(widths)))
+        return None
+
     def discard_step_statistics(self) -> None:
         self.step_sums.zero_()
+
+
+# Kept, because bringing a list of numbers to a GPU makes the host wait for it.
+@functools.lru_cache(maxsize=8)
+def _by_channel(
+    widths: tuple[int, ...], rates: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each channel of all modules: which module it is of, 1 - its rate, its rate."""
+    places = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+    rate = torch.tensor(rates, dtype=torch.float64)
+    kept, rate = (1 - rate)[places], rate[places]
+    return places.to(device), kept.to(device, dtype), rate.to(device, dtype)
 
 
 class MicroBatchNormAct2d(MicroBatchNorm2d):

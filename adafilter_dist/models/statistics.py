@@ -7,6 +7,8 @@ flat vector, reduces it beside the gradients, and hands the means back.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,12 @@ class StepStatistics(ABC):
     @abstractmethod
     def apply_step_statistics(self, means: list[Tensor]) -> None:
         """Take the means over the global batch's micro-batches (same shapes); clear the sums."""
+
+    @classmethod
+    def apply_together(cls, modules: Sequence[Any], parts: Sequence[list[Tensor]]) -> None:
+        """`apply_step_statistics` for several modules of this class, faster where it can be."""
+        for module, means in zip(modules, parts, strict=True):
+            module.apply_step_statistics(means)
 
     @abstractmethod
     def discard_step_statistics(self) -> None:
@@ -49,11 +57,12 @@ def apply(model: nn.Module, flat_means: Tensor) -> None:
     expected = sum(map(sum, shapes))
     if flat_means.numel() != expected:
         raise ValueError(f"got {flat_means.numel()} statistics for a model with {expected}")
-    start = 0
-    for module, sizes in zip(modules, shapes, strict=True):
-        stop = start + sum(sizes)
-        module.apply_step_statistics(list(flat_means[start:stop].split(sizes)))
-        start = stop
+    parts = flat_means.split([sum(sizes) for sizes in shapes])
+    kinds: dict[type[StepStatistics], list[tuple[StepStatistics, list[Tensor]]]] = {}
+    for module, sizes, part in zip(modules, shapes, parts, strict=True):
+        kinds.setdefault(type(module), []).append((module, list(part.split(sizes))))
+    for kind, members in kinds.items():
+        kind.apply_together([module for module, _ in members], [means for _, means in members])
 
 
 def discard(model: nn.Module) -> None:

@@ -109,6 +109,26 @@ def test_a_module_that_ran_in_half_of_the_micro_batches_takes_their_mean() -> No
     torch.testing.assert_close(seldom.state_dict(), alone.state_dict(), rtol=1e-14, atol=0)
 
 
+def test_many_at_once_move_by_the_same_bits_as_each_alone() -> None:
+    def some() -> nn.ModuleList:
+        torch.manual_seed(0)
+        norms = [MicroBatchNorm2d(c, momentum=0.1 * (c % 3 + 1)) for c in (3, 70, 1, 5)]
+        for number, norm in enumerate(norms):
+            for _ in range(number):  # the first one does not run
+                norm(torch.randn(4, norm.num_features, 3, 3))
+        return nn.ModuleList(norms)
+
+    together, alone = some(), some()
+    flat = statistics.collect(together) / 3
+    statistics.apply(together, flat)
+    for norm, part in zip(alone, flat.split([2 * n.num_features + 1 for n in alone]), strict=True):
+        assert isinstance(norm, MicroBatchNorm2d)
+        sizes = [norm.num_features, norm.num_features, 1]
+        norm.apply_step_statistics(list(part.split(sizes)))
+    torch.testing.assert_close(together.state_dict(), alone.state_dict(), rtol=0, atol=0)
+    assert [int(norm.num_batches_tracked) for norm in together] == [0, 1, 1, 1]
+
+
 def test_discard_forgets_a_skipped_step() -> None:
     _, own = norms()
     before = copy.deepcopy(own.state_dict())
