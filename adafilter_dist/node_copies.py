@@ -23,6 +23,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.schema import seconds
 
 _BEAT_SECONDS = 1.0
+_LEAVE_SECONDS = 5.0
 _TELL_SECONDS = 30.0
 
 
@@ -58,9 +59,19 @@ def read_from_nodes(
     outcomes = {rank: _await(rank, host, world, watch, limit) for rank, host in nodes.items()}
     errors = [outcome["error"] for outcome in outcomes.values() if "error" in outcome]
     if errors:
+        _leave_together(world)
         raise UserError(errors[0])
     lines = _lines(prepared, recipe.data.stage_to, nodes, outcomes)
     return _seen_here(prepared, outcomes[first.rank], world, watch), lines
+
+
+def _leave_together(world: World) -> None:
+    """Rank 0, in whose process the store may live, leaves when all others have read it."""
+    told = world.store.add("told of damage", 1)
+    until = time.monotonic() + _LEAVE_SECONDS
+    while world.first and told < world.world_size and time.monotonic() < until:
+        time.sleep(0.02)
+        told = world.store.add("told of damage", 0)
 
 
 def _lead(prepared: Prepared, stage_to: str, world: World, watch: Watch) -> dict[str, Any]:
