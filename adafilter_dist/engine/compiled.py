@@ -20,6 +20,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from adafilter_dist.cache_folder import cache_folder
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.ops.native import processor
 from adafilter_dist.recipe import Recipe
 
 
@@ -53,21 +54,11 @@ def _machine(device: torch.device) -> str:
 
     Code for the CPU is compiled for the very one, and nodes of a cluster may differ.
     """
-    parts = [torch.__version__, platform.python_version(), platform.machine(), _cpu_flags()]
+    parts = [torch.__version__, platform.python_version(), processor()]
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
     return f"{device.type}-{digest}"
-
-
-def _cpu_flags() -> str:
-    """What this CPU can do, as Linux has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return torch.backends.cpu.get_cpu_capability()
-    found = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    return "\n".join(sorted(set(found)))
 
 
 def _try(folder: Path) -> None:

@@ -13,6 +13,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models import groups
 from adafilter_dist.models.ops.gated_norm import Norm
 from adafilter_dist.models.ops.passes import Passes
+from adafilter_dist.models.ops.passes_reference import accumulation_dtype
 from adafilter_dist.models.statistics import StepStatistics
 
 
@@ -99,8 +100,9 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
     def norm_of(self, x: Tensor, passes: Passes) -> Norm:
         """What a fused layer needs to normalise x; in training the statistics are gathered."""
         if not self.training or self.held_still:
-            mean, var = self.running_mean, self.running_var
-            assert mean is not None and var is not None
+            assert self.running_mean is not None and self.running_var is not None
+            wide = accumulation_dtype(x.dtype)
+            mean, var = self.running_mean.to(wide), self.running_var.to(wide)
             return Norm(self.weight, self.bias, mean, var, self.eps, batch=False)
         with torch.no_grad():
             mean, var = passes.moments(x)

@@ -7,6 +7,7 @@ it, a choice by `self.training` above all, which tracing would freeze, the block
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -148,5 +149,26 @@ def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 def _take_over(block: nn.Module, rewritten: fx.GraphModule) -> None:
     """`block` gets a class like its own, with the rewritten forward."""
     own = type(block)
-    forward = type(rewritten).forward
-    block.__class__ = type(own.__name__, (own,), {"forward": forward, "__module__": own.__module__})
+    members = {
+        "forward": type(rewritten).forward,
+        "__module__": own.__module__,
+        "__reduce__": lambda self: (_rewritten_again, (own, self.__dict__)),
+        "__deepcopy__": _deepcopy,
+    }
+    block.__class__ = type(own.__name__, (own,), members)
+
+
+def _rewritten_again(own: type[nn.Module], state: dict[str, Any]) -> nn.Module:
+    """A block from a pickle, which cannot hold a class that was made here."""
+    block = own.__new__(own)
+    block.__setstate__(state)
+    _absorb_in(block)
+    return block
+
+
+def _deepcopy(block: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    # Not by __reduce__: what stands in for the layers of a copy (for_inference) is not traced.
+    twin = type(block).__new__(type(block))
+    memo[id(block)] = twin
+    twin.__dict__.update(copy.deepcopy(block.__dict__, memo))
+    return twin

@@ -75,7 +75,7 @@ class GatedConvBN(nn.Module):
         out = torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
         if residual is not None:
             out = out + residual
-        return out.relu() if relu else out
+        return out.relu_() if relu else out
 
     def _convolve(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         if self.training and (self.bn1.held_still or self.bn2.held_still):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -83,6 +84,20 @@ def test_class_paths_and_state_stay() -> None:
     again = copy.deepcopy(net)
     again.load_state_dict(net.state_dict())
     assert absorb(net.backbone) == 0  # nothing is left to take over
+
+
+def test_a_pickle_is_rewritten_again() -> None:
+    net = convert(torchvision.models.resnet18(weights=None), size=32).eval()
+    again = pickle.loads(pickle.dumps(net))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again(x), net(x))
+    relus: list[nn.Module] = []
+    for module in again.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda module, *_: relus.append(module))
+    again(x)
+    assert not relus  # taken over there too
+    assert type(again.backbone).__name__ == "ResNet"
 
 
 def test_the_gates_order_is_kept_where_a_downsample_follows() -> None:

@@ -51,7 +51,7 @@ def library(name: str) -> ctypes.CDLL | None:
 
 def _compiled(source: Path) -> Path:
     compiler = _compiler(source)
-    known = "\n".join((_version(compiler), _features(), torch.__version__, *_FLAGS))
+    known = "\n".join((_version(compiler), processor(), torch.__version__, *_FLAGS))
     key = hashlib.sha256(known.encode() + source.read_bytes()).hexdigest()[:16]
     target = cache_folder() / "native" / f"{source.stem}-{key}.so"
     if target.exists():
@@ -85,11 +85,12 @@ def _version(compiler: str) -> str:
     return _run([compiler, "--version"])
 
 
-def _features() -> str:
+def processor() -> str:
+    """What tells apart processors that cannot run each other's code."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     features = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
     return "\n".join([platform.machine(), *sorted(set(features))])
 

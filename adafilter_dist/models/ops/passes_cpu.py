@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from ctypes import c_int, c_int64, c_void_p
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,9 +56,9 @@ def blend(
     """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU; a1, a2, b (N, C)."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
     y1, stride1 = pixel_rows(y1)
-    y2, stride2 = pixel_rows(y2)
-    more = None if residual is None else _dense(residual)
-    small = [each.contiguous() for each in (a1, a2, b)]
+    y2, stride2 = pixel_rows(y2.to(y1.dtype))
+    more = None if residual is None else _dense(residual, y1)
+    small = [_small(each, y1) for each in (a1, a2, b)]
     out = empty_rows(y1, channels)
     places = (_at(y1), stride1, _at(y2), stride2, *map(_at, small), _at(more), int(relu))
     _call("blend", y1, *places, images, pixels, channels, _at(out))
@@ -70,54 +70,14 @@ def sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
-    dout, kept = _dense(dout), None if out is None else _dense(out)
+    dout, kept = _dense(dout, y1), None if out is None else _dense(out, y1)
     y1, stride1 = pixel_rows(y1)
-    y2, stride2 = pixel_rows(y2)
-    s0, s1, s2 = m1.new_empty((3, images, channels))
-    means = (m1.contiguous(), m2.contiguous())
+    y2, stride2 = pixel_rows(y2.to(y1.dtype))
+    s0, s1, s2 = y1.new_empty((3, images, channels), dtype=accumulation_dtype(y1.dtype))
+    means = (_small(m1, y1), _small(m2, y1))
     places = (_at(dout), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, means))
     _call("sums", y1, *places, images, pixels, channels, _at(s0), _at(s1), _at(s2))
     return s0, s1, s2
-
-
-@overload
-def spread(
-    dout: Tensor,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor,
-    m1: Tensor,
-    m2: Tensor,
-    p1: Tensor,
-    q1: Tensor,
-    r1: Tensor,
-    p2: Tensor,
-    q2: Tensor,
-    r2: Tensor,
-    *,
-    want_residual: bool = ...,
-    stacked: Literal[False] = ...,
-) -> tuple[Tensor, Tensor, Tensor | None]: ...
-
-
-@overload
-def spread(
-    dout: Tensor,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor,
-    m1: Tensor,
-    m2: Tensor,
-    p1: Tensor,
-    q1: Tensor,
-    r1: Tensor,
-    p2: Tensor,
-    q2: Tensor,
-    r2: Tensor,
-    *,
-    want_residual: bool = ...,
-    stacked: Literal[True],
-) -> tuple[Tensor, Tensor | None]: ...
 
 
 def spread(
@@ -136,13 +96,13 @@ def spread(
     *,
     want_residual: bool = False,
     stacked: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
-    dout, kept = _dense(dout), None if out is None else _dense(out)
+    dout, kept = _dense(dout, y1), None if out is None else _dense(out, y1)
     y1, stride1 = pixel_rows(y1)
-    y2, stride2 = pixel_rows(y2)
-    small = (torch.stack((m1, q1, r1, m2, q2, r2)), p1.contiguous(), p2.contiguous())
+    y2, stride2 = pixel_rows(y2.to(y1.dtype))
+    small = [_small(each, y1) for each in (torch.stack((m1, q1, r1, m2, q2, r2)), p1, p2)]
     if stacked:
         both = empty_rows(y1, 2 * channels)
         dy1, dy2 = both.split(channels, 1)
@@ -181,8 +141,14 @@ def _at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _dense(y: Tensor) -> Tensor:
-    """y (N, C, H, W) with pixels one after another, channels side by side."""
+# Beyond these lies C, which takes every pointer for what it was compiled for.
+def _small(coefficient: Tensor, like: Tensor) -> Tensor:
+    return coefficient.to(accumulation_dtype(like.dtype)).contiguous()
+
+
+def _dense(y: Tensor, like: Tensor) -> Tensor:
+    """y (N, C, H, W) with pixels one after another, channels side by side, in the other's dtype."""
+    y = y.to(like.dtype)
     rows, stride = pixel_rows(y)
     if stride == y.shape[1]:
         return rows

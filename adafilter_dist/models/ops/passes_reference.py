@@ -8,8 +8,6 @@ two channel halves of one stacked tensor. Sums and coefficients are float32, flo
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
 import torch
 from torch import Tensor
 
@@ -61,46 +59,6 @@ def sums(
     return s0, s1, s2
 
 
-@overload
-def spread(
-    dout: Tensor,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor,
-    m1: Tensor,
-    m2: Tensor,
-    p1: Tensor,
-    q1: Tensor,
-    r1: Tensor,
-    p2: Tensor,
-    q2: Tensor,
-    r2: Tensor,
-    *,
-    want_residual: bool = ...,
-    stacked: Literal[False] = ...,
-) -> tuple[Tensor, Tensor, Tensor | None]: ...
-
-
-@overload
-def spread(
-    dout: Tensor,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor,
-    m1: Tensor,
-    m2: Tensor,
-    p1: Tensor,
-    q1: Tensor,
-    r1: Tensor,
-    p2: Tensor,
-    q2: Tensor,
-    r2: Tensor,
-    *,
-    want_residual: bool = ...,
-    stacked: Literal[True],
-) -> tuple[Tensor, Tensor | None]: ...
-
-
 def spread(
     dout: Tensor,
     out: Tensor | None,
@@ -117,7 +75,7 @@ def spread(
     *,
     want_residual: bool = False,
     stacked: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k.
 
     p (N, C); q, r, m (C,); dz as in `sums`. Returns (dy1, dy2, dz) or, stacked, (dy, dz) with dy

@@ -7,8 +7,6 @@ partial sums in a fixed order, so two runs give the same bits. Importing this ne
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
 import torch
 import triton
 import triton.language as tl
@@ -56,46 +54,6 @@ def sums(
     return s0, s1, s2
 
 
-@overload
-def spread(
-    dout: Tensor,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor,
-    m1: Tensor,
-    m2: Tensor,
-    p1: Tensor,
-    q1: Tensor,
-    r1: Tensor,
-    p2: Tensor,
-    q2: Tensor,
-    r2: Tensor,
-    *,
-    want_residual: bool = ...,
-    stacked: Literal[False] = ...,
-) -> tuple[Tensor, Tensor, Tensor | None]: ...
-
-
-@overload
-def spread(
-    dout: Tensor,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor,
-    m1: Tensor,
-    m2: Tensor,
-    p1: Tensor,
-    q1: Tensor,
-    r1: Tensor,
-    p2: Tensor,
-    q2: Tensor,
-    r2: Tensor,
-    *,
-    want_residual: bool = ...,
-    stacked: Literal[True],
-) -> tuple[Tensor, Tensor | None]: ...
-
-
 def spread(
     dout: Tensor,
     out: Tensor | None,
@@ -112,7 +70,7 @@ def spread(
     *,
     want_residual: bool = False,
     stacked: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k.
 
     Returns (dy1, dy2, dz) or, stacked, (dy, dz); dz is None unless wanted.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adafilter_dist.models.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.ops import passes_cpu, passes_reference
 from adafilter_dist.models.ops.gated_norm import Norm, gated_norm
 
@@ -158,6 +159,27 @@ def test_a_branch_that_is_not_finite_stays_out_where_it_is_not_chosen(passes: An
     with torch.no_grad():
         y2.fill_(float("inf"))
     assert torch.equal(fused(passes, of, True, (True, True)).detach(), good)
+
+
+def test_a_network_in_half_precision_with_fixed_statistics(passes: Any) -> None:
+    """Its running statistics are bfloat16 too; coefficients are float32 all the same."""
+    bn1, bn2 = (MicroBatchNorm2d(40, dtype=torch.bfloat16) for _ in range(2))
+    bn2.held_still = True
+    y1, y2 = (
+        torch.randn(3, 40, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    y1.requires_grad_(), y2.requires_grad_()
+    gates = (torch.randn(3, 40) > 0).bfloat16().requires_grad_()
+    out = gated_norm(passes, y1, y2, gates, bn1.norm_of(y1, passes), bn2.norm_of(y2, passes))
+    out.float().square().sum().backward()
+    g = gates.detach().float()[:, :, None, None]
+    wanted = g * F.batch_norm(y1.detach().float(), None, None, training=True)
+    wanted += (1 - g) * y2.detach().float()
+    torch.testing.assert_close(out.detach().float(), wanted, rtol=2e-2, atol=2e-2)
+    for leaf in (y1, y2, gates, bn1.weight, bn2.bias):
+        assert leaf.grad is not None and bool(leaf.grad.isfinite().all())
+    torch.testing.assert_close(y2.grad, 2 * (1 - g).bfloat16() * out.detach(), rtol=2e-2, atol=2e-2)
 
 
 def test_keeps_no_more_for_backward_than_the_convolutions_outputs_and_its_own(passes: Any) -> None:
