@@ -19,8 +19,8 @@ can and nothing stays in a cache between two passes:
   dy2. 15 passes.
 - a residual: read once more forward; backward its gradient is written and read once more.
 - pooling, concatenation, scaling: inputs read, outputs written; the same backward.
-- gate: x is read once for the mean (its gradient rides on the input gradient's write); projections
-  and LSTM cell: their FLOPs, and their weights in fp32; twice that backward.
+- gate: the mean of x is taken where x is written, and its gradient added where that of x is read;
+  projections and LSTM cell: their FLOPs, and their weights in fp32; twice that backward.
 - SGD with momentum: weight, gradient, momentum read, weight and momentum written, fp32.
 - inference: BN is folded into the filters, activation and residual into the convolution's write.
   AdaFilter: only the selected filter of each pair is computed, so that FLOPs are the plain ones,
@@ -76,7 +76,7 @@ def train_passes(shapes: Shapes, element: int, hidden: int | None = None) -> Ite
             for passes in (2, 3, 4, 6) if two else (1, 2, 3, 4):
                 yield Pass(NORM, 0, passes * y)
         if two and hidden is not None:
-            yield from _gate(conv, element, hidden, 3)
+            yield from _gate(conv, hidden, 3)
     for elements in shapes.norms:
         for passes in (1, 2, 3, 4):
             yield Pass(NORM, 0, passes * elements * element)
@@ -95,7 +95,7 @@ def infer_passes(shapes: Shapes, element: int, hidden: int | None = None) -> Ite
         moved = (conv.inputs + filters + conv.outputs) * element
         yield Pass(FORWARD, 2 * conv.macs, moved)
         if two and hidden is not None:
-            yield from _gate(conv, element, hidden, 1)
+            yield from _gate(conv, hidden, 1)
     for elements in shapes.norms:
         yield Pass(NORM, 0, 2 * elements * element)
     yield from _others(shapes, element, training=False)
@@ -111,9 +111,9 @@ def _conv_step(conv: Conv, element: int, branches: int) -> Iterator[Pass]:
     yield Pass(WEIGHT, flops, x + w + y)
 
 
-def _gate(conv: Conv, element: int, hidden: int, times: int) -> Iterator[Pass]:
+def _gate(conv: Conv, hidden: int, times: int) -> Iterator[Pass]:
     """The mean over pixels, the projections and the LSTM cell, `times` 3 with their backward."""
-    yield Pass(GATE, conv.inputs, conv.inputs * element)
+    yield Pass(GATE, times * conv.inputs, 0)
     weights = _projections(conv, hidden) + 8 * hidden * hidden
     yield Pass(GATE, 2 * times * conv.batch * weights, times * weights * FP32)
 

@@ -20,6 +20,7 @@ from torch.nn.utils import skip_init
 
 from adafilter_dist.models import groups
 from adafilter_dist.models.estimators import binarise
+from adafilter_dist.models.known_means import KnownMeans
 from adafilter_dist.models.statistics import StepStatistics
 from adafilter_dist.recipe.schema import Gate
 
@@ -89,6 +90,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         self.walk = Walk()
         self._walking = False
         self._state: tuple[Tensor, Tensor] | None = None
+        self._means = KnownMeans()
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
@@ -113,10 +115,16 @@ class RecurrentGate(nn.Module, StepStatistics):
         """Begin a forward of the network: the recurrent state is zero."""
         self.walk = Walk()
         self._walking, self._state = True, None
+        self._means.clear()
 
     def stop(self) -> None:
         """End a forward of the network; its gates and logits stay in `walk`."""
         self._walking, self._state = False, None
+        self._means.clear()
+
+    def remember_mean(self, x: Tensor, mean: Tensor) -> None:
+        """The mean over the pixels of x, from the layer that made x: nobody need read x for it."""
+        self._means.add(x, mean)
 
     def forward(self, index: int, x: Tensor) -> Tensor:
         """Gates (N, C_out) of layer `index` for its input x (N, C_in, H, W).
@@ -130,7 +138,7 @@ class RecurrentGate(nn.Module, StepStatistics):
             )
         settings = self.settings
         with torch.autocast(x.device.type, enabled=False):
-            pooled = x.mean((2, 3), dtype=self.running_mean.dtype)
+            pooled = self._means.of(x, self.running_mean.dtype)
             if settings.input_norm == "layer_norm":
                 pooled = F.layer_norm(pooled, pooled.shape[1:])
             self._state = self.cell(self.inputs[index](pooled), self._state)

@@ -14,7 +14,7 @@ from adafilter_dist.models.gate import RecurrentGate
 from adafilter_dist.models.ops.gated_norm import gated_norm
 from adafilter_dist.models.ops.needed import selected_filters
 from adafilter_dist.models.ops.passes import Kernels, Passes, pick
-from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv
+from adafilter_dist.models.ops.stacked_conv import can_stack, pays, stacked_conv
 
 
 class GatedConvBN(nn.Module):
@@ -66,10 +66,14 @@ class GatedConvBN(nn.Module):
         tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
         if (passes := self._passes(tuned, residual)) is not None:
             if groups.forward.count == 1:
-                return self._fused(passes, y1, y2, gates, residual, relu)
-            split = groups.forward.split_or_none
-            parts = zip(split(y1), split(y2), split(gates), split(residual), strict=True)
-            return torch.cat([self._fused(passes, *part, relu) for part in parts])
+                out, mean = self._fused(passes, y1, y2, gates, residual, relu)
+            else:
+                split = groups.forward.split_or_none
+                parts = zip(split(y1), split(y2), split(gates), split(residual), strict=True)
+                made = [self._fused(passes, *part, relu) for part in parts]
+                out, mean = (torch.cat(each) for each in zip(*made, strict=True))
+            self._gate[0].remember_mean(out, mean)
+            return out
         tuned, frozen = self.bn1(tuned), self.bn2(frozen)
         # lerp is exact at 0 and 1 and where both branches agree; fractions are used in ablations.
         out = torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
@@ -80,8 +84,8 @@ class GatedConvBN(nn.Module):
     def _convolve(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         if self.training and (self.bn1.held_still or self.bn2.held_still):
             return self._needed(x, gates)
-        if self.training and self.kernels == "auto" and x.is_cuda and can_stack(self.conv):
-            # One convolution reads x once; on a CPU two are as fast, and need no stacking.
+        fused = self.training and self.kernels == "auto"
+        if fused and can_stack(self.conv) and pays(self.conv, x):
             both = stacked_conv(self.conv, x, self.frozen_weight, self.frozen_bias)
             return both, None, gates
         return self.conv(x), self._frozen_conv(x), gates
@@ -94,8 +98,8 @@ class GatedConvBN(nn.Module):
         gates: Tensor,
         residual: Tensor | None,
         relu: bool,
-    ) -> Tensor:
-        """What follows the convolutions, for one micro-batch."""
+    ) -> tuple[Tensor, Tensor]:
+        """What follows the convolutions, for one micro-batch, and its mean over pixels."""
         tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
         norms = self.bn1.norm_of(tuned, passes), self.bn2.norm_of(frozen, passes)
         return gated_norm(passes, y1, y2, gates, *norms, residual, relu)

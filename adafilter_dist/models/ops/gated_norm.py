@@ -3,7 +3,8 @@
 Forward: one over each branch for its statistics, one that normalises, chooses, adds and rectifies.
 Backward: one that sums up what all small gradients are made of, one that writes those of both
 convolutions' outputs. Kept for backward: what the convolutions gave, and the output, which the
-layer behind keeps anyway; nothing normalised, no masks.
+layer behind keeps anyway; nothing normalised, no masks. The next layer's gate looks at the mean of
+the output over its pixels: it comes from the same pass, and its gradient goes into the same passes.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ def gated_norm(
     norm2: Norm,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """G BN1(y1) + (1 - G) BN2(y2) (+ residual), perhaps ReLU, of y (N, C, H, W) and G (N, C).
 
-    Without y2, y1 (N, 2C, H, W) holds the channels of both, and so does its gradient.
-    Differentiable once in all tensors but the statistics. Gates may be fractions.
+    Returns that and its mean over the pixels (N, C). Without y2, y1 (N, 2C, H, W) holds the
+    channels of both, and so does its gradient. Differentiable once in all tensors but the
+    statistics. Gates may be fractions.
     """
-    out: Tensor = _GatedNorm.apply(
+    out, mean = _GatedNorm.apply(
         y1,
         y2,
         gates,
@@ -60,7 +62,7 @@ def gated_norm(
         passes,
         relu,
     )
-    return out
+    return out, mean
 
 
 def _affine(norm: Norm, gates: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +87,8 @@ class _GatedNorm(torch.autograd.Function):
         norm2: Norm,
         passes: Passes,
         relu: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         ctx.stacked = y2 is None
         if y2 is None:
             y1, y2 = y1.chunk(2, 1)
@@ -97,7 +100,7 @@ class _GatedNorm(torch.autograd.Function):
         shift2 = bias2.to(wide) - norm2.mean * scale2
         other = 1 - g
         b = torch.addcmul(other * shift2, g, shift1)
-        out = passes.blend(y1, y2, g * scale1, other * scale2, b, residual, relu)
+        out, mean = passes.blend(y1, y2, g * scale1, other * scale2, b, residual, relu)
         ctx.save_for_backward(
             y1,
             y2,
@@ -108,17 +111,20 @@ class _GatedNorm(torch.autograd.Function):
         )
         ctx.passes, ctx.batch = passes, (norm1.batch, norm2.batch)
         ctx.pixels = y1.shape[0] * y1.shape[2] * y1.shape[3]
-        return out
+        return out, mean
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor | None, dmean: Tensor | None) -> tuple[Tensor | None, ...]:
         y1, y2, out, gates, weight1, bias1, weight2, bias2, m1, m2, rstd1, rstd2 = ctx.saved_tensors
         passes: Passes = ctx.passes
         wide = m1.dtype
+        if dout is None:
+            dout = torch.zeros_like(y1)
+        more = None if dmean is None else dmean / (y1.shape[2] * y1.shape[3])
         g = gates.to(wide)
         other = 1 - g
-        s0, s1, s2 = passes.sums(dout, out, y1, y2, m1, m2)
+        s0, s1, s2 = passes.sums(dout, more, out, y1, y2, m1, m2)
         s1, s2 = s1 * rstd1, s2 * rstd2  # of the gradient times what was normalised
         dgates = (weight1 * s1 - weight2 * s2) + (bias1 - bias2) * s0
         dbias1, dbias2 = (g * s0).sum(0), (other * s0).sum(0)
@@ -128,7 +134,7 @@ class _GatedNorm(torch.autograd.Function):
         want = ctx.needs_input_grad[7]
         *dy, dz = passes.spread(
             dout,
-            *(out, y1, y2, m1, m2, p1, q1, r1, p2, q2, r2),
+            *(more, out, y1, y2, m1, m2, p1, q1, r1, p2, q2, r2),
             want_residual=want,
             stacked=ctx.stacked,
         )

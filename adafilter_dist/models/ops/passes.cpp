@@ -78,19 +78,23 @@ void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *mea
 
 template <bool RESIDUAL, bool RELU, class T, class A>
 void blend_rows(const T *y1, int64_t stride1, const T *y2, int64_t stride2, const A *a1,
-                const A *a2, const A *b, const T *residual, int64_t rows, int64_t C, T *out) {
+                const A *a2, const A *b, const T *residual, int64_t rows, int64_t C, int64_t W,
+                T *out, A *sum) {
     for (int64_t p = 0; p < rows; ++p) {
-        const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2, *more = residual + p * C;
+        const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2, *third = residual + p * C;
         T *to = out + p * C;
 #pragma omp simd
-        for (int64_t c = 0; c < C; ++c) {
+        for (int64_t c = 0; c < W; ++c) {
             // The branch that was not chosen stays out, even if it is not finite.
             const A one = a1[c] == 0 ? A(0) : a1[c] * get(row1[c]);
             const A two = a2[c] == 0 ? A(0) : a2[c] * get(row2[c]);
             A value = one + two + b[c];
-            if (RESIDUAL) value += get(more[c]);
+            if (RESIDUAL) value += get(third[c]);
             if (RELU) value = value < 0 ? A(0) : value; // not max(): a NaN stays one
-            put(to + c, value);
+            T stored;
+            put(&stored, value);
+            to[c] = stored;
+            sum[c] += get(stored);
         }
     }
 }
@@ -98,21 +102,30 @@ void blend_rows(const T *y1, int64_t stride1, const T *y2, int64_t stride2, cons
 template <class T, class A>
 void blend(const T *y1, int64_t stride1, const T *y2, int64_t stride2, const A *a1, const A *a2,
            const A *b, const T *residual, int relu, int64_t N, int64_t P, int64_t C, T *out,
-           int threads) {
+           A *mean, int threads) {
     const auto rows = residual ? (relu ? blend_rows<true, true, T, A> : blend_rows<true, false, T, A>)
                                : (relu ? blend_rows<false, true, T, A> : blend_rows<false, false, T, A>);
-    const int64_t pieces = (P + RUN - 1) / RUN;
+    const int64_t wide = width(N, C, threads), blocks = (C + wide - 1) / wide;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t item = 0; item < N * pieces; ++item) {
-        const int64_t n = item / pieces, from = item % pieces * RUN, at = n * P + from;
-        rows(y1 + at * stride1, stride1, y2 + at * stride2, stride2, a1 + n * C, a2 + n * C,
-             b + n * C, residual ? residual + at * C : out + at * C, std::min(RUN, P - from), C,
-             out + at * C);
+    for (int64_t item = 0; item < N * blocks; ++item) {
+        const int64_t n = item / blocks, first = item % blocks * wide, W = std::min(wide, C - first);
+        const int64_t here = n * C + first;
+        A sum[WIDEST];
+        double all[WIDEST] = {};
+        for (int64_t from = 0; from < P; from += RUN) {
+            const int64_t at = n * P + from, to = at * C + first;
+            std::fill(sum, sum + W, A(0));
+            rows(y1 + at * stride1 + first, stride1, y2 + at * stride2 + first, stride2, a1 + here,
+                 a2 + here, b + here, residual ? residual + to : out + to, std::min(RUN, P - from),
+                 C, W, out + to, sum);
+            for (int64_t c = 0; c < W; ++c) all[c] += sum[c];
+        }
+        for (int64_t c = 0; c < W; ++c) mean[here + c] = A(all[c] / P);
     }
 }
 
 template <class T, class A>
-void sums(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2, int64_t stride2,
+void sums(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2, int64_t stride2,
           const A *m1, const A *m2, int64_t N, int64_t P, int64_t C, A *s0, A *s1, A *s2,
           int threads) {
     const int64_t wide = width(N, C, threads), blocks = (C + wide - 1) / wide;
@@ -121,7 +134,8 @@ void sums(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2
         const int64_t n = item / blocks, first = item % blocks * wide, W = std::min(wide, C - first);
         const int64_t here = n * C + first;
         const A *mean1 = m1 + first, *mean2 = m2 + first;
-        A t0[WIDEST], t1[WIDEST], t2[WIDEST];
+        A also[WIDEST] = {}, t0[WIDEST], t1[WIDEST], t2[WIDEST];
+        if (more) std::copy(more + here, more + here + W, also);
         double all0[WIDEST] = {}, all1[WIDEST] = {}, all2[WIDEST] = {};
         for (int64_t from = 0; from < P; from += RUN) {
             std::fill(t0, t0 + W, A(0));
@@ -134,7 +148,7 @@ void sums(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2
                 const bool relu = out != nullptr;
 #pragma omp simd
                 for (int64_t c = 0; c < W; ++c) {
-                    const A z = !relu || get(kept[c]) > 0 ? get(of[c]) : A(0);
+                    const A z = !relu || get(kept[c]) > 0 ? get(of[c]) + also[c] : A(0);
                     t0[c] += z;
                     t1[c] += z * (get(row1[c]) - mean1[c]);
                     t2[c] += z * (get(row2[c]) - mean2[c]);
@@ -149,7 +163,7 @@ void sums(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2
 }
 
 template <bool RELU, bool RESIDUAL, class T, class A>
-void spread_rows(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2,
+void spread_rows(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2,
                  int64_t stride2, const A *k, const A *p1, const A *p2, int64_t rows, int64_t C,
                  T *dy1, T *dy2, int64_t stride, T *dz) {
     const A *m1 = k, *q1 = k + C, *r1 = k + 2 * C, *m2 = k + 3 * C, *q2 = k + 4 * C, *r2 = k + 5 * C;
@@ -159,7 +173,7 @@ void spread_rows(const T *grad, const T *out, const T *y1, int64_t stride1, cons
         T *to1 = dy1 + p * stride, *to2 = dy2 + p * stride, *too = RESIDUAL ? dz + p * C : nullptr;
 #pragma omp simd
         for (int64_t c = 0; c < C; ++c) {
-            const A z = !RELU || get(kept[c]) > 0 ? get(of[c]) : A(0);
+            const A z = !RELU || get(kept[c]) > 0 ? get(of[c]) + more[c] : A(0);
             put(to1 + c, p1[c] * z + (q1[c] * (get(row1[c]) - m1[c]) + r1[c]));
             put(to2 + c, p2[c] * z + (q2[c] * (get(row2[c]) - m2[c]) + r2[c]));
             if (RESIDUAL) put(too + c, z);
@@ -169,16 +183,17 @@ void spread_rows(const T *grad, const T *out, const T *y1, int64_t stride1, cons
 
 // k: the coefficients m1 q1 r1 m2 q2 r2, (C,) each, one after another; p1 and p2 are (N, C).
 template <class T, class A>
-void spread(const T *grad, const T *out, const T *y1, int64_t stride1, const T *y2, int64_t stride2,
-            const A *k, const A *p1, const A *p2, int64_t N, int64_t P, int64_t C, T *dy1, T *dy2, int64_t stride, T *dz,
-            int threads) {
+void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2,
+            int64_t stride2, const A *k, const A *p1, const A *p2, int64_t N, int64_t P, int64_t C,
+            T *dy1, T *dy2, int64_t stride, T *dz, int threads) {
     const auto rows = out ? (dz ? spread_rows<true, true, T, A> : spread_rows<true, false, T, A>)
                           : (dz ? spread_rows<false, true, T, A> : spread_rows<false, false, T, A>);
     const int64_t pieces = (P + RUN - 1) / RUN;
+    const std::vector<A> nothing(more ? 0 : C);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t item = 0; item < N * pieces; ++item) {
         const int64_t n = item / pieces, from = item % pieces * RUN, at = n * P + from;
-        rows(grad + at * C, out ? out + at * C : nullptr, y1 + at * stride1, stride1,
+        rows(grad + at * C, more ? more + n * C : nothing.data(), out ? out + at * C : nullptr, y1 + at * stride1, stride1,
              y2 + at * stride2, stride2, k, p1 + n * C, p2 + n * C, std::min(RUN, P - from), C,
              dy1 + at * stride, dy2 + at * stride, stride, dz ? dz + at * C : nullptr);
     }
@@ -193,20 +208,24 @@ void spread(const T *grad, const T *out, const T *y1, int64_t stride1, const T *
     }                                                                                              \
     extern "C" void blend_##NAME(const T *y1, int64_t stride1, const T *y2, int64_t stride2,       \
                                  const A *a1, const A *a2, const A *b, const T *residual,          \
-                                 int relu, int64_t N, int64_t P, int64_t C, T *out, int threads) { \
-        blend<T, A>(y1, stride1, y2, stride2, a1, a2, b, residual, relu, N, P, C, out, threads);   \
+                                 int relu, int64_t N, int64_t P, int64_t C, T *out, A *mean,       \
+                                 int threads) {                                                    \
+        blend<T, A>(y1, stride1, y2, stride2, a1, a2, b, residual, relu, N, P, C, out, mean,       \
+                    threads);                                                                      \
     }                                                                                              \
-    extern "C" void sums_##NAME(const T *grad, const T *out, const T *y1, int64_t stride1,         \
-                                const T *y2, int64_t stride2, const A *m1, const A *m2, int64_t N, \
-                                int64_t P, int64_t C, A *s0, A *s1, A *s2, int threads) {          \
-        sums<T, A>(grad, out, y1, stride1, y2, stride2, m1, m2, N, P, C, s0, s1, s2, threads);     \
+    extern "C" void sums_##NAME(const T *grad, const A *more, const T *out, const T *y1,           \
+                                int64_t stride1, const T *y2, int64_t stride2, const A *m1,        \
+                                const A *m2, int64_t N, int64_t P, int64_t C, A *s0, A *s1, A *s2, \
+                                int threads) {                                                     \
+        sums<T, A>(grad, more, out, y1, stride1, y2, stride2, m1, m2, N, P, C, s0, s1, s2,         \
+                   threads);                                                                       \
     }                                                                                              \
-    extern "C" void spread_##NAME(const T *grad, const T *out, const T *y1, int64_t stride1,       \
-                                  const T *y2, int64_t stride2, const A *k, const A *p1,           \
-                                  const A *p2, int64_t N, int64_t P, int64_t C, T *dy1, T *dy2,    \
-                                  int64_t stride, T *dz, int threads) {                            \
-        spread<T, A>(grad, out, y1, stride1, y2, stride2, k, p1, p2, N, P, C, dy1, dy2, stride,    \
-                     dz, threads);                                                                 \
+    extern "C" void spread_##NAME(const T *grad, const A *more, const T *out, const T *y1,         \
+                                  int64_t stride1, const T *y2, int64_t stride2, const A *k,       \
+                                  const A *p1, const A *p2, int64_t N, int64_t P, int64_t C,       \
+                                  T *dy1, T *dy2, int64_t stride, T *dz, int threads) {            \
+        spread<T, A>(grad, more, out, y1, stride1, y2, stride2, k, p1, p2, N, P, C, dy1, dy2,      \
+                     stride, dz, threads);                                                         \
     }
 
 PASSES(float32, float, float)

@@ -28,11 +28,18 @@ class Passes(Protocol):
         b: Tensor,
         residual: Tensor | None = None,
         relu: bool = False,
-    ) -> Tensor:
-        """a1 y1 + a2 y2 + b (+ residual), perhaps ReLU."""
+    ) -> tuple[Tensor, Tensor]:
+        """a1 y1 + a2 y2 + b (+ residual), perhaps ReLU, and its mean over pixels."""
 
     def sums(
-        self, dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+        self,
+        dout: Tensor,
+        more: Tensor | None,
+        out: Tensor | None,
+        y1: Tensor,
+        y2: Tensor,
+        m1: Tensor,
+        m2: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over pixels that the gradients of gates, gammas and betas are made of."""
 

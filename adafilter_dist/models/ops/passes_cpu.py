@@ -21,9 +21,9 @@ from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 _ARGUMENTS = {
     "moments": "p l lll pp i",
-    "blend": "pl pl ppp p i lll p i",
-    "sums": "pp pl pl pp lll ppp i",
-    "spread": "pp pl pl ppp lll pp l p i",
+    "blend": "pl pl ppp p i lll pp i",
+    "sums": "ppp pl pl pp lll ppp i",
+    "spread": "ppp pl pl ppp lll pp l p i",
 }
 _TYPES: dict[str, Any] = {"p": c_void_p, "l": c_int64, "i": c_int}
 
@@ -52,21 +52,28 @@ def blend(
     b: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
-    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU; a1, a2, b (N, C)."""
+) -> tuple[Tensor, Tensor]:
+    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU, and its mean; a1, a2, b (N, C)."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2.to(y1.dtype))
-    more = None if residual is None else _dense(residual, y1)
+    third = None if residual is None else _dense(residual, y1)
     small = [_small(each, y1) for each in (a1, a2, b)]
     out = empty_rows(y1, channels)
-    places = (_at(y1), stride1, _at(y2), stride2, *map(_at, small), _at(more), int(relu))
-    _call("blend", y1, *places, images, pixels, channels, _at(out))
-    return out
+    mean = y1.new_empty((images, channels), dtype=accumulation_dtype(y1.dtype))
+    places = (_at(y1), stride1, _at(y2), stride2, *map(_at, small), _at(third), int(relu))
+    _call("blend", y1, *places, images, pixels, channels, _at(out), _at(mean))
+    return out, mean
 
 
 def sums(
-    dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+    dout: Tensor,
+    more: Tensor | None,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
@@ -75,13 +82,15 @@ def sums(
     y2, stride2 = pixel_rows(y2.to(y1.dtype))
     s0, s1, s2 = y1.new_empty((3, images, channels), dtype=accumulation_dtype(y1.dtype))
     means = (_small(m1, y1), _small(m2, y1))
-    places = (_at(dout), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, means))
+    also = None if more is None else _small(more, y1)
+    places = (_at(dout), _at(also), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, means))
     _call("sums", y1, *places, images, pixels, channels, _at(s0), _at(s1), _at(s2))
     return s0, s1, s2
 
 
 def spread(
     dout: Tensor,
+    more: Tensor | None,
     out: Tensor | None,
     y1: Tensor,
     y2: Tensor,
@@ -109,7 +118,8 @@ def spread(
     else:
         dy1, dy2 = empty_rows(y1, channels), empty_rows(y1, channels)
     dz = empty_rows(y1, channels) if want_residual else None
-    places = (_at(dout), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, small))
+    also = None if more is None else _small(more, y1)
+    places = (_at(dout), _at(also), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, small))
     to = (_at(dy1), _at(dy2), channels * (1 + stacked), _at(dz))
     _call("spread", y1, *places, images, pixels, channels, *to)
     return (both, dz) if stacked else (dy1, dy2, dz)

@@ -119,40 +119,52 @@ def blend_kernel(
     b: tl.tensor,
     residual: tl.tensor,
     out: tl.tensor,
+    partial: tl.tensor,
+    images: int,
     pixels: int,
     channels: int,
     stride1: int,
     stride2: int,
     stride_residual: int,
+    splits: int,
+    share: int,
     RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
+    """Over `share` pixels of one image, and the sum of what was stored there."""
     c, in_c, rest = _columns(channels, BLOCK_C)
-    blocks = tl.cdiv(pixels, BLOCK_R)
-    r = (rest % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
-    n = (rest // blocks).to(tl.int64)
-    rows = n * pixels + r
-    mask = (r < pixels)[:, None] & in_c[None, :]
+    split = (rest % splits).to(tl.int64)
+    n = (rest // splits).to(tl.int64)
     nc = n * channels + c
     k1 = tl.load(a1 + nc, mask=in_c, other=0).to(ACC)[None, :]
     k2 = tl.load(a2 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    value = tl.load(b + nc, mask=in_c, other=0).to(ACC)[None, :]
-    # A branch that is switched off must not send its infinities: 0 * inf is NaN.
-    value += tl.where(k1 == 0, 0, k1 * _load_rows(y1, rows, stride1, c, mask, ACC))
-    value += tl.where(k2 == 0, 0, k2 * _load_rows(y2, rows, stride2, c, mask, ACC))
-    if RESIDUAL:
-        value += _load_rows(residual, rows, stride_residual, c, mask, ACC)
-    if RELU:
-        value = tl.where(value < 0, 0, value)  # keeps NaN, as torch does
-    _store_rows(out, rows, channels, c, mask, value)
+    constant = tl.load(b + nc, mask=in_c, other=0).to(ACC)[None, :]
+    lane = tl.arange(0, BLOCK_R)
+    total = tl.zeros((BLOCK_R, BLOCK_C), ACC)
+    for step in range(0, tl.cdiv(share, BLOCK_R)):
+        within = step * BLOCK_R + lane
+        r = split * share + within
+        rows = n * pixels + r
+        mask = ((within < share) & (r < pixels))[:, None] & in_c[None, :]
+        # A branch that is switched off must not send its infinities: 0 * inf is NaN.
+        value = constant + tl.where(k1 == 0, 0, k1 * _load_rows(y1, rows, stride1, c, mask, ACC))
+        value += tl.where(k2 == 0, 0, k2 * _load_rows(y2, rows, stride2, c, mask, ACC))
+        if RESIDUAL:
+            value += _load_rows(residual, rows, stride_residual, c, mask, ACC)
+        if RELU:
+            value = tl.where(value < 0, 0, value)  # keeps NaN, as torch does
+        _store_rows(out, rows, channels, c, mask, value)
+        total += tl.where(mask, value.to(out.dtype.element_ty).to(ACC), 0)
+    tl.store(partial + (split * images + n) * channels + c, tl.sum(total, 0), mask=in_c)
 
 
 @triton.jit
 def sums_kernel(
     dout: tl.tensor,
+    more: tl.tensor,
     out: tl.tensor,
     y1: tl.tensor,
     y2: tl.tensor,
@@ -168,6 +180,7 @@ def sums_kernel(
     stride2: int,
     splits: int,
     share: int,
+    MORE: tl.constexpr,
     RELU: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -179,6 +192,8 @@ def sums_kernel(
     n = (rest // splits).to(tl.int64)
     mean1 = tl.load(m1 + c, mask=in_c, other=0).to(ACC)[None, :]
     mean2 = tl.load(m2 + c, mask=in_c, other=0).to(ACC)[None, :]
+    if MORE:
+        also = tl.load(more + n * channels + c, mask=in_c, other=0).to(ACC)[None, :]
     lane = tl.arange(0, BLOCK_R)
     s0 = tl.zeros((BLOCK_R, BLOCK_C), ACC)
     s1 = tl.zeros((BLOCK_R, BLOCK_C), ACC)
@@ -189,6 +204,8 @@ def sums_kernel(
         rows = n * pixels + r
         mask = ((within < share) & (r < pixels))[:, None] & in_c[None, :]
         dz = _load_rows(dout, rows, stride_dout, c, mask, ACC)
+        if MORE:
+            dz = tl.where(mask, dz + also, 0)
         if RELU:
             dz = tl.where(_load_rows(out, rows, stride_out, c, mask, ACC) > 0, dz, 0)
         s0 += dz
@@ -204,6 +221,7 @@ def sums_kernel(
 @triton.jit
 def spread_kernel(
     dout: tl.tensor,
+    more: tl.tensor,
     out: tl.tensor,
     y1: tl.tensor,
     y2: tl.tensor,
@@ -225,6 +243,7 @@ def spread_kernel(
     stride1: int,
     stride2: int,
     stride_dy: int,
+    MORE: tl.constexpr,
     RELU: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACC: tl.constexpr,
@@ -239,6 +258,8 @@ def spread_kernel(
     mask = (r < pixels)[:, None] & in_c[None, :]
     nc = n * channels + c
     dz = _load_rows(dout, rows, stride_dout, c, mask, ACC)
+    if MORE:
+        dz += tl.load(more + nc, mask=in_c, other=0).to(ACC)[None, :]
     if RELU:
         dz = tl.where(_load_rows(out, rows, stride_out, c, mask, ACC) > 0, dz, 0)
     if RESIDUAL:

@@ -31,28 +31,36 @@ def blend(
     b: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
-    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU; a1, a2, b (N, C).
+) -> tuple[Tensor, Tensor]:
+    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU, and its mean; a1, a2, b (N, C).
 
     A coefficient of exactly 0 leaves its term out, whatever stands there (infinity, NaN). Returns
-    (N, C, H, W), channels-last, in y1's dtype.
+    (N, C, H, W), channels-last, in y1's dtype, and that one's mean over pixels (N, C).
     """
     out = _term(a1, y1) + _term(a2, y2) + _over_pixels(b)
     if residual is not None:
         out = out + _wide(residual)
     if relu:
         out = out.relu()
-    return _narrow(out, y1.dtype)
+    out = _narrow(out, y1.dtype)
+    return out, _wide(out).mean((2, 3))
 
 
 def sums(
-    dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+    dout: Tensor,
+    more: Tensor | None,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each.
 
-    m1, m2 (C,). dz is dout where out > 0, else 0 (a ReLU was applied); dout if `out` is None.
+    m1, m2 (C,). dz is dout + more, which is (N, C) and the same for all pixels; 0 where out <= 0 (a
+    ReLU was applied), unless `out` is None.
     """
-    dz = _before_relu(dout, out)
+    dz = _before_relu(dout, more, out)
     s0 = dz.sum((2, 3))
     s1 = (dz * _centred(y1, m1)).sum((2, 3))
     s2 = (dz * _centred(y2, m2)).sum((2, 3))
@@ -61,6 +69,7 @@ def sums(
 
 def spread(
     dout: Tensor,
+    more: Tensor | None,
     out: Tensor | None,
     y1: Tensor,
     y2: Tensor,
@@ -82,7 +91,7 @@ def spread(
     (N, 2C, H, W) holding dy1's channels, then dy2's; dz, the residual's gradient, is None unless
     wanted. Channels-last, in y1's dtype.
     """
-    dz = _before_relu(dout, out)
+    dz = _before_relu(dout, more, out)
     dy1 = _over_pixels(p1) * dz + _over_pixels(q1) * _centred(y1, m1) + _over_pixels(r1)
     dy2 = _over_pixels(p2) * dz + _over_pixels(q2) * _centred(y2, m2) + _over_pixels(r2)
     residual = _narrow(dz, y1.dtype) if want_residual else None
@@ -113,6 +122,6 @@ def _centred(y: Tensor, mean: Tensor) -> Tensor:
     return _wide(y) - _over_pixels(mean)
 
 
-def _before_relu(dout: Tensor, out: Tensor | None) -> Tensor:
-    dz = _wide(dout)
+def _before_relu(dout: Tensor, more: Tensor | None, out: Tensor | None) -> Tensor:
+    dz = _wide(dout) if more is None else _wide(dout) + _over_pixels(more)
     return dz if out is None else torch.where(out > 0, dz, 0)

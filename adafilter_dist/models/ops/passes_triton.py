@@ -40,22 +40,29 @@ def blend(
     b: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
-) -> Tensor:
-    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU; a1, a2, b (N, C); out as y1, dense."""
-    out: Tensor = _blend(y1, y2, a1, a2, b, residual, relu)
-    return out
+) -> tuple[Tensor, Tensor]:
+    """a1 y1 + a2 y2 + b (+ residual), then perhaps ReLU, and its mean; a1, a2, b (N, C)."""
+    out, mean = _blend(y1, y2, a1, a2, b, residual, relu)
+    return out, mean
 
 
 def sums(
-    dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+    dout: Tensor,
+    more: Tensor | None,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each."""
-    s0, s1, s2 = _sums(dout, out, y1, y2, m1, m2).unbind()
+    s0, s1, s2 = _sums(dout, more, out, y1, y2, m1, m2).unbind()
     return s0, s1, s2
 
 
 def spread(
     dout: Tensor,
+    more: Tensor | None,
     out: Tensor | None,
     y1: Tensor,
     y2: Tensor,
@@ -76,7 +83,7 @@ def spread(
     Returns (dy1, dy2, dz) or, stacked, (dy, dz); dz is None unless wanted.
     """
     small = [m1, m2, p1, q1, r1, p2, q2, r2]
-    results = _spread(dout, out, y1, y2, small, want_residual, stacked)
+    results = _spread(dout, more, out, y1, y2, small, want_residual, stacked)
     residual = results[-1] if want_residual else None
     return (results[0], residual) if stacked else (results[0], results[1], residual)
 
@@ -133,48 +140,63 @@ def _(y: Tensor) -> tuple[Tensor, Tensor]:
 @custom_op("adafilter::blend", mutates_args=())
 def _blend(
     y1: Tensor, y2: Tensor, a1: Tensor, a2: Tensor, b: Tensor, residual: Tensor | None, relu: bool
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     images, channels, height, width = y1.shape
     pixels = height * width
     out = empty_rows(y1, channels)
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2)
-    other, stride_residual = (y1, 0) if residual is None else pixel_rows(residual)
+    third, stride_residual = (y1, 0) if residual is None else pixel_rows(residual)
+    wide, accumulate = _accumulation(y1.dtype)
     block_r, block_c = _tile(y1.dtype, channels, pixels)
+    others = images * triton.cdiv(channels, block_c)
+    splits, share = _shares(pixels, 4 * block_r, others)
+    partial = torch.empty(splits, images, channels, dtype=wide, device=y1.device)
     with torch.cuda.device_of(y1):
-        kernels.blend_kernel[_grid(images, pixels, channels, block_r, block_c)](
+        kernels.blend_kernel[(others * splits,)](
             y1,
             y2,
             a1.contiguous(),
             a2.contiguous(),
             b.contiguous(),
-            other,
+            third,
             out,
+            partial,
+            images,
             pixels,
             channels,
             stride1,
             stride2,
             stride_residual,
+            splits,
+            share,
             RESIDUAL=residual is not None,
             RELU=relu,
-            ACC=_accumulation(y1.dtype)[1],
+            ACC=accumulate,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
             enable_fp_fusion=True,
         )
-    return out
+    return out, partial.sum(0) / pixels
 
 
 @_blend.register_fake
 def _(
     y1: Tensor, y2: Tensor, a1: Tensor, a2: Tensor, b: Tensor, residual: Tensor | None, relu: bool
-) -> Tensor:
-    return empty_rows(y1, y1.shape[1])
+) -> tuple[Tensor, Tensor]:
+    mean = y1.new_empty(y1.shape[:2], dtype=accumulation_dtype(y1.dtype))
+    return empty_rows(y1, y1.shape[1]), mean
 
 
 @custom_op("adafilter::sums", mutates_args=())
 def _sums(
-    dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor
+    dout: Tensor,
+    more: Tensor | None,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
 ) -> Tensor:
     images, channels, height, width = y1.shape
     pixels = height * width
@@ -190,6 +212,7 @@ def _sums(
     with torch.cuda.device_of(y1):
         kernels.sums_kernel[(others * splits,)](
             dout,
+            m1 if more is None else more.contiguous(),
             act,
             y1,
             y2,
@@ -205,6 +228,7 @@ def _sums(
             stride2,
             splits,
             share,
+            MORE=more is not None,
             RELU=out is not None,
             ACC=accumulate,
             BLOCK_R=block_r,
@@ -215,13 +239,22 @@ def _sums(
 
 
 @_sums.register_fake
-def _(dout: Tensor, out: Tensor | None, y1: Tensor, y2: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
+def _(
+    dout: Tensor,
+    more: Tensor | None,
+    out: Tensor | None,
+    y1: Tensor,
+    y2: Tensor,
+    m1: Tensor,
+    m2: Tensor,
+) -> Tensor:
     return y1.new_empty(3, *y1.shape[:2], dtype=accumulation_dtype(y1.dtype))
 
 
 @custom_op("adafilter::spread", mutates_args=())
 def _spread(
     dout: Tensor,
+    more: Tensor | None,
     out: Tensor | None,
     y1: Tensor,
     y2: Tensor,
@@ -241,6 +274,7 @@ def _spread(
     with torch.cuda.device_of(y1):
         kernels.spread_kernel[_grid(images, pixels, channels, block_r, block_c)](
             dout,
+            small[0] if more is None else more.contiguous(),
             act,
             y1,
             y2,
@@ -255,6 +289,7 @@ def _spread(
             stride1,
             stride2,
             2 * channels if stacked else channels,
+            MORE=more is not None,
             RELU=out is not None,
             RESIDUAL=want_residual,
             ACC=_accumulation(y1.dtype)[1],
@@ -268,6 +303,7 @@ def _spread(
 @_spread.register_fake
 def _(
     dout: Tensor,
+    more: Tensor | None,
     out: Tensor | None,
     y1: Tensor,
     y2: Tensor,

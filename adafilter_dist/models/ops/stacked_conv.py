@@ -16,6 +16,18 @@ def can_stack(conv: nn.Conv2d) -> bool:
     return plain and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
+def pays(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether one stacked convolution is faster than two for this x, where `can_stack`.
+
+    On a CPU it is where it is one matrix product. Otherwise the half of the output's gradient that
+    the weight gradient is made of would have to be copied.
+    """
+    if x.is_cuda:
+        return True
+    wide = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return wide and _is_product(conv.weight, conv.stride, conv.padding)
+
+
 def stacked_conv(conv: nn.Conv2d, x: Tensor, frozen: Tensor, frozen_bias: Tensor | None) -> Tensor:
     """y (N, 2C, H', W') of x (N, C_in, H, W): by the conv's own filters, then by the frozen ones.
 
@@ -44,25 +56,51 @@ class _StackedConv(torch.autograd.Function):
         dilation: tuple[int, ...],
     ) -> Tensor:
         both = None if bias is None or frozen_bias is None else torch.cat((bias, frozen_bias))
-        with torch.autocast(x.device.type, enabled=False):
-            y = F.conv2d(x, torch.cat((weight, frozen)), both, stride, padding, dilation)
+        filters = torch.cat((weight, frozen))
         ctx.save_for_backward(x, weight, frozen)
         ctx.shape = (list(stride), list(padding), list(dilation))
-        return y
+        ctx.product = not x.is_cuda and _is_product(weight, stride, padding)
+        if ctx.product:
+            return _pixels(F.linear(_rows(x), filters.flatten(1), both), x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, filters, both, stride, padding, dilation)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, frozen = ctx.saved_tensors
         need_x, need_weight, _, need_bias, *_ = ctx.needs_input_grad
+        own = dy[:, : len(weight)]
         dx = dweight = dbias = None
         if need_x:
-            dx = _backward(dy, x, torch.cat((weight, frozen)), ctx.shape, 0)
+            filters = torch.cat((weight, frozen))
+            if ctx.product:
+                dx = _pixels(_rows(dy) @ filters.flatten(1), x)
+            else:
+                dx = _backward(dy, x, filters, ctx.shape, 0)
         if need_weight:
-            dweight = _backward(dy[:, : len(weight)], x, weight, ctx.shape, 1)
+            if ctx.product:
+                dweight = (_rows(own).t() @ _rows(x)).as_strided(weight.shape, weight.stride())
+            else:
+                dweight = _backward(own, x, weight, ctx.shape, 1)
         if need_bias:
-            dbias = dy[:, : len(weight)].sum((0, 2, 3))
+            dbias = own.sum((0, 2, 3))
         return dx, dweight, None, dbias, None, None, None, None
+
+
+def _is_product(weight: Tensor, stride: Any, padding: Any) -> bool:
+    """Whether every pixel is multiplied on its own, by a matrix."""
+    return (*weight.shape[2:], *stride, *padding) == (1, 1, 1, 1, 0, 0)
+
+
+def _rows(y: Tensor) -> Tensor:
+    """y (N, C, H, W), a pixel a row: a view of what is channels-last, or half of that."""
+    return y.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _pixels(rows: Tensor, like: Tensor) -> Tensor:
+    images, _, height, width = like.shape
+    return rows.unflatten(0, (images, height, width)).permute(0, 3, 1, 2)
 
 
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, shape: Any, which: int) -> Tensor:

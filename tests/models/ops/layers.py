@@ -66,8 +66,13 @@ def random_layer(
     )
 
 
-def by_autograd(layer: Layer, dout: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The result, and the gradients of `layer.tensors()`, by torch's own BatchNorm and autograd."""
+def by_autograd(
+    layer: Layer, dout: Tensor, dmean: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """The result, and the gradients of `layer.tensors()`, by torch's own BatchNorm and autograd.
+
+    dmean (N, C) is the gradient of the result's mean over pixels, where that is used too.
+    """
     leaves = [tensor.detach().clone().requires_grad_() for tensor in layer.tensors()]
     y1, y2, gates, weight1, bias1, weight2, bias2 = leaves[:7]
     tuned = F.batch_norm(y1, None, None, weight1, bias1, True, 0.0, EPS)
@@ -78,11 +83,19 @@ def by_autograd(layer: Layer, dout: Tensor) -> tuple[Tensor, list[Tensor]]:
         out = out + leaves[7]
     if layer.relu:
         out = out.relu()
-    return out.detach(), list(torch.autograd.grad(out, leaves, dout))
+    used, grads = [out], [dout]
+    if dmean is not None:
+        used, grads = [out, out.mean((2, 3))], [dout, dmean]
+    return out.detach(), list(torch.autograd.grad(used, leaves, grads))
 
 
 def by_passes(
-    passes: ModuleType, layer: Layer, dout: Tensor, *, stacked: bool
+    passes: ModuleType,
+    layer: Layer,
+    dout: Tensor,
+    dmean: Tensor | None = None,
+    *,
+    stacked: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The same by `passes.moments`, `blend`, `sums` and `spread`, formulas of BatchNorm by hand."""
     y1, y2, gates, weight1, bias1, weight2, bias2, *_ = layer.tensors()
@@ -91,17 +104,19 @@ def by_passes(
     scale1, scale2 = (v1 + EPS).rsqrt(), (v2 + EPS).rsqrt()
     a1, a2 = gates * weight1 * scale1, (1 - gates) * weight2 * scale2
     b = gates * bias1 + (1 - gates) * bias2 - a1 * m1 - a2 * m2
-    out = passes.blend(y1, y2, a1, a2, b, layer.residual, layer.relu)
+    out, mean = passes.blend(y1, y2, a1, a2, b, layer.residual, layer.relu)
+    torch.testing.assert_close(mean, out.mean((2, 3)), rtol=1e-12, atol=1e-12)
 
     act = out if layer.relu else None
-    s0, s1, s2 = passes.sums(dout, act, y1, y2, m1, m2)
+    more = None if dmean is None else dmean / (y1.shape[2] * y1.shape[3])
+    s0, s1, s2 = passes.sums(dout, more, act, y1, y2, m1, m2)
     dgates = weight1 * scale1 * s1 + bias1 * s0 - weight2 * scale2 * s2 - bias2 * s0
     dweight1, dbias1 = (gates * s1).sum(0) * scale1, (gates * s0).sum(0)
     dweight2, dbias2 = ((1 - gates) * s2).sum(0) * scale2, ((1 - gates) * s0).sum(0)
     q1, r1 = -weight1 * scale1.square() * dweight1 / count, -weight1 * scale1 * dbias1 / count
     q2, r2 = -weight2 * scale2.square() * dweight2 / count, -weight2 * scale2 * dbias2 / count
     results = passes.spread(
-        *(dout, act, y1, y2, m1, m2, a1, q1, r1, a2, q2, r2),
+        *(dout, more, act, y1, y2, m1, m2, a1, q1, r1, a2, q2, r2),
         want_residual=layer.residual is not None,
         stacked=stacked,
     )

@@ -39,7 +39,9 @@ def given(
     return {**tensors, **small, "residual": activations()}
 
 
-def fused(passes: Any, of: Given, relu: bool, fixed: tuple[bool, bool] = (False, False)) -> Tensor:
+def fused(
+    passes: Any, of: Given, relu: bool, fixed: tuple[bool, bool] = (False, False)
+) -> tuple[Tensor, Tensor]:
     def norm(number: int) -> Norm:
         y, weight, bias = of[f"y{number}"], of[f"w{number}"], of[f"b{number}"]
         assert y is not None
@@ -54,7 +56,9 @@ def fused(passes: Any, of: Given, relu: bool, fixed: tuple[bool, bool] = (False,
     return gated_norm(passes, y1, y2, gates, norm(1), norm(2), of["residual"], relu)
 
 
-def plain(of: Given, relu: bool, fixed: tuple[bool, bool] = (False, False)) -> Tensor:
+def plain(
+    of: Given, relu: bool, fixed: tuple[bool, bool] = (False, False)
+) -> tuple[Tensor, Tensor]:
     def branch(number: int) -> Tensor:
         y, weight, bias = of[f"y{number}"], of[f"w{number}"], of[f"b{number}"]
         assert y is not None
@@ -68,18 +72,31 @@ def plain(of: Given, relu: bool, fixed: tuple[bool, bool] = (False, False)) -> T
     out = g * branch(1) + (1 - g) * branch(2)
     if of["residual"] is not None:
         out = out + of["residual"]
-    return out.relu() if relu else out
+    out = out.relu() if relu else out
+    return out, out.mean((2, 3))
 
 
-def with_gradients(out: Tensor, of: Given) -> list[Tensor]:
+def with_gradients(
+    results: tuple[Tensor, Tensor], of: Given, used: tuple[bool, bool] = (True, True)
+) -> list[Tensor]:
+    """Results, and the gradients of a sum over those of them that are `used`."""
     leaves = [leaf for leaf in of.values() if leaf is not None]
-    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-    return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
+    loss = torch.zeros((), dtype=torch.float64)
+    for result, counts in zip(results, used, strict=True):
+        weight = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result)
+        loss = loss + (result * weight).sum() if counts else loss
+    return [each.detach() for each in results] + list(torch.autograd.grad(loss, leaves))
 
 
-def compare(passes: Any, of: Given, relu: bool, fixed: tuple[bool, bool]) -> None:
-    ours = with_gradients(fused(passes, of, relu, fixed), of)
-    theirs = with_gradients(plain(of, relu, fixed), of)
+def compare(
+    passes: Any,
+    of: Given,
+    relu: bool,
+    fixed: tuple[bool, bool] = (False, False),
+    used: tuple[bool, bool] = (True, True),
+) -> None:
+    ours = with_gradients(fused(passes, of, relu, fixed), of, used)
+    theirs = with_gradients(plain(of, relu, fixed), of, used)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
@@ -101,12 +118,18 @@ def test_equals_two_batchnorms_and_a_choice(
     passes: Any, shape: tuple[int, int, int, int], relu: bool
 ) -> None:
     for seed, layout in enumerate(("last", "first")):
-        compare(passes, given(shape, layout=layout, seed=seed), relu, (False, False))
+        compare(passes, given(shape, layout=layout, seed=seed), relu)
+
+
+@pytest.mark.parametrize("used", [(True, False), (False, True)])
+def test_the_output_or_its_mean_may_be_unused(passes: Any, used: tuple[bool, bool]) -> None:
+    for relu in (False, True):
+        compare(passes, given((3, 5, 4, 3)), relu, used=used)
 
 
 @pytest.mark.parametrize("gates", ["ones", "zeros", "fractions"])
 def test_all_of_one_branch_and_fractions(passes: Any, gates: str) -> None:
-    compare(passes, given((3, 5, 4, 3), gates), True, (False, False))
+    compare(passes, given((3, 5, 4, 3), gates), True)
 
 
 @pytest.mark.parametrize("fixed", [(True, False), (False, True), (True, True)])
@@ -117,7 +140,7 @@ def test_fixed_statistics(passes: Any, fixed: tuple[bool, bool]) -> None:
 def test_without_a_residual(passes: Any) -> None:
     of = given((2, 6, 3, 5))
     of["residual"] = None
-    compare(passes, of, False, (False, False))
+    compare(passes, of, False)
 
 
 def test_stacked_branches(passes: Any) -> None:
@@ -136,7 +159,7 @@ def test_stacked_branches(passes: Any) -> None:
     out = gated_norm(passes, both, None, gates, norms[0], norms[1], of["residual"], True)
     leaves: Given = {"both": both, **{name: of[name] for name in list(of)[2:]}}
     ours = with_gradients(out, leaves)
-    joined = [expected[0], torch.cat(expected[1:3], 1), *expected[3:]]
+    joined = [*expected[:2], torch.cat(expected[2:4], 1), *expected[4:]]
     for one, other in zip(ours, joined, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
@@ -145,7 +168,7 @@ def test_gradcheck(passes: Any) -> None:
     of = given((2, 3, 2, 3), "fractions")
     names = list(of)
 
-    def function(*leaves: Tensor) -> Tensor:
+    def function(*leaves: Tensor) -> tuple[Tensor, Tensor]:
         return fused(passes, dict(zip(names, leaves, strict=True)), relu=True)
 
     assert torch.autograd.gradcheck(function, tuple(of.values()), atol=1e-6)
@@ -153,12 +176,13 @@ def test_gradcheck(passes: Any) -> None:
 
 def test_a_branch_that_is_not_finite_stays_out_where_it_is_not_chosen(passes: Any) -> None:
     of = given((2, 3, 4, 4), "ones")
-    good = fused(passes, of, True, (True, True)).detach()
+    good, mean = (each.detach() for each in fused(passes, of, True, (True, True)))
     y2 = of["y2"]
     assert y2 is not None
     with torch.no_grad():
         y2.fill_(float("inf"))
-    assert torch.equal(fused(passes, of, True, (True, True)).detach(), good)
+    again, mean_again = fused(passes, of, True, (True, True))
+    assert torch.equal(again.detach(), good) and torch.equal(mean_again.detach(), mean)
 
 
 def test_a_network_in_half_precision_with_fixed_statistics(passes: Any) -> None:
@@ -171,7 +195,10 @@ def test_a_network_in_half_precision_with_fixed_statistics(passes: Any) -> None:
     )
     y1.requires_grad_(), y2.requires_grad_()
     gates = (torch.randn(3, 40) > 0).bfloat16().requires_grad_()
-    out = gated_norm(passes, y1, y2, gates, bn1.norm_of(y1, passes), bn2.norm_of(y2, passes))
+    norms = bn1.norm_of(y1, passes), bn2.norm_of(y2, passes)
+    out, mean = gated_norm(passes, y1, y2, gates, *norms)
+    # Of what is stored, not of what was rounded.
+    torch.testing.assert_close(mean, out.detach().float().mean((2, 3)), rtol=1e-5, atol=1e-6)
     out.float().square().sum().backward()
     g = gates.detach().float()[:, :, None, None]
     wanted = g * F.batch_norm(y1.detach().float(), None, None, training=True)
@@ -191,6 +218,6 @@ def test_keeps_no_more_for_backward_than_the_convolutions_outputs_and_its_own(pa
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = fused(passes, of, relu=True)
+        out, _ = fused(passes, of, relu=True)
     large = [size for size in kept.values() if size >= out.untyped_storage().nbytes()]
     assert len(large) == 3

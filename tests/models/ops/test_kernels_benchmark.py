@@ -31,9 +31,9 @@ def test_bytes_are_those_of_the_tensors_moved(benchmark: ModuleType) -> None:
     nc = torch.empty(2, 5)
     moved = {
         "moments": [y],
-        "blend": [y, y, y, y, nc, nc, nc],
-        "sums": [y, y, y, y, nc, nc, nc],
-        "spread": [y, y, y, y, y, y, y, nc, nc],
+        "blend": [y, y, y, y, nc, nc, nc, nc],
+        "sums": [y, y, y, y, nc, nc, nc, nc],
+        "spread": [y, y, y, y, y, y, y, nc, nc, nc],
     }
     assert set(moved) == set(benchmark.MOVED)
     for name, tensors in moved.items():

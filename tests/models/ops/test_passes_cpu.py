@@ -47,12 +47,12 @@ def test_equal_the_reference(shape: tuple[int, ...], layout: str, dtype: torch.d
         for residual in (None, dout):
             relu = kept is not None
             blended = passes_cpu.blend(y1, y2, *a, residual, relu)
-            assert blended.is_contiguous(memory_format=torch.channels_last)
+            assert blended[0].is_contiguous(memory_format=torch.channels_last)
             close(blended, passes_reference.blend(y1, y2, *a, residual, relu), dtype)
-        sums = passes_cpu.sums(dout, kept, y1, y2, m1, m2)
-        close(sums, passes_reference.sums(dout, kept, y1, y2, m1, m2), dtype)
-        for want in (False, True):
-            given = (dout, kept, y1, y2, m1, m2, p1, q1, r1, p2, q2, r2)
+        for want, more in ((False, None), (True, small(n, c))):
+            sums = passes_cpu.sums(dout, more, kept, y1, y2, m1, m2)
+            close(sums, passes_reference.sums(dout, more, kept, y1, y2, m1, m2), dtype)
+            given = (dout, more, kept, y1, y2, m1, m2, p1, q1, r1, p2, q2, r2)
             ours = passes_cpu.spread(*given, want_residual=want)
             close(ours, passes_reference.spread(*given, want_residual=want), dtype)
             dy, dz = passes_cpu.spread(*given, want_residual=want, stacked=True)
@@ -75,7 +75,10 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append((*passes_cpu.moments(y1), *passes_cpu.sums(y1, y2, y1, y2, mean, mean)))
+            each = mean.expand(2, 300)
+            blended = passes_cpu.blend(y1, y2, each + 1, each + 2, each)
+            sums = passes_cpu.sums(y1, each, y2, y1, y2, mean, mean)
+            results.append((*passes_cpu.moments(y1), *blended, *sums))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -18,13 +18,15 @@ def channels_last(y: Tensor) -> bool:
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("mean_used", [False, True])
 def test_a_layer_of_them_is_batchnorm_gates_and_relu_forward_and_backward(
-    gates: str, relu: bool, residual: bool, stacked: bool
+    gates: str, relu: bool, residual: bool, stacked: bool, mean_used: bool
 ) -> None:
     layer = random_layer((3, 5, 4, 7), residual=residual, relu=relu, gates=gates)
     dout = torch.randn(3, 5, 4, 7, dtype=torch.float64)
-    out, gradients = by_passes(passes, layer, dout, stacked=stacked)
-    expected, wanted = by_autograd(layer, dout)
+    dmean = torch.randn(3, 5, dtype=torch.float64) if mean_used else None
+    out, gradients = by_passes(passes, layer, dout, dmean, stacked=stacked)
+    expected, wanted = by_autograd(layer, dout, dmean)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
     assert len(gradients) == len(wanted)
     for name, gradient, other in zip(NAMES, gradients, wanted, strict=False):
@@ -49,15 +51,15 @@ def test_activations_keep_their_dtype_and_sums_are_wide(dtype: torch.dtype) -> N
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     y = torch.randn(2, 3, 5, 4).to(dtype)
     a, m = torch.rand(2, 3, dtype=wide), torch.rand(3, dtype=wide)
-    out = passes.blend(y, y, a, a, a, y, True)
-    dy1, dy2, dz = passes.spread(y, out, y, y, m, m, a, m, m, a, m, m, want_residual=True)
-    dy, none = passes.spread(y, out, y, y, m, m, a, m, m, a, m, m, stacked=True)
+    out, mean = passes.blend(y, y, a, a, a, y, True)
+    dy1, dy2, dz = passes.spread(y, None, out, y, y, m, m, a, m, m, a, m, m, want_residual=True)
+    dy, none = passes.spread(y, None, out, y, y, m, m, a, m, m, a, m, m, stacked=True)
     assert dz is not None and none is None
     assert {t.dtype for t in (out, dy1, dy2, dz, dy)} == {dtype}
     assert all(channels_last(t) for t in (out, dy1, dy2, dz, dy))
     assert torch.equal(dy, torch.cat((dy1, dy2), 1))
     assert torch.equal(dz, torch.where(out > 0, y, 0))
-    small = (*passes.moments(y), *passes.sums(y, out, y, y, m, m))
+    small = (mean, *passes.moments(y), *passes.sums(y, None, out, y, y, m, m))
     assert {t.dtype for t in small} == {wide}
 
 
@@ -66,9 +68,9 @@ def test_a_coefficient_of_zero_leaves_infinity_and_nan_out(bad: float) -> None:
     y1, y2 = torch.randn(2, 3, 4, 4), torch.full((2, 3, 4, 4), bad)
     a, b = torch.rand(2, 3) + 0.1, torch.randn(2, 3)
     expected = a[:, :, None, None] * y1 + b[:, :, None, None]
-    torch.testing.assert_close(passes.blend(y1, y2, a, torch.zeros(2, 3), b), expected)
-    torch.testing.assert_close(passes.blend(y2, y1, torch.zeros(2, 3), a, b), expected)
-    assert not passes.blend(y1, y2, a, a, b, None, True)[0, 0, 0, 0].isfinite()
+    torch.testing.assert_close(passes.blend(y1, y2, a, torch.zeros(2, 3), b)[0], expected)
+    torch.testing.assert_close(passes.blend(y2, y1, torch.zeros(2, 3), a, b)[0], expected)
+    assert not passes.blend(y1, y2, a, a, b, None, True)[0][0, 0, 0, 0].isfinite()
 
 
 def test_any_dense_layout_gives_the_same() -> None:
@@ -77,9 +79,9 @@ def test_any_dense_layout_gives_the_same() -> None:
     rows = [half.contiguous() for half in halves]
     a, m = torch.rand(2, 3), torch.rand(3)
     (y1, y2), (z1, z2) = halves, rows
-    out = passes.blend(y1, y2, a, 1 - a, a, y1, True)
-    assert torch.equal(out, passes.blend(z1, z2, a, 1 - a, a, z1, True))
+    out, _ = passes.blend(y1, y2, a, 1 - a, a, y1, True)
+    assert torch.equal(out, passes.blend(z1, z2, a, 1 - a, a, z1, True)[0])
     torch.testing.assert_close(passes.moments(y1), passes.moments(z1))
     torch.testing.assert_close(
-        passes.sums(y2, out, y1, y2, m, m), passes.sums(z2, out.contiguous(), z1, z2, m, m)
+        passes.sums(y2, a, out, y1, y2, m, m), passes.sums(z2, a, out.contiguous(), z1, z2, m, m)
     )

@@ -91,9 +91,13 @@ def check_blend(
     y1, y2 = random_rows(shape, dtype, device, layout)
     a1, a2, b = (small(device, dtype, *shape[:2]) for _ in range(3))
     third = random_rows(shape, dtype, device, layout)[1] if residual else None
-    out = passes_triton.blend(y1, y2, a1, a2, b, third, relu)
+    out, mean = passes_triton.blend(y1, y2, a1, a2, b, third, relu)
     assert out.dtype == dtype and channels_last(out)
-    same(out, passes_reference.blend(*wide(y1, y2, a1, a2, b, third), relu), dtype)
+    same(out, passes_reference.blend(*wide(y1, y2, a1, a2, b, third), relu)[0], dtype)
+    # Of what is stored, not of what was rounded.
+    assert mean.dtype == passes_reference.accumulation_dtype(dtype)
+    rtol, atol = (1e-12, 1e-12) if dtype == torch.float64 else (1e-5, 1e-5)
+    torch.testing.assert_close(mean.double(), out.double().mean((2, 3)), rtol=rtol, atol=atol)
 
 
 def check_sums(device: str, shape: Shape, dtype: torch.dtype, layout: str, relu: bool) -> None:
@@ -101,7 +105,8 @@ def check_sums(device: str, shape: Shape, dtype: torch.dtype, layout: str, relu:
 
     y1, y2 = random_rows(shape, dtype, device, layout)
     dout, out = random_rows(shape, dtype, device, layout)
-    given = (dout, (out - 1).relu() if relu else None, y1, y2)
+    more = small(device, dtype, *shape[:2]) if relu else None
+    given = (dout, more, (out - 1).relu() if relu else None, y1, y2)
     means = (small(device, dtype, shape[1]), small(device, dtype, shape[1]))
     found = passes_triton.sums(*given, *means)
     for one, other in zip(found, passes_reference.sums(*wide(*given, *means)), strict=True):
@@ -117,7 +122,8 @@ def check_spread(
 
     y1, y2 = random_rows(shape, dtype, device, layout)
     dout, out = random_rows(shape, dtype, device, layout)
-    given = [dout, (out - 1).relu() if relu else None, y1, y2]
+    more = small(device, dtype, *shape[:2]) if relu and not residual else None
+    given = [dout, more, (out - 1).relu() if relu else None, y1, y2]
     sizes = [shape[1:2], shape[1:2], *[shape[:2], shape[1:2], shape[1:2]] * 2]
     given += [small(device, dtype, *size) for size in sizes]
     *dys, dz = passes_triton.spread(*given, want_residual=residual)
@@ -164,7 +170,7 @@ def test_sums_are_the_reference_s(run: Run, dtype: torch.dtype, relu: bool) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("relu", "residual"), [(False, False), (True, True), (True, False)])
 def test_spread_is_the_reference_s(
     run: Run, dtype: torch.dtype, relu: bool, residual: bool
 ) -> None:
@@ -177,9 +183,10 @@ def check_layer(device: str, gates: str, relu: bool, residual: bool, stacked: bo
     from adafilter_dist.models.ops import passes_triton
 
     layer = random_layer((3, 5, 4, 7), residual=residual, relu=relu, gates=gates)
-    dout = torch.randn(3, 5, 4, 7, dtype=torch.float64)
-    expected, wanted = by_autograd(layer, dout)
-    out, gradients = by_passes(passes_triton, layer.to(device), dout.to(device), stacked=stacked)
+    dout, dmean = (torch.randn(*size, dtype=torch.float64) for size in ((3, 5, 4, 7), (3, 5)))
+    expected, wanted = by_autograd(layer, dout, dmean)
+    given = (passes_triton, layer.to(device), dout.to(device), dmean.to(device))
+    out, gradients = by_passes(*given, stacked=stacked)
     torch.testing.assert_close(out.cpu(), expected, rtol=1e-10, atol=1e-10)
     for name, gradient, other in zip(NAMES, gradients, wanted, strict=False):
         torch.testing.assert_close(
@@ -205,10 +212,11 @@ def check_switched_off(device: str, bad: float) -> None:
     a, b = torch.rand(2, 17, device=device) + 0.1, torch.randn(2, 17, device=device)
     off = torch.zeros_like(a)
     expected = a[:, :, None, None] * y1 + b[:, :, None, None]
-    torch.testing.assert_close(passes_triton.blend(y1, y2, a, off, b), expected)
-    torch.testing.assert_close(passes_triton.blend(y2, y1, off, a, b, None, True), expected.relu())
+    torch.testing.assert_close(passes_triton.blend(y1, y2, a, off, b)[0], expected)
+    found, _ = passes_triton.blend(y2, y1, off, a, b, None, True)
+    torch.testing.assert_close(found, expected.relu())
     # Switched on, it must not be swallowed by the ReLU.
-    on = passes_triton.blend(y1, y2, a, a, b, None, True)
+    on, _ = passes_triton.blend(y1, y2, a, a, b, None, True)
     assert not on.isfinite().any()
 
 
@@ -222,11 +230,14 @@ def check_bits(device: str) -> None:
 
     y1, y2 = random_rows((1, 64, 21, 26), torch.float32, device, "stacked")
     m = small(device, torch.float32, 64)
-    first, second = (
-        torch.cat([*passes_triton.moments(y1), *passes_triton.sums(y2, y1, y1, y2, m, m)[2]])
-        for _ in range(2)
-    )
-    assert torch.equal(first, second)
+    k = m[None]
+
+    def results() -> Tensor:
+        sums = passes_triton.sums(y2, k, y1, y1, y2, m, m)
+        mean = passes_triton.blend(y1, y2, k, k, k)[1]
+        return torch.cat([*passes_triton.moments(y1), *sums[2], mean[0]])
+
+    assert torch.equal(results(), results())
 
 
 def test_sums_have_the_same_bits_twice(run: Run) -> None:
@@ -243,10 +254,10 @@ def check_operators(device: str) -> None:
         (passes_triton._moments, (y1,)),
         (passes_triton._blend, (y1, y2, a, a, a, None, True)),
         (passes_triton._blend, (y1, y2, a, a, a, y2, False)),
-        (passes_triton._sums, (y1, y2, y1, y2, m, m)),
-        (passes_triton._sums, (y1, None, y1, y2, m, m)),
-        (passes_triton._spread, (y1, y2, y1, y2, coefficients, True, True)),
-        (passes_triton._spread, (y1, None, y1, y2, coefficients, False, False)),
+        (passes_triton._sums, (y1, a, y2, y1, y2, m, m)),
+        (passes_triton._sums, (y1, None, None, y1, y2, m, m)),
+        (passes_triton._spread, (y1, a, y2, y1, y2, coefficients, True, True)),
+        (passes_triton._spread, (y1, None, None, y1, y2, coefficients, False, False)),
     ]
     for operator, given in calls:
         # Shapes, dtypes and strides as promised to torch.compile; no input touched or returned.
@@ -263,10 +274,12 @@ def check_compiled(device: str) -> None:
     def layer(y1: Tensor, y2: Tensor, a: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         m1, _ = passes_triton.moments(y1)
         m2, _ = passes_triton.moments(y2)
-        out = passes_triton.blend(y1, y2, a, 1 - a, a, y1, True)
-        s0, s1, s2 = passes_triton.sums(dout, out, y1, y2, m1, m2)
+        out, mean = passes_triton.blend(y1, y2, a, 1 - a, a, y1, True)
+        s0, s1, s2 = passes_triton.sums(dout, mean, out, y1, y2, m1, m2)
         dy, dz = passes_triton.spread(
-            *(dout, out, y1, y2, m1, m2, a, m1, m1, a, m2, m2), want_residual=True, stacked=True
+            *(dout, mean, out, y1, y2, m1, m2, a, m1, m1, a, m2, m2),
+            want_residual=True,
+            stacked=True,
         )
         assert dz is not None
         return out, s0 + s1 + s2, dy, dz
@@ -289,10 +302,10 @@ def check_cubins(capability: int, shape: Shape, dtype: torch.dtype) -> None:
     a, m = torch.randn(shape[:2]), torch.randn(shape[1])
     with compiled(capability) as kernels:
         passes_triton.moments(y1)
-        out = passes_triton.blend(y1, y2, a, a, a, y1, True)
-        passes_triton.sums(y1, out, y1, y2, m, m)
+        out, _ = passes_triton.blend(y1, y2, a, a, a, y1, True)
+        passes_triton.sums(y1, a, out, y1, y2, m, m)
         passes_triton.spread(
-            *(y1, out, y1, y2, m, m, a, m, m, a, m, m), want_residual=True, stacked=True
+            *(y1, a, out, y1, y2, m, m, a, m, m, a, m, m), want_residual=True, stacked=True
         )
     assert len(kernels) == 5
     for kernel in kernels:

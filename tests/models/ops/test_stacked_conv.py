@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv
+from adafilter_dist.models.ops.stacked_conv import can_stack, pays, stacked_conv
 
 CASES = [
     {"kernel_size": 1},
+    {"kernel_size": 1, "bias": True},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 1, "padding": 1},
     {"kernel_size": 3, "padding": 1, "stride": 2},
     {"kernel_size": (3, 5), "padding": (2, 1), "dilation": 2, "bias": True},
 ]
@@ -31,8 +34,39 @@ def test_equals_two_convolutions(case: dict[str, int]) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_minds_autocast() -> None:
-    conv = nn.Conv2d(3, 4, 3, bias=False)
+@pytest.mark.parametrize("size", [(9, 11), (1, 1)])
+def test_a_matrix_product_in_every_layout(size: tuple[int, int]) -> None:
+    conv = nn.Conv2d(4, 6, 1, bias=False, dtype=torch.float64)
+    frozen = torch.randn_like(conv.weight)
+    plain = torch.randn(3, 4, *size, dtype=torch.float64)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    half = torch.cat((last, last), 1)[:, 4:]
+    expected = torch.cat((conv(plain), conv._conv_forward(plain, frozen, None)), 1)
+    for x in (plain, last, half):
+        y = stacked_conv(conv, x.requires_grad_(), frozen, None)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(y, expected)
+        dx, dweight = torch.autograd.grad(y.sum(), [x, conv.weight])
+        assert dweight.stride() == conv.weight.stride()
+        rows = plain.detach().sum((0, 2, 3))[None, :, None, None].expand_as(dweight)
+        torch.testing.assert_close(dweight, rows)
+        both = (conv.weight + frozen).detach().sum(0)[None].expand_as(x)
+        torch.testing.assert_close(dx, both)
+
+
+def test_where_it_pays_on_a_cpu() -> None:
+    x = torch.zeros(1, 4, 5, 5)
+    assert pays(nn.Conv2d(4, 4, 1), x) and pays(nn.Conv2d(4, 4, 1), x.double())
+    for conv in (nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, stride=2), nn.Conv2d(4, 4, 1, padding=1)):
+        assert not pays(conv, x)
+    assert not pays(nn.Conv2d(4, 4, 1), x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not pays(nn.Conv2d(4, 4, 1), x)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_minds_autocast(kernel_size: int) -> None:
+    conv = nn.Conv2d(3, 4, kernel_size, bias=False)
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         y = stacked_conv(conv, x, conv.weight.detach().clone(), None)
