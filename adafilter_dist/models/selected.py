@@ -16,7 +16,7 @@ from adafilter_dist.models.convert import AdaFilterNet
 from adafilter_dist.models.fold import BareConv, fold, foldable
 from adafilter_dist.models.gated import GatedConvBN
 from adafilter_dist.models.lean_gate import LeanGate
-from adafilter_dist.models.ops.choosing import alike, choose, convolve
+from adafilter_dist.models.ops.choosing import Behind, alike, choose, convolve
 from adafilter_dist.models.ops.kept_rows import KeptRows
 from adafilter_dist.models.report import ConversionReport
 
@@ -69,28 +69,23 @@ class SelectedConv(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """As `GatedConvBN`: also what stood behind the layer, + residual, then ReLU."""
-        y = self._chosen(x)
-        if residual is not None:
-            y = y.add_(residual) if residual.dtype == y.dtype else y + residual
-        return y.relu_() if relu else y
-
-    def _chosen(self, x: Tensor) -> Tensor:
+        behind = Behind(residual, relu)
         gate = self._gate[0]
         if len(self.rows) == len(self.tuned_row) and not gate.observers:
             gate.pass_by(self.index, x)
-            return alike(self.conv, x, self.rows, self.bias, None, None)
+            return alike(self.conv, x, self.rows, self.bias, None, None, behind)
         gates = gate(self.index, x)
         if gates.dtype != torch.bool:  # overridden
             bits = gates != 0
             if not torch.equal(bits.to(gates.dtype), gates):
-                return self._blended(x, gates)
+                return behind(self._blended(x, gates))
             gates = bits
         if x.is_cuda:
-            return self._on_cuda(x, gates)
+            return self._on_cuda(x, gates, behind)
         chosen = torch.where(gates, self.tuned_row, self.frozen_row)
-        return choose(self.conv, x, self.rows, self.bias, chosen, self._kept)
+        return choose(self.conv, x, self.rows, self.bias, chosen, self._kept, behind)
 
-    def _on_cuda(self, x: Tensor, bits: Tensor) -> Tensor:
+    def _on_cuda(self, x: Tensor, bits: Tensor, behind: Behind) -> Tensor:
         """The kernel where it can be had, else both branches: nothing waits for the device."""
         kernel = selected_kernel()
         conv = self.conv
@@ -99,7 +94,8 @@ class SelectedConv(nn.Module):
         autocast = torch.is_autocast_enabled("cuda")
         if kernel is None or not fits or differentiable or autocast or x.dtype == torch.float64:
             frozen, tuned = self._both(x)
-            return torch.where(bits[:, :, None, None], tuned, frozen)
+            return behind(torch.where(bits[:, :, None, None], tuned, frozen))
+        inside, left = behind.split((*bits.shape, *conv.output_size(x)), x.dtype)
         y: Tensor = kernel(
             x.contiguous(memory_format=torch.channels_last),
             self.rows.view(2, -1, *self.rows.shape[1:]),
@@ -108,8 +104,10 @@ class SelectedConv(nn.Module):
             stride=conv.stride,
             padding=conv.padding,
             dilation=conv.dilation,
+            residual=inside.residual,
+            relu=inside.relu,
         )
-        return y
+        return left(y)
 
     def _blended(self, x: Tensor, gates: Tensor) -> Tensor:
         frozen, tuned = self._both(x)

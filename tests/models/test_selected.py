@@ -14,6 +14,7 @@ from adafilter_dist.models.convert import AdaFilterNet, convert
 from adafilter_dist.models.gate import constant, observe_gates, override_gates
 from adafilter_dist.models.gated import GatedConvBN
 from adafilter_dist.models.lean_gate import LeanGate
+from adafilter_dist.models.ops.choosing import NOTHING
 from adafilter_dist.models.selected import InferenceNet, SelectedConv, for_inference
 from tests.models.gates import gated, random_gates, unsettle
 from tests.models.networks import TIMM, TORCHVISION, images, network, pairs
@@ -253,4 +254,4 @@ def test_the_way_for_cuda_without_its_kernel(groups: int, settled: bool) -> None
     x = images(3, 9)[:, :1].expand(3, 4, 9, 9) * torch.arange(1, 5).view(1, 4, 1, 1)
     with torch.no_grad():
         wanted = torch.where(bits[:, :, None, None], layer.tuned(x), layer.frozen(x))
-        torch.testing.assert_close(fast._on_cuda(x, bits), wanted, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(fast._on_cuda(x, bits, NOTHING), wanted, rtol=1e-11, atol=1e-11)

@@ -6,6 +6,8 @@ int64 (N, C) says which row makes output channel c of image n, y is (N, C, H', W
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,23 +31,75 @@ SOME_PIXELS = 200
 FEW_MIXED = 0.05
 
 
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind a convolution: + residual (N, C, H', W') or None, then perhaps ReLU."""
+
+    residual: Tensor | None = None
+    relu: bool = False
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Of y, which may be overwritten."""
+        residual = self.residual
+        if residual is not None:
+            y = y.add_(residual) if residual.dtype == y.dtype else y + residual
+        return y.relu_() if self.relu else y
+
+    def split(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Behind, Behind]:
+        """What a kernel that writes such a y does in the same go, and what is left to do."""
+        more = self.residual
+        fits = more is None or (more.shape == shape and more.dtype == dtype)
+        return (self, NOTHING) if fits else (NOTHING, self)
+
+
+NOTHING = Behind()
+
+
 def choose(
-    conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor, chosen: Tensor, kept: KeptRows | None
+    conv: BareConv,
+    x: Tensor,
+    rows: Tensor,
+    bias: Tensor,
+    chosen: Tensor,
+    kept: KeptRows | None,
+    behind: Behind = NOTHING,
 ) -> Tensor:
-    """y, the way that costs less. Where autograd goes through x, no buffer is used again."""
+    """y and what stands behind it, the way that costs less.
+
+    Where autograd goes through x, no buffer is used again.
+    """
     if torch.is_grad_enabled() and x.requires_grad:
         kept = None
     if len(chosen) == 0:
-        return convolve(conv, x, rows[: chosen.shape[1]], bias[: chosen.shape[1]])
+        return behind(convolve(conv, x, rows[: chosen.shape[1]], bias[: chosen.shape[1]]))
     if len(chosen) == 1:
-        return alike(conv, x, rows, bias, chosen[0], kept)
+        return alike(conv, x, rows, bias, chosen[0], kept, behind)
     differs = chosen != chosen[0]
     mixed = differs.any(0).nonzero().flatten()
     if not len(mixed):
-        return alike(conv, x, rows, bias, chosen[0], kept)
+        return alike(conv, x, rows, bias, chosen[0], kept, behind)
+    if len(mixed) > FEW_MIXED * chosen.shape[1] and can_compute(conv, x, rows):
+        return _compiled(conv, x, rows, bias, chosen, behind)
+    return behind(_apart(conv, x, rows, bias, chosen, mixed, kept))
+
+
+def _compiled(
+    conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor, chosen: Tensor, behind: Behind
+) -> Tensor:
+    inside, left = behind.split((*chosen.shape, *conv.output_size(x)), x.dtype)
+    return left(selected_conv(conv, x, rows, bias, chosen, inside.residual, inside.relu))
+
+
+def _apart(
+    conv: BareConv,
+    x: Tensor,
+    rows: Tensor,
+    bias: Tensor,
+    chosen: Tensor,
+    mixed: Tensor,
+    kept: KeptRows | None,
+) -> Tensor:
     share = len(mixed) / chosen.shape[1]
-    if share > FEW_MIXED and can_compute(conv, x, rows):
-        return selected_conv(conv, x, rows, bias, chosen)
     pixels = _pixels(conv, x)
     if conv.groups > 1:
         # Groups must stay whole: either every channel is computed twice, or each image alone.
@@ -72,15 +126,16 @@ def alike(
     bias: Tensor,
     chosen: Tensor | None,
     kept: KeptRows | None,
+    behind: Behind = NOTHING,
 ) -> Tensor:
     """All images by the same filters: rows[chosen], chosen (C,), or all rows as they lie (None)."""
     if len(x) == 1 and FEW_PIXELS < _pixels(conv, x) <= SOME_PIXELS and can_compute(conv, x, rows):
         if chosen is None:
             chosen = torch.arange(len(rows))
-        return selected_conv(conv, x, rows, bias, chosen[None])
-    if chosen is None:
-        return convolve(conv, x, rows, bias)
-    return convolve(conv, x, *_picked(rows, bias, chosen, kept))
+        return _compiled(conv, x, rows, bias, chosen[None], behind)
+    if chosen is not None:
+        rows, bias = _picked(rows, bias, chosen, kept)
+    return behind(convolve(conv, x, rows, bias))
 
 
 def convolve(conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor) -> Tensor:

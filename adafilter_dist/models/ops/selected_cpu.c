@@ -1,6 +1,7 @@
 /* A convolution in which every image has its own filters, picked from a table: float32, channels
  * last, one group. The filters of a block are laid out once, as vectors over the filters, and serve
  * all images; what an image chose is blended from the two layouts, a few percent of the products.
+ * Layouts are as deep as the second cache allows: each further visit reads and writes all of y.
  *
  * Compiled on first use, see native.py. GNU C vectors, so GCC or Clang, any processor.
  */
@@ -17,7 +18,7 @@ enum { LANES = 8, VECTORS = 2 };
 enum {
     FILTERS = LANES * VECTORS, /* of a block */
     PIXELS = 6,                /* of a tile: with FILTERS, what the registers hold as sums */
-    DEPTH = 256                /* products between two visits of the sums in memory */
+    DEPTH = 1024               /* products between two visits of the sums in memory, at most */
 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
@@ -32,7 +33,9 @@ typedef struct {
 typedef struct {
     const float *x, *rows, *bias;
     const int64_t *chosen;
+    const float *residual;                   /* like y, or NULL */
     float *y;
+    int relu;
     int64_t filters, depth;                  /* channels of the output; weights of a filter */
     int64_t image, line, step;               /* floats from image, row, column to the next */
     int64_t height, width;                   /* of the output */
@@ -87,20 +90,37 @@ static void lay_out(const problem *p, const int64_t *of, int64_t count, int64_t 
         }
 }
 
-/* sums (pixels, FILTERS) += inputs x layout; the number of pixels is a constant to the compiler. */
+/* Two layouts, and which of them an image takes for each filter: all bits of `take` for `one`. */
+typedef struct {
+    const float *one, *two;
+    mask take[VECTORS];
+    float *mixed;
+} mixture;
+
+/* sums (pixels, FILTERS) += inputs x layout; the number of pixels is a constant to the compiler.
+ * With `of`, the layout is blended on the way, and kept in of->mixed. */
 static inline __attribute__((always_inline)) void tile(int pixels, const float *const *inputs,
                                                        const stretch *parts, int64_t count,
-                                                       const float *layout, vector *sums) {
+                                                       const float *layout, const mixture *of,
+                                                       vector *sums) {
     vector s[PIXELS][VECTORS];
     for (int i = 0; i < pixels; i++)
         for (int v = 0; v < VECTORS; v++) s[i][v] = sums[i * VECTORS + v];
     const vector *w = (const vector *)layout;
+    const mask *one = of ? (const mask *)of->one : 0, *two = of ? (const mask *)of->two : 0;
+    vector *mixed = of ? (vector *)of->mixed : 0;
     for (int64_t part = 0; part < count; part++) {
         const float *x[PIXELS];
         for (int i = 0; i < pixels; i++) x[i] = inputs[i] + parts[part].input;
-        for (int64_t k = 0; k < parts[part].length; k++, w += VECTORS)
+        for (int64_t k = 0; k < parts[part].length; k++, w += VECTORS) {
+            if (of) {
+                for (int v = 0; v < VECTORS; v++)
+                    mixed[v] = (vector)((one[v] & of->take[v]) | (two[v] & ~of->take[v]));
+                w = mixed, mixed += VECTORS, one += VECTORS, two += VECTORS;
+            }
             for (int i = 0; i < pixels; i++)
                 for (int v = 0; v < VECTORS; v++) s[i][v] += x[i][k] * w[v];
+        }
     }
     for (int i = 0; i < pixels; i++)
         for (int v = 0; v < VECTORS; v++) sums[i * VECTORS + v] = s[i][v];
@@ -109,12 +129,42 @@ static inline __attribute__((always_inline)) void tile(int pixels, const float *
 static void tiles(int pixels, const float *const *inputs, const stretch *parts, int64_t count,
                   const float *layout, vector *sums) {
     switch (pixels) {
-        case 1: tile(1, inputs, parts, count, layout, sums); break;
-        case 2: tile(2, inputs, parts, count, layout, sums); break;
-        case 3: tile(3, inputs, parts, count, layout, sums); break;
-        case 4: tile(4, inputs, parts, count, layout, sums); break;
-        case 5: tile(5, inputs, parts, count, layout, sums); break;
-        default: tile(6, inputs, parts, count, layout, sums);
+        case 1: tile(1, inputs, parts, count, layout, 0, sums); break;
+        case 2: tile(2, inputs, parts, count, layout, 0, sums); break;
+        case 3: tile(3, inputs, parts, count, layout, 0, sums); break;
+        case 4: tile(4, inputs, parts, count, layout, 0, sums); break;
+        case 5: tile(5, inputs, parts, count, layout, 0, sums); break;
+        default: tile(6, inputs, parts, count, layout, 0, sums);
+    }
+}
+
+static void mixing_tiles(int pixels, const float *const *inputs, const stretch *parts,
+                         int64_t count, const mixture *of, vector *sums) {
+    switch (pixels) {
+        case 1: tile(1, inputs, parts, count, 0, of, sums); break;
+        case 2: tile(2, inputs, parts, count, 0, of, sums); break;
+        case 3: tile(3, inputs, parts, count, 0, of, sums); break;
+        case 4: tile(4, inputs, parts, count, 0, of, sums); break;
+        case 5: tile(5, inputs, parts, count, 0, of, sums); break;
+        default: tile(6, inputs, parts, count, 0, of, sums);
+    }
+}
+
+/* What stands behind the convolution, for one pixel's filters, and into y. */
+static inline void finish(const problem *p, vector *sums, int64_t at, int64_t count) {
+    float *y = p->y + at, *flat = (float *)sums;
+    if (count < FILTERS) {
+        for (int64_t f = 0; f < count; f++) {
+            float value = p->residual ? flat[f] + p->residual[at + f] : flat[f];
+            y[f] = p->relu && value < 0 ? 0 : value; /* NaN stays NaN */
+        }
+        return;
+    }
+    for (int v = 0; v < VECTORS; v++) {
+        vector value = sums[v];
+        if (p->residual) value += *(const loose *)(p->residual + at + v * LANES);
+        if (p->relu) value = (vector)((mask)value & ~(mask)(value < 0));
+        *(loose *)(y + v * LANES) = value;
     }
 }
 
@@ -136,12 +186,13 @@ static void block(const problem *p, int64_t first, int64_t count, int64_t begin,
             if (row != row_one[f]) row_two[f] = row, differ = 1;
         }
     }
+    int64_t visits = (p->depth + DEPTH - 1) / DEPTH, even = (p->depth + visits - 1) / visits;
     int64_t done = 0, at = 0, place = 0; /* weights laid out so far; stretch, and place in it */
     while (done < p->depth) {
         int64_t depth = 0, number = 0;
-        while (depth < DEPTH && at < p->stretches) {
+        while (depth < even && at < p->stretches) {
             int64_t length = p->stretch - place;
-            if (length > DEPTH - depth) length = DEPTH - depth;
+            if (length > even - depth) length = even - depth;
             parts[number].input =
                 at / p->inner * p->weight_line + at % p->inner * p->inner_step + place;
             parts[number++].length = length;
@@ -152,25 +203,23 @@ static void block(const problem *p, int64_t first, int64_t count, int64_t begin,
         if (differ) lay_out(p, row_two, count, done, depth, two);
         int64_t shown = -1;
         const float *layout = one;
+        int to_mix = 0;
+        mixture of = {.one = one, .two = two, .mixed = mixed};
         float bias[FILTERS] = {0};
-        for (int64_t t = begin; t < end; t++) {
-            int64_t n = t / each, from = t % each * size;
+        /* Counted on from tile to tile: a division takes as long as a dozen products. */
+        int64_t n = image_first, from = begin % each * size;
+        int64_t row = from / p->width, column = from % p->width;
+        for (int64_t t = begin; t < end; t++, from += size) {
+            if (from >= each * size) n++, from = row = column = 0;
             const int64_t *own = p->chosen + n * p->filters + first;
             if (n != shown) {
                 shown = n;
                 for (int64_t f = 0; f < count; f++) bias[f] = p->bias[own[f]];
-                layout = one;
+                layout = one, to_mix = 0;
                 if (differ && memcmp(own, row_one, sizeof(int64_t) * count)) {
-                    int32_t take[FILTERS] __attribute__((aligned(4 * LANES))) = {0};
+                    int32_t *take = (int32_t *)of.take;
                     for (int64_t f = 0; f < count; f++) take[f] = own[f] == row_one[f] ? -1 : 0;
-                    const mask *m = (const mask *)take;
-                    const vector *a = (const vector *)one, *b = (const vector *)two;
-                    vector *to = (vector *)mixed;
-                    for (int64_t k = 0; k < depth; k++)
-                        for (int v = 0; v < VECTORS; v++)
-                            to[k * VECTORS + v] = (vector)(((mask)a[k * VECTORS + v] & m[v]) |
-                                                           ((mask)b[k * VECTORS + v] & ~m[v]));
-                    layout = mixed;
+                    layout = mixed, to_mix = 1;
                 }
             }
             int64_t here = pixels - from < size ? pixels - from : size;
@@ -179,8 +228,8 @@ static void block(const problem *p, int64_t first, int64_t count, int64_t begin,
             float *flat = (float *)sums;
             const float *inputs[PIXELS];
             for (int64_t i = 0; i < here; i++) {
-                int64_t row = (from + i) / p->width, column = (from + i) % p->width;
                 inputs[i] = p->x + n * p->image + row * p->line + column * p->step;
+                if (++column == p->width) column = 0, row++;
                 float *y = p->y + (n * pixels + from + i) * p->filters + first;
                 if (done == 0)
                     memcpy(flat + i * FILTERS, bias, sizeof bias);
@@ -190,10 +239,16 @@ static void block(const problem *p, int64_t first, int64_t count, int64_t begin,
                 else
                     memcpy(flat + i * FILTERS, y, sizeof(float) * count);
             }
-            tiles((int)here, inputs, parts, number, layout, sums);
+            if (to_mix)
+                mixing_tiles((int)here, inputs, parts, number, &of, sums), to_mix = 0;
+            else
+                tiles((int)here, inputs, parts, number, layout, sums);
             for (int64_t i = 0; i < here; i++) {
-                float *y = p->y + (n * pixels + from + i) * p->filters + first;
-                if (count == FILTERS)
+                int64_t at_y = (n * pixels + from + i) * p->filters + first;
+                float *y = p->y + at_y;
+                if (done + depth == p->depth)
+                    finish(p, sums + i * VECTORS, at_y, count);
+                else if (count == FILTERS)
                     for (int v = 0; v < VECTORS; v++)
                         *(loose *)(y + v * LANES) = sums[i * VECTORS + v];
                 else
@@ -204,15 +259,39 @@ static void block(const problem *p, int64_t first, int64_t count, int64_t begin,
     }
 }
 
-/* x (images, height, width, channels), padded already; rows (table, kernel_h, kernel_w, channels),
- * bias (table); chosen (images, filters); y (images, out_h, out_w, filters); apart: the dilation.
- * 0 when done, 1 without memory. */
-int selected_conv(const float *x, const float *rows, const float *bias, const int64_t *chosen,
-                  float *y, int64_t images, int64_t height, int64_t width, int64_t channels,
-                  int64_t filters, int64_t kernel_h, int64_t kernel_w, int64_t out_h,
-                  int64_t out_w, int64_t stride_h, int64_t stride_w, int64_t apart_h,
-                  int64_t apart_w, int threads) {
+/* Line `number` of all padded images: zeros around what x has there. */
+static void pad_line(const float *x, float *padded, int64_t number, int64_t height, int64_t width,
+                     int64_t channels, int64_t pad_h, int64_t pad_w) {
+    int64_t wide = (width + 2 * pad_w) * channels, side = pad_w * channels;
+    int64_t n = number / (height + 2 * pad_h), h = number % (height + 2 * pad_h) - pad_h;
+    float *to = padded + number * wide;
+    if (h < 0 || h >= height) {
+        memset(to, 0, sizeof(float) * wide);
+        return;
+    }
+    memset(to, 0, sizeof(float) * side);
+    memcpy(to + side, x + (n * height + h) * width * channels, sizeof(float) * width * channels);
+    memset(to + wide - side, 0, sizeof(float) * side);
+}
+
+/* x (images, height, width, channels); padded, room for x with its padding, or NULL without any;
+ * rows (table, kernel_h, kernel_w, channels), bias (table); chosen (images, filters); residual, or
+ * NULL, and y (images, out_h, out_w, filters); apart: the dilation. 0 when done, 1 without memory. */
+int selected_conv(const float *x, float *padded, const float *rows, const float *bias,
+                  const int64_t *chosen, const float *residual, float *y, int64_t images,
+                  int64_t height, int64_t width, int64_t channels, int64_t filters,
+                  int64_t kernel_h, int64_t kernel_w, int64_t out_h, int64_t out_w,
+                  int64_t stride_h, int64_t stride_w, int64_t apart_h, int64_t apart_w,
+                  int64_t pad_h, int64_t pad_w, int relu, int threads) {
     problem p = {.x = x, .rows = rows, .bias = bias, .chosen = chosen, .y = y, .filters = filters};
+    p.residual = residual, p.relu = relu;
+    if (padded) {
+        int64_t lines = images * (height + 2 * pad_h);
+#pragma omp parallel for num_threads(threads)
+        for (int64_t number = 0; number < lines; number++)
+            pad_line(x, padded, number, height, width, channels, pad_h, pad_w);
+        p.x = padded, height += 2 * pad_h, width += 2 * pad_w;
+    }
     p.height = out_h, p.width = out_w;
     p.depth = kernel_h * kernel_w * channels;
     p.image = height * width * channels;

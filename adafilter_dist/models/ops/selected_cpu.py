@@ -8,7 +8,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from adafilter_dist.models.fold import BareConv
 from adafilter_dist.models.ops.native import library
@@ -27,30 +26,44 @@ def can_compute(conv: BareConv, x: Tensor, rows: Tensor) -> bool:
     )
 
 
-def selected_conv(conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor, chosen: Tensor) -> Tensor:
+def selected_conv(
+    conv: BareConv,
+    x: Tensor,
+    rows: Tensor,
+    bias: Tensor,
+    chosen: Tensor,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
     """y (N, C, H', W') of x (N, C_in, H, W): channel c of image n by filter rows[chosen[n, c]].
 
-    rows (T, KH, KW, C_in), bias (T,), chosen int64 (N, C), of at most two rows a channel. Where
-    `can_compute` says so.
+    Then + residual, float32 like y, and perhaps ReLU. rows (T, KH, KW, C_in), bias (T,), chosen
+    int64 (N, C), of at most two rows a channel. Where `can_compute` says so.
     """
     kernel = _kernel()
     assert kernel is not None
     height, width = conv.output_size(x)
-    pixels = x.permute(0, 2, 3, 1)
-    top, left = conv.padding
-    if top or left:
-        pixels = F.pad(pixels, (0, 0, left, left, top, top))
-    pixels, rows, bias, chosen = (t.contiguous() for t in (pixels, rows, bias, chosen))
-    y = torch.empty(len(x), height, width, chosen.shape[1])
+    images, channels, *size = x.shape
+    down, right = conv.padding
+    room = (images, size[0] + 2 * down, size[1] + 2 * right, channels)
+    padded = torch.empty(room) if down or right else None
+    pixels, rows, bias, chosen = (
+        t.contiguous() for t in (x.permute(0, 2, 3, 1), rows, bias, chosen)
+    )
+    more = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
+    y = torch.empty(images, height, width, chosen.shape[1])
     if y.numel():
+        tensors = (pixels, padded, rows, bias, chosen, more, y)
         failed = kernel(
-            *(tensor.data_ptr() for tensor in (pixels, rows, bias, chosen, y)),
+            *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
             *pixels.shape,
             chosen.shape[1],
             *conv.kernel,
             *(height, width),
             *conv.stride,
             *conv.dilation,
+            *conv.padding,
+            relu,
             torch.get_num_threads(),
         )
         if failed:
@@ -65,7 +78,7 @@ def _kernel() -> Callable[..., int] | None:
     if compiled is None:
         return None
     function = compiled.selected_conv
-    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 13 + [ctypes.c_int]
+    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 15 + [ctypes.c_int] * 2
     function.restype = ctypes.c_int
     typed: Callable[..., int] = function
     return typed

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from adafilter_dist.models.fold import BareConv
 from adafilter_dist.models.ops import choosing
 from adafilter_dist.models.ops.choosing import (
+    Behind,
     alike,
     choose,
     convolve,
@@ -117,6 +118,35 @@ def test_chosen_filters(shape: dict[str, object], dtype: torch.dtype) -> None:
     exact = dtype == torch.float64
     tolerance = {"rtol": 1e-12, "atol": 1e-11} if exact else {"rtol": 1e-4, "atol": 1e-3}
     torch.testing.assert_close(y, given.wanted(), **tolerance)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_stands_behind(shape: dict[str, object], relu: bool) -> None:
+    """A residual like y, one of another dtype, one that is broadcast, and none."""
+    given = case(**shape, dtype=torch.float32)  # type: ignore[arg-type]
+    wanted, generator = given.wanted(), torch.Generator().manual_seed(1)
+    noise = torch.randn(wanted.shape, generator=generator) * wanted.abs().mean()
+    last = noise.contiguous(memory_format=torch.channels_last)
+    for residual in (last, noise.contiguous(), last.double(), last[:, :1, :1, :1], None):
+        y = choose(
+            *(BareConv(given.conv), given.x, given.rows, given.bias, given.chosen, KeptRows()),
+            Behind(residual, relu),
+        )
+        whole = wanted if residual is None else wanted + residual
+        whole = whole.relu() if relu else whole
+        torch.testing.assert_close(y.to(whole.dtype), whole, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_relu_keeps_what_is_no_number(images: int) -> None:
+    given = case(images, (12, 12), dtype=torch.float32)
+    given.x[-1, :, :, 0] = float("nan")
+    conv = BareConv(given.conv)
+    y = choose(
+        *(conv, given.x, given.rows, given.bias, given.chosen, KeptRows()), Behind(relu=True)
+    )
+    assert torch.equal(y.isnan(), given.wanted().isnan()) and bool(y.isnan().any())
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
