@@ -17,6 +17,7 @@ from adafilter_dist.models.fold import BareConv, fold, foldable
 from adafilter_dist.models.gated import GatedConvBN
 from adafilter_dist.models.lean_gate import LeanGate
 from adafilter_dist.models.ops.choosing import Behind, alike, choose, convolve
+from adafilter_dist.models.ops.filter_table import FilterTable, LaidFilters
 from adafilter_dist.models.ops.kept_rows import KeptRows
 from adafilter_dist.models.report import ConversionReport
 
@@ -48,9 +49,15 @@ class SelectedConv(nn.Module):
         self.index = layer.index
         # In a tuple, so that the shared gate does not become a submodule of every layer.
         self._gate = (gate,)
-        self._kept = KeptRows()
+        self._kept, self._laid = KeptRows(), LaidFilters()
         self._paired = True
         self.training = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectedConv:
+        super()._apply(fn, recurse)
+        # To channels-last rows look like images; they lie as kernels read them already.
+        self.rows = self.rows.contiguous()
+        return self
 
     def settle(self, constant: Tensor) -> None:
         """Drop the other row of filters whose gate is taken to be constant.
@@ -73,7 +80,7 @@ class SelectedConv(nn.Module):
         gate = self._gate[0]
         if len(self.rows) == len(self.tuned_row) and not gate.observers:
             gate.pass_by(self.index, x)
-            return alike(self.conv, x, self.rows, self.bias, None, None, behind)
+            return alike(self.conv, x, self._table, None, None, behind)
         gates = gate(self.index, x)
         if gates.dtype != torch.bool:  # overridden
             bits = gates != 0
@@ -82,8 +89,12 @@ class SelectedConv(nn.Module):
             gates = bits
         if x.is_cuda:
             return self._on_cuda(x, gates, behind)
-        chosen = torch.where(gates, self.tuned_row, self.frozen_row)
-        return choose(self.conv, x, self.rows, self.bias, chosen, self._kept, behind)
+        return choose(self.conv, x, self._table, gates, behind)
+
+    @property
+    def _table(self) -> FilterTable:
+        rows, bias = self.rows, self.bias
+        return FilterTable(rows, bias, self.frozen_row, self.tuned_row, self._kept, self._laid)
 
     def _on_cuda(self, x: Tensor, bits: Tensor, behind: Behind) -> Tensor:
         """The kernel where it can be had, else both branches: nothing waits for the device."""

@@ -187,6 +187,13 @@ def test_a_copy_is_its_own() -> None:
         assert torch.equal(fast(x), wanted) and not torch.equal(other(x), wanted)
 
 
+def test_to_channels_last_its_rows_stay_as_they_lie() -> None:
+    fast = for_inference(small())
+    fast.to(memory_format=torch.channels_last)
+    for layer in fast.gated_layers.values():
+        assert isinstance(layer, SelectedConv) and layer.rows.is_contiguous()
+
+
 def test_it_can_be_moved_after_it_was_used() -> None:
     net, x = small(), images(4, 16)
     fast = for_inference(net)

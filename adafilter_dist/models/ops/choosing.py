@@ -1,7 +1,7 @@
 """Ways to convolve each image by the filters chosen for it, and which way costs less.
 
-Everywhere: ``rows`` (T, KH, KW, C_in / groups) is a table of filters with ``bias`` (T,), ``chosen``
-int64 (N, C) says which row makes output channel c of image n, y is (N, C, H', W').
+Everywhere: ``table`` holds the filters, ``bits`` bool (N, C) say which of the two of channel c
+image n has chosen, ``chosen`` int64 (N, C) which row of the table that is; y is (N, C, H', W').
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adafilter_dist.models.fold import BareConv
-from adafilter_dist.models.ops.kept_rows import KeptRows
+from adafilter_dist.models.ops.filter_table import FilterTable
 from adafilter_dist.models.ops.selected_cpu import can_compute, selected_conv
 
 # What it costs to fetch one more weight for one more image (to copy it out of the table, to copy it
@@ -56,58 +56,39 @@ NOTHING = Behind()
 
 
 def choose(
-    conv: BareConv,
-    x: Tensor,
-    rows: Tensor,
-    bias: Tensor,
-    chosen: Tensor,
-    kept: KeptRows | None,
-    behind: Behind = NOTHING,
+    conv: BareConv, x: Tensor, table: FilterTable, bits: Tensor, behind: Behind = NOTHING
 ) -> Tensor:
     """y and what stands behind it, the way that costs less.
 
     Where autograd goes through x, no buffer is used again.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        kept = None
-    if len(chosen) == 0:
-        return behind(convolve(conv, x, rows[: chosen.shape[1]], bias[: chosen.shape[1]]))
-    if len(chosen) == 1:
-        return alike(conv, x, rows, bias, chosen[0], kept, behind)
-    differs = chosen != chosen[0]
-    mixed = differs.any(0).nonzero().flatten()
+        table = table.without_buffers()
+    if len(x) == 0:
+        filters = table.filters
+        return behind(convolve(conv, x, table.rows[:filters], table.bias[:filters]))
+    chosen = table.chosen(bits)
+    if len(x) == 1:
+        return alike(conv, x, table, bits, chosen[0], behind)
+    mixed = (chosen != chosen[0]).any(0).nonzero().flatten()
     if not len(mixed):
-        return alike(conv, x, rows, bias, chosen[0], kept, behind)
-    if len(mixed) > FEW_MIXED * chosen.shape[1] and can_compute(conv, x, rows):
-        return _compiled(conv, x, rows, bias, chosen, behind)
-    return behind(_apart(conv, x, rows, bias, chosen, mixed, kept))
+        return alike(conv, x, table, bits, chosen[0], behind)
+    if len(mixed) > FEW_MIXED * table.filters and can_compute(conv, x, table):
+        return _compiled(conv, x, table, bits, behind)
+    pixels, share = _pixels(conv, x), len(mixed) / table.filters
+    if conv.groups > 1:
+        # Groups must stay whole: either every channel is computed twice, or each image alone.
+        mixed, share = torch.arange(table.filters, device=mixed.device), 1.0
+    if each_is_cheaper(pixels, share):
+        return behind(each(conv, x, table, chosen))
+    return behind(union(conv, x, table, chosen, mixed))
 
 
 def _compiled(
-    conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor, chosen: Tensor, behind: Behind
+    conv: BareConv, x: Tensor, table: FilterTable, bits: Tensor, behind: Behind
 ) -> Tensor:
-    inside, left = behind.split((*chosen.shape, *conv.output_size(x)), x.dtype)
-    return left(selected_conv(conv, x, rows, bias, chosen, inside.residual, inside.relu))
-
-
-def _apart(
-    conv: BareConv,
-    x: Tensor,
-    rows: Tensor,
-    bias: Tensor,
-    chosen: Tensor,
-    mixed: Tensor,
-    kept: KeptRows | None,
-) -> Tensor:
-    share = len(mixed) / chosen.shape[1]
-    pixels = _pixels(conv, x)
-    if conv.groups > 1:
-        # Groups must stay whole: either every channel is computed twice, or each image alone.
-        mixed = torch.arange(chosen.shape[1], device=chosen.device)
-        share = 1.0
-    if each_is_cheaper(pixels, share):
-        return each(conv, x, rows, bias, chosen, kept)
-    return union(conv, x, rows, bias, chosen, mixed, kept)
+    inside, left = behind.split((*bits.shape, *conv.output_size(x)), x.dtype)
+    return left(selected_conv(conv, x, table, bits, inside.residual, inside.relu))
 
 
 def each_is_cheaper(pixels: int, mixed: float) -> bool:
@@ -122,20 +103,20 @@ def each_is_cheaper(pixels: int, mixed: float) -> bool:
 def alike(
     conv: BareConv,
     x: Tensor,
-    rows: Tensor,
-    bias: Tensor,
+    table: FilterTable,
+    bits: Tensor | None,
     chosen: Tensor | None,
-    kept: KeptRows | None,
     behind: Behind = NOTHING,
 ) -> Tensor:
-    """All images by the same filters: rows[chosen], chosen (C,), or all rows as they lie (None)."""
-    if len(x) == 1 and FEW_PIXELS < _pixels(conv, x) <= SOME_PIXELS and can_compute(conv, x, rows):
-        if chosen is None:
-            chosen = torch.arange(len(rows))
-        return _compiled(conv, x, rows, bias, chosen[None], behind)
-    if chosen is not None:
-        rows, bias = _picked(rows, bias, chosen, kept)
-    return behind(convolve(conv, x, rows, bias))
+    """All images by the same filters: rows[chosen], chosen (C,), or all rows as they lie (None).
+
+    ``bits`` (N, C) say the same; None: they make no difference.
+    """
+    if len(x) == 1 and FEW_PIXELS < _pixels(conv, x) <= SOME_PIXELS and can_compute(conv, x, table):
+        if bits is None:
+            bits = torch.zeros(1, table.filters, dtype=torch.bool)
+        return _compiled(conv, x, table, bits, behind)
+    return behind(convolve(conv, x, *table.picked(chosen)))
 
 
 def convolve(conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
@@ -166,36 +147,26 @@ def _product(
     return y.t().contiguous().view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
 
-def each(
-    conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor, chosen: Tensor, kept: KeptRows | None
-) -> Tensor:
+def each(conv: BareConv, x: Tensor, table: FilterTable, chosen: Tensor) -> Tensor:
     """One convolution an image, by its own filters: nothing is computed in vain."""
     made = [
-        convolve(conv, image, *_picked(rows, bias, own, kept))
+        convolve(conv, image, *table.picked(own))
         for image, own in zip(x.split(1), chosen, strict=True)
     ]
     return torch.cat(made)
 
 
-def union(
-    conv: BareConv,
-    x: Tensor,
-    rows: Tensor,
-    bias: Tensor,
-    chosen: Tensor,
-    mixed: Tensor,
-    kept: KeptRows | None,
-) -> Tensor:
+def union(conv: BareConv, x: Tensor, table: FilterTable, chosen: Tensor, mixed: Tensor) -> Tensor:
     """All images by the first image's filters, and once more by those that others want instead.
 
     ``mixed`` int64 (M,) are the channels that are not the same row for all; each has two rows.
     """
     first = chosen[0]
-    y = convolve(conv, x, *_picked(rows, bias, first, kept))
+    y = convolve(conv, x, *table.picked(first))
     differs = chosen[:, mixed] != first[mixed]
     # The row that is not the first image's; argmax finds some image that wants it.
     others = chosen[differs.to(torch.uint8).argmax(0), mixed]
-    z = convolve(conv, x, *_picked(rows, bias, others, None))
+    z = convolve(conv, x, *table.without_buffers().picked(others))
     if len(mixed) == len(first):
         return torch.where(differs[:, :, None, None], z, y)
     y[:, mixed] = torch.where(differs[:, :, None, None], z, y[:, mixed])
@@ -205,11 +176,3 @@ def union(
 def _pixels(conv: BareConv, x: Tensor) -> int:
     """Of an image's output, roughly: what pads by itself is not asked."""
     return x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
-
-
-def _picked(
-    rows: Tensor, bias: Tensor, chosen: Tensor, kept: KeptRows | None
-) -> tuple[Tensor, Tensor]:
-    if kept is None:
-        return rows.index_select(0, chosen), bias.index_select(0, chosen)
-    return kept.pick(rows, bias, chosen)

@@ -13,6 +13,18 @@ from torch import Tensor
 _FEW = 0.4
 
 
+class Source:
+    """Which tensor something was made of, and how it was then."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = weakref.ref(tensor), _version(tensor)
+
+    def is_of(self, tensor: Tensor) -> bool:
+        """Whether it was made of this one as it is now."""
+        # A module that was moved has another tensor, one that was loaded another version of it.
+        return self._tensor() is tensor and self._version == _version(tensor)
+
+
 class KeptRows:
     """A buffer of R rows gathered from a table; between calls it stays as it was last asked for.
 
@@ -21,7 +33,7 @@ class KeptRows:
 
     def __init__(self) -> None:
         self._chosen: Tensor | None = None
-        self._source: tuple[weakref.ref[Tensor], int] | None = None
+        self._source: Source | None = None
         self._rows = self._bias = torch.empty(0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeptRows:
@@ -36,7 +48,7 @@ class KeptRows:
         What is returned is overwritten by the next call.
         """
         before = self._chosen
-        same_table = self._is_of(rows)
+        same_table = self._source is not None and self._source.is_of(rows)
         if same_table and before is not None and torch.equal(before, chosen):
             return self._rows, self._bias
         if before is None or before.shape != chosen.shape or not same_table:
@@ -66,12 +78,7 @@ class KeptRows:
         with torch.inference_mode(False):
             self._rows = rows.new_empty(len(chosen), *rows.shape[1:])
             self._bias = bias.new_empty(len(chosen))
-        self._source = (weakref.ref(rows), _version(rows))
-
-    def _is_of(self, rows: Tensor) -> bool:
-        # A module that was moved has another tensor, one that was loaded another version of it.
-        source = self._source
-        return source is not None and source[0]() is rows and source[1] == _version(rows)
+        self._source = Source(rows)
 
 
 def _version(tensor: Tensor) -> int:

@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from adafilter_dist.models.fold import BareConv
+from adafilter_dist.models.ops.filter_table import FilterTable, Laid
 from adafilter_dist.models.ops.native import library
 
 
-def can_compute(conv: BareConv, x: Tensor, rows: Tensor) -> bool:
+def can_compute(conv: BareConv, x: Tensor, table: FilterTable) -> bool:
     """Whether `selected_conv` computes this: float32 on a CPU, one group, plain, no gradient."""
     return (
         x.device.type == "cpu"
-        and x.dtype == rows.dtype == torch.float32
+        and x.dtype == table.rows.dtype == torch.float32
         and conv.plain
         and conv.groups == 1
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch.is_autocast_enabled("cpu")
-        and _kernel() is not None
+        and _library() is not None
     )
 
 
 def selected_conv(
     conv: BareConv,
     x: Tensor,
-    rows: Tensor,
-    bias: Tensor,
-    chosen: Tensor,
+    table: FilterTable,
+    bits: Tensor,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """y (N, C, H', W') of x (N, C_in, H, W): channel c of image n by filter rows[chosen[n, c]].
+    """y (N, C, H', W') of x (N, C_in, H, W): channel c of image n tuned where bits[n, c].
 
-    Then + residual, float32 like y, and perhaps ReLU. rows (T, KH, KW, C_in), bias (T,), chosen
-    int64 (N, C), of at most two rows a channel. Where `can_compute` says so.
+    Then + residual, float32 and of the shape of y, and perhaps ReLU. bits bool (N, C). The first
+    call lays the filters out anew, which are then held twice. Where `can_compute` says so.
     """
-    kernel = _kernel()
-    assert kernel is not None
+    compiled = _library()
+    assert compiled is not None
+    laid = table.laid_out(lay_out)
     height, width = conv.output_size(x)
     images, channels, *size = x.shape
     down, right = conv.padding
     room = (images, size[0] + 2 * down, size[1] + 2 * right, channels)
     padded = torch.empty(room) if down or right else None
-    pixels, rows, bias, chosen = (
-        t.contiguous() for t in (x.permute(0, 2, 3, 1), rows, bias, chosen)
-    )
+    pixels, bits = x.permute(0, 2, 3, 1).contiguous(), bits.contiguous()
     more = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
-    y = torch.empty(images, height, width, chosen.shape[1])
+    y = torch.empty(images, height, width, bits.shape[1])
     if y.numel():
-        tensors = (pixels, padded, rows, bias, chosen, more, y)
-        failed = kernel(
+        tensors = (pixels, padded, laid.layouts, laid.bias, bits, more, y)
+        compiled.selected_conv(
             *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
             *pixels.shape,
-            chosen.shape[1],
+            bits.shape[1],
             *conv.kernel,
             *(height, width),
             *conv.stride,
@@ -66,19 +64,31 @@ def selected_conv(
             relu,
             torch.get_num_threads(),
         )
-        if failed:
-            raise MemoryError("no memory for the filters of a convolution")
     return y.permute(0, 3, 1, 2)
 
 
+def lay_out(rows: Tensor, bias: Tensor, pairs: Tensor) -> Laid:
+    """Filters as the kernel reads them: blocks, of each the frozen ones, then the tuned ones.
+
+    rows (T, KH, KW, C_in), bias (T,), pairs int64 (2, C) as in `FilterTable`.
+    """
+    compiled = _library()
+    assert compiled is not None
+    wide, filters = int(compiled.block_of_filters()), pairs.shape[1]
+    blocks = -(-filters // wide)
+    both = rows.new_zeros(2, blocks * wide, rows[0].numel())
+    both[:, :filters] = rows.flatten(1)[pairs]
+    layouts = both.view(2, blocks, wide, -1).permute(1, 0, 3, 2).contiguous()
+    return Laid(layouts, bias[pairs])
+
+
 @cache
-def _kernel() -> Callable[..., int] | None:
-    """The compiled function, or None where it cannot be had: other ways are used then."""
+def _library() -> ctypes.CDLL | None:
+    """The compiled functions, or None where they cannot be had: other ways are used then."""
     compiled = library("selected_cpu.c")
     if compiled is None:
         return None
-    function = compiled.selected_conv
-    function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 15 + [ctypes.c_int] * 2
-    function.restype = ctypes.c_int
-    typed: Callable[..., int] = function
-    return typed
+    arguments = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 15 + [ctypes.c_int] * 2
+    compiled.selected_conv.argtypes = arguments
+    compiled.selected_conv.restype = None
+    return compiled

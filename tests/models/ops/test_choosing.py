@@ -20,7 +20,7 @@ from adafilter_dist.models.ops.choosing import (
     each_is_cheaper,
     union,
 )
-from adafilter_dist.models.ops.kept_rows import KeptRows
+from adafilter_dist.models.ops.filter_table import FilterTable
 
 
 @dataclass
@@ -31,7 +31,15 @@ class Case:
     x: Tensor
     rows: Tensor
     bias: Tensor
-    chosen: Tensor
+    bits: Tensor
+
+    def __post_init__(self) -> None:
+        filters = torch.arange(self.conv.out_channels)
+        self.table = FilterTable(self.rows, self.bias, filters, filters + len(filters))
+
+    @property
+    def chosen(self) -> Tensor:
+        return self.table.chosen(self.bits)
 
     def wanted(self) -> Tensor:
         """Picture by picture with torch's own convolution."""
@@ -79,7 +87,7 @@ def case(
         noise(images, channels[0], *size).contiguous(memory_format=layout),
         noise(2 * filters, *conv.kernel_size, channels[0] // groups),
         noise(2 * filters),
-        torch.arange(filters) + filters * bits,
+        bits,
     )
 
 
@@ -114,7 +122,7 @@ SHAPES: list[dict[str, object]] = [
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_chosen_filters(shape: dict[str, object], dtype: torch.dtype) -> None:
     given = case(**shape, dtype=dtype)  # type: ignore[arg-type]
-    y = choose(BareConv(given.conv), given.x, given.rows, given.bias, given.chosen, KeptRows())
+    y = choose(BareConv(given.conv), given.x, given.table, given.bits)
     exact = dtype == torch.float64
     tolerance = {"rtol": 1e-12, "atol": 1e-11} if exact else {"rtol": 1e-4, "atol": 1e-3}
     torch.testing.assert_close(y, given.wanted(), **tolerance)
@@ -130,7 +138,7 @@ def test_what_stands_behind(shape: dict[str, object], relu: bool) -> None:
     last = noise.contiguous(memory_format=torch.channels_last)
     for residual in (last, noise.contiguous(), last.double(), last[:, :1, :1, :1], None):
         y = choose(
-            *(BareConv(given.conv), given.x, given.rows, given.bias, given.chosen, KeptRows()),
+            *(BareConv(given.conv), given.x, given.table, given.bits),
             Behind(residual, relu),
         )
         whole = wanted if residual is None else wanted + residual
@@ -143,9 +151,7 @@ def test_a_relu_keeps_what_is_no_number(images: int) -> None:
     given = case(images, (12, 12), dtype=torch.float32)
     given.x[-1, :, :, 0] = float("nan")
     conv = BareConv(given.conv)
-    y = choose(
-        *(conv, given.x, given.rows, given.bias, given.chosen, KeptRows()), Behind(relu=True)
-    )
+    y = choose(*(conv, given.x, given.table, given.bits), Behind(relu=True))
     assert torch.equal(y.isnan(), given.wanted().isnan()) and bool(y.isnan().any())
 
 
@@ -154,20 +160,20 @@ def test_a_relu_keeps_what_is_no_number(images: int) -> None:
 def test_each_way_alone(groups: int, share: float) -> None:
     given = case(5, groups=groups, tuned=share)
     conv, chosen = BareConv(given.conv), given.chosen
-    y = each(conv, given.x, given.rows, given.bias, chosen, KeptRows())
+    y = each(conv, given.x, given.table, chosen)
     torch.testing.assert_close(y, given.wanted())
     mixed = (chosen != chosen[0]).any(0).nonzero().flatten()
     assert 0 < len(mixed) < 8
     mixed = mixed if groups == 1 else torch.arange(8)
-    y = union(conv, given.x, given.rows, given.bias, chosen, mixed, KeptRows())
+    y = union(conv, given.x, given.table, chosen, mixed)
     torch.testing.assert_close(y, given.wanted())
 
 
 def test_union_where_all_filters_are_mixed() -> None:
     given = case(4)
-    given.chosen[1] = (given.chosen[0] + 8) % 16
+    given.bits[1] = ~given.bits[0]
     conv, every = BareConv(given.conv), torch.arange(8)
-    y = union(conv, given.x, given.rows, given.bias, given.chosen, every, KeptRows())
+    y = union(conv, given.x, given.table, given.chosen, every)
     torch.testing.assert_close(y, given.wanted())
 
 
@@ -188,8 +194,10 @@ def test_few_pixels_are_a_matrix_product(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_rows_as_they_lie_give_the_bits_of_the_same_rows_picked(size: tuple[int, int]) -> None:
     given = case(1, size, padding=1, dtype=torch.float32)
     conv, own = BareConv(given.conv), given.chosen[0]
-    picked = choose(conv, given.x, given.rows, given.bias, given.chosen, KeptRows())
-    lying = alike(conv, given.x, given.rows[own], given.bias[own], None, None)
+    picked = choose(conv, given.x, given.table, given.bits)
+    numbers = torch.arange(8)
+    settled = FilterTable(given.rows[own], given.bias[own], numbers, numbers)
+    lying = alike(conv, given.x, settled, None, None)
     assert torch.equal(picked, lying)
     torch.testing.assert_close(picked, given.wanted(), rtol=1e-4, atol=1e-4)
 
@@ -202,17 +210,17 @@ def test_the_cheaper_way_follows_pixels_and_mixed_filters() -> None:
 
 def test_no_images() -> None:
     given = case(0)
-    y = choose(BareConv(given.conv), given.x, given.rows, given.bias, given.chosen, KeptRows())
+    y = choose(BareConv(given.conv), given.x, given.table, given.bits)
     assert y.shape == (0, 8, 7, 5)
 
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_gradients_of_the_pictures(groups: int) -> None:
     given = case(3, groups=groups)
-    conv, kept = BareConv(given.conv), KeptRows()
+    conv = BareConv(given.conv)
     x = given.x.clone().requires_grad_()
-    y = choose(conv, x, given.rows, given.bias, given.chosen, kept)
-    choose(conv, x, given.rows, given.bias, given.chosen.flip(0), kept)
+    y = choose(conv, x, given.table, given.bits)
+    choose(conv, x, given.table, given.bits.flip(0))
     y.square().sum().backward()
     found = x.grad
     given.x.requires_grad_()

@@ -8,26 +8,40 @@ import torch
 from adafilter_dist.models.fold import BareConv
 from adafilter_dist.models.ops import choosing, selected_cpu
 from adafilter_dist.models.ops.choosing import choose
-from adafilter_dist.models.ops.kept_rows import KeptRows
+from adafilter_dist.models.ops.filter_table import FilterTable
 from adafilter_dist.models.ops.selected_cpu import can_compute, selected_conv
 from tests.models.ops.test_choosing import SHAPES, case
 
 needs_compiler = pytest.mark.skipif(
-    selected_cpu._kernel() is None, reason="no compiler, or ADAFILTER_NATIVE=0"
+    selected_cpu._library() is None, reason="no compiler, or ADAFILTER_NATIVE=0"
 )
 pytestmark = [pytest.mark.may_skip("needs a compiler"), needs_compiler]
-PLAIN = [shape for shape in SHAPES if "groups" not in shape]
+# More products and filters than a block holds, with a rest of each.
+DEEP = {"images": 4, "size": (5, 5), "channels": (130, 150), "padding": 1}
+DILATED = {**DEEP, "channels": (260, 70), "dilation": 2, "padding": 2}
+PLAIN = [*(shape for shape in SHAPES if "groups" not in shape), DEEP, DILATED]
 
 
 @pytest.mark.parametrize("shape", PLAIN, ids=str)
 def test_against_torch(shape: dict[str, object]) -> None:
     given = case(**shape, dtype=torch.float32)  # type: ignore[arg-type]
     conv = BareConv(given.conv)
-    assert can_compute(conv, given.x, given.rows)
-    y = selected_conv(conv, given.x, given.rows, given.bias, given.chosen)
+    assert can_compute(conv, given.x, given.table)
+    y = selected_conv(conv, given.x, given.table, given.bits)
     assert y.is_contiguous(memory_format=torch.channels_last)
     given.x, given.rows, given.bias = (t.double() for t in (given.x, given.rows, given.bias))
     torch.testing.assert_close(y.double(), given.wanted(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_settled_filter_is_the_same_for_both_bits() -> None:
+    given = case(4, channels=(5, 70), padding=1, dtype=torch.float32)
+    numbers = torch.arange(70)
+    tuned = torch.where(numbers % 3 == 0, numbers, numbers + 70)
+    table = FilterTable(given.rows, given.bias, numbers, tuned)
+    conv = BareConv(given.conv)
+    y = selected_conv(conv, given.x, table, given.bits)
+    given.table = table
+    torch.testing.assert_close(y, given.wanted(), rtol=1e-4, atol=1e-4)
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
@@ -35,16 +49,16 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     conv, made = BareConv(given.conv), []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        made.append(selected_conv(conv, given.x, given.rows, given.bias, given.chosen))
+        made.append(selected_conv(conv, given.x, given.table, given.bits))
     assert all(torch.equal(one, made[0]) for one in made)
 
 
 def test_a_picture_is_computed_the_same_alone() -> None:
     given = case(7, channels=(33, 70), padding=1, dtype=torch.float32)
     conv = BareConv(given.conv)
-    together = selected_conv(conv, given.x, given.rows, given.bias, given.chosen)
+    together = selected_conv(conv, given.x, given.table, given.bits)
     alone = [
-        selected_conv(conv, given.x[i : i + 1], given.rows, given.bias, given.chosen[i : i + 1])
+        selected_conv(conv, given.x[i : i + 1], given.table, given.bits[i : i + 1])
         for i in range(7)
     ]
     assert torch.equal(together, torch.cat(alone))
@@ -53,17 +67,17 @@ def test_a_picture_is_computed_the_same_alone() -> None:
 def test_what_it_does_not_do() -> None:
     given = case(dtype=torch.float32)
     conv = BareConv(given.conv)
-    assert can_compute(conv, given.x, given.rows)
-    assert not can_compute(conv, given.x.double(), given.rows.double())
-    assert not can_compute(conv, given.x.clone().requires_grad_(), given.rows)
-    assert not can_compute(BareConv(case(groups=2).conv), given.x, given.rows)
+    assert can_compute(conv, given.x, given.table)
+    assert not can_compute(conv, given.x.double(), case().table)
+    assert not can_compute(conv, given.x.clone().requires_grad_(), given.table)
+    assert not can_compute(BareConv(case(groups=2).conv), given.x, given.table)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not can_compute(conv, given.x, given.rows)
+        assert not can_compute(conv, given.x, given.table)
 
 
 def test_without_it_other_ways_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     given = case(6, dtype=torch.float32)
-    args = (BareConv(given.conv), given.x, given.rows, given.bias, given.chosen)
+    args = (BareConv(given.conv), given.x, given.table, given.bits)
     used: list[int] = []
 
     def watched(*given: object) -> torch.Tensor:
@@ -71,9 +85,9 @@ def test_without_it_other_ways_compute_the_same(monkeypatch: pytest.MonkeyPatch)
         return selected_conv(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(choosing, "selected_conv", watched)
-    with_kernel = choose(*args, KeptRows())
+    with_kernel = choose(*args)
     assert used == [1]
-    monkeypatch.setattr(selected_cpu, "_kernel", lambda: None)
-    without = choose(*args, KeptRows())
+    monkeypatch.setattr(selected_cpu, "_library", lambda: None)
+    without = choose(*args)
     assert used == [1]
     torch.testing.assert_close(with_kernel, without, rtol=1e-4, atol=1e-4)
