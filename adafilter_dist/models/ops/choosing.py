@@ -23,9 +23,6 @@ FETCH = 300
 # With no more output pixels than this, a convolution spends most of its time on the layout of the
 # filters; a matrix product that reads them where they lie took half to a third of the time.
 FEW_PIXELS = 64
-# For one image with no more output pixels than this, the compiled kernel takes as long as torch's
-# convolution, and reads the filters where they lie: copying them together is saved.
-SOME_PIXELS = 200
 # No more than this share of filters that images disagree about is computed twice: the compiled
 # kernel takes somewhat longer than torch's convolution for the same products.
 FEW_MIXED = 0.05
@@ -112,7 +109,7 @@ def alike(
 
     ``bits`` (N, C) say the same; None: they make no difference.
     """
-    if len(x) == 1 and FEW_PIXELS < _pixels(conv, x) <= SOME_PIXELS and can_compute(conv, x, table):
+    if len(x) == 1 and can_compute(conv, x, table):
         if bits is None:
             bits = torch.zeros(1, table.filters, dtype=torch.bool)
         return _compiled(conv, x, table, bits, behind)

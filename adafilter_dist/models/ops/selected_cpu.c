@@ -15,7 +15,8 @@ enum { LANES = 8, VECTORS = 2 };
 enum {
     FILTERS = LANES * VECTORS, /* of a block */
     PIXELS = 6,                /* of a tile: with FILTERS, what the registers hold as sums */
-    DEPTH = 1024               /* products between two visits of the sums in memory, at most */
+    DEPTH = 1024,              /* products between two visits of the sums in memory, at most */
+    NEAR = 1 << 16             /* floats of x that a cache holds beside all else */
 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
@@ -253,15 +254,20 @@ void selected_conv(const float *x, float *padded, const float *layouts, const fl
 
     int64_t pixels = p.height * p.width, each = (pixels + PIXELS - 1) / PIXELS;
     int64_t all = images * each, blocks = (p.filters + FILTERS - 1) / FILTERS;
-    /* Enough pieces to go round, none so small that blending is most of it. */
-    int64_t pieces = (4 * threads + blocks - 1) / blocks;
+    /* Pieces of x that stay in a cache while all filters go over them, unless that meant to fetch
+     * the filters more often than x; enough to go round; none so small that blending is most. */
+    int64_t fetched = blocks * 2 * p.depth * FILTERS / 2, piece = fetched > NEAR ? fetched : NEAR;
+    int64_t pieces = (images * p.image + piece - 1) / piece, least = 4 * threads;
+    if (pieces * blocks < least) pieces = (least + blocks - 1) / blocks;
     if (pieces > all / 16) pieces = all / 16;
     if (pieces < 1) pieces = 1;
 #pragma omp parallel for num_threads(threads) schedule(dynamic) collapse(2)
-    for (int64_t b = 0; b < blocks; b++)
-        for (int64_t i = 0; i < pieces; i++) {
+    for (int64_t i = 0; i < pieces; i++)
+        for (int64_t b = 0; b < blocks; b++) {
             int64_t first = b * FILTERS, count = p.filters - first;
-            int64_t begin = all * i / pieces, end = all * (i + 1) / pieces;
-            if (begin < end) block(&p, first, count < FILTERS ? count : FILTERS, begin, end);
+            /* Whole images where there are enough: what one takes is blended once. */
+            int64_t from = pieces > images ? all * i / pieces : images * i / pieces * each;
+            int64_t to = pieces > images ? all * (i + 1) / pieces : images * (i + 1) / pieces * each;
+            if (from < to) block(&p, first, count < FILTERS ? count : FILTERS, from, to);
         }
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+import threading
 from functools import cache
 
 import torch
@@ -46,7 +48,7 @@ def selected_conv(
     images, channels, *size = x.shape
     down, right = conv.padding
     room = (images, size[0] + 2 * down, size[1] + 2 * right, channels)
-    padded = torch.empty(room) if down or right else None
+    padded = _room.of(math.prod(room)) if down or right else None
     pixels, bits = x.permute(0, 2, 3, 1).contiguous(), bits.contiguous()
     more = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
     y = torch.empty(images, height, width, bits.shape[1])
@@ -80,6 +82,23 @@ def lay_out(rows: Tensor, bias: Tensor, pairs: Tensor) -> Laid:
     both[:, :filters] = rows.flatten(1)[pairs]
     layouts = both.view(2, blocks, wide, -1).permute(1, 0, 3, 2).contiguous()
     return Laid(layouts, bias[pairs])
+
+
+class _Room(threading.local):
+    """Memory for padded inputs, kept: to ask for it at each call takes longer than to fill it."""
+
+    def __init__(self) -> None:
+        self._kept = torch.empty(0)
+
+    def of(self, floats: int) -> Tensor:
+        """That many, or more, with anything in them; the same memory at each call of a thread."""
+        if len(self._kept) < floats:
+            self._kept = torch.empty(0)  # before the larger one is there
+            self._kept = torch.empty(floats)
+        return self._kept
+
+
+_room = _Room()
 
 
 @cache
