@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models import groups
-from adafilter_dist.models.ops.gated_norm import Norm
+from adafilter_dist.models.ops.norm import Norm
 from adafilter_dist.models.ops.passes import Passes
 from adafilter_dist.models.ops.passes_reference import accumulation_dtype
 from adafilter_dist.models.statistics import StepStatistics

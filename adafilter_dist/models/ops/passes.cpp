@@ -4,6 +4,7 @@
 // both halves of a stacked tensor are read where they lie. What a channel sums up depends neither
 // on the number of threads nor on how channels are dealt out to them.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -42,9 +43,26 @@ int64_t width(int64_t N, int64_t C, int threads) {
     return N * ((C + wide - 1) / wide) >= 2 * threads ? wide : std::min<int64_t>(C, 64);
 }
 
+// Mean and variance of all images from those of each, which have the same number of pixels.
+template <class A>
+void combine(const A *means, const A *vars, int64_t N, int64_t C, A *mean, A *var) {
+    std::vector<double> middle(C), spread(C);
+    for (int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) middle[c] += means[n * C + c];
+    for (int64_t c = 0; c < C; ++c) middle[c] /= N;
+    for (int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const double off = means[n * C + c] - middle[c];
+            spread[c] += vars[n * C + c] + off * off;
+        }
+    for (int64_t c = 0; c < C; ++c) mean[c] = A(middle[c]), var[c] = A(spread[c] / N);
+}
+
 template <class T, class A>
-void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *mean, A *var,
-             int threads) {
+void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *means, A *vars,
+             A *mean, A *var, int threads) {
     const int64_t wide = width(N, C, threads), blocks = (C + wide - 1) / wide;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t item = 0; item < N * blocks; ++item) {
@@ -70,10 +88,66 @@ void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *mea
         }
         for (int64_t c = 0; c < W; ++c) {
             const double off = all[c] / P;
-            mean[n * C + first + c] = A(pivot[c] + off);
-            var[n * C + first + c] = A(std::max(0.0, squares[c] / P - off * off));
+            means[n * C + first + c] = A(pivot[c] + off);
+            vars[n * C + first + c] = A(std::max(0.0, squares[c] / P - off * off));
         }
     }
+    combine(means, vars, N, C, mean, var);
+}
+
+// Without weight and bias they are one and zero.
+template <class A>
+void coefficients(const A *g, const A *w1, const A *b1, const A *m1, const A *v1, double eps1,
+                  const A *w2, const A *b2, const A *m2, const A *v2, double eps2, int64_t N,
+                  int64_t C, A *a1, A *a2, A *b, A *rstd1, A *rstd2) {
+    std::vector<A> both(4 * C);
+    A *scale1 = both.data(), *scale2 = scale1 + C, *shift1 = scale2 + C, *shift2 = shift1 + C;
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) {
+        rstd1[c] = A(1) / std::sqrt(v1[c] + A(eps1)), rstd2[c] = A(1) / std::sqrt(v2[c] + A(eps2));
+        scale1[c] = (w1 ? w1[c] : A(1)) * rstd1[c], scale2[c] = (w2 ? w2[c] : A(1)) * rstd2[c];
+        shift1[c] = (b1 ? b1[c] : A(0)) - m1[c] * scale1[c];
+        shift2[c] = (b2 ? b2[c] : A(0)) - m2[c] * scale2[c];
+    }
+    for (int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const int64_t at = n * C + c;
+            const A other = 1 - g[at];
+            a1[at] = g[at] * scale1[c], a2[at] = other * scale2[c];
+            b[at] = other * shift2[c] + g[at] * shift1[c];
+        }
+}
+
+// q and r of dy = p dz + q (y - mean) + r; zero where the statistics are not the batch's own.
+template <class A>
+void input_gradient(const A *w, const A *rstd, const A *dw, const A *db, int batch, int64_t pixels,
+                    int64_t C, A *q, A *r) {
+#pragma omp simd
+    for (int64_t c = 0; c < C; ++c) {
+        const A each = batch ? w[c] * rstd[c] / A(pixels) : A(0);
+        q[c] = -each * rstd[c] * dw[c], r[c] = -each * db[c];
+    }
+}
+
+template <class A>
+void gradients(const A *g, const A *s0, const A *s1, const A *s2, const A *w1, const A *b1,
+               const A *rstd1, int batch1, const A *w2, const A *b2, const A *rstd2, int batch2,
+               int64_t pixels, int64_t N, int64_t C, A *dg, A *dw1, A *db1, A *dw2, A *db2, A *p1,
+               A *q1, A *r1, A *p2, A *q2, A *r2) {
+    for (A *sum : {dw1, db1, dw2, db2}) std::fill(sum, sum + C, A(0));
+    for (int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const int64_t at = n * C + c;
+            const A on = g[at], off = 1 - on, t0 = s0[at];
+            const A t1 = s1[at] * rstd1[c], t2 = s2[at] * rstd2[c]; // times what was normalised
+            dg[at] = (w1[c] * t1 - w2[c] * t2) + (b1[c] - b2[c]) * t0;
+            dw1[c] += on * t1, db1[c] += on * t0, dw2[c] += off * t2, db2[c] += off * t0;
+            p1[at] = on * w1[c] * rstd1[c], p2[at] = off * w2[c] * rstd2[c];
+        }
+    input_gradient(w1, rstd1, dw1, db1, batch1, pixels, C, q1, r1);
+    input_gradient(w2, rstd2, dw2, db2, batch2, pixels, C, q2, r2);
 }
 
 template <bool RESIDUAL, bool RELU, class T, class A>
@@ -164,9 +238,9 @@ void sums(const T *grad, const A *more, const T *out, const T *y1, int64_t strid
 
 template <bool RELU, bool RESIDUAL, class T, class A>
 void spread_rows(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2,
-                 int64_t stride2, const A *k, const A *p1, const A *p2, int64_t rows, int64_t C,
-                 T *dy1, T *dy2, int64_t stride, T *dz) {
-    const A *m1 = k, *q1 = k + C, *r1 = k + 2 * C, *m2 = k + 3 * C, *q2 = k + 4 * C, *r2 = k + 5 * C;
+                 int64_t stride2, const A *m1, const A *q1, const A *r1, const A *m2, const A *q2,
+                 const A *r2, const A *p1, const A *p2, int64_t rows, int64_t C, T *dy1, T *dy2,
+                 int64_t stride, T *dz) {
     for (int64_t p = 0; p < rows; ++p) {
         const T *of = grad + p * C, *kept = RELU ? out + p * C : of;
         const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2;
@@ -181,11 +255,11 @@ void spread_rows(const T *grad, const A *more, const T *out, const T *y1, int64_
     }
 }
 
-// k: the coefficients m1 q1 r1 m2 q2 r2, (C,) each, one after another; p1 and p2 are (N, C).
 template <class T, class A>
 void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2,
-            int64_t stride2, const A *k, const A *p1, const A *p2, int64_t N, int64_t P, int64_t C,
-            T *dy1, T *dy2, int64_t stride, T *dz, int threads) {
+            int64_t stride2, const A *m1, const A *q1, const A *r1, const A *m2, const A *q2,
+            const A *r2, const A *p1, const A *p2, int64_t N, int64_t P, int64_t C, T *dy1, T *dy2,
+            int64_t stride, T *dz, int threads) {
     const auto rows = out ? (dz ? spread_rows<true, true, T, A> : spread_rows<true, false, T, A>)
                           : (dz ? spread_rows<false, true, T, A> : spread_rows<false, false, T, A>);
     const int64_t pieces = (P + RUN - 1) / RUN;
@@ -194,7 +268,7 @@ void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t str
     for (int64_t item = 0; item < N * pieces; ++item) {
         const int64_t n = item / pieces, from = item % pieces * RUN, at = n * P + from;
         rows(grad + at * C, more ? more + n * C : nothing.data(), out ? out + at * C : nullptr, y1 + at * stride1, stride1,
-             y2 + at * stride2, stride2, k, p1 + n * C, p2 + n * C, std::min(RUN, P - from), C,
+             y2 + at * stride2, stride2, m1, q1, r1, m2, q2, r2, p1 + n * C, p2 + n * C, std::min(RUN, P - from), C,
              dy1 + at * stride, dy2 + at * stride, stride, dz ? dz + at * C : nullptr);
     }
 }
@@ -203,8 +277,8 @@ void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t str
 
 #define PASSES(NAME, T, A)                                                                         \
     extern "C" void moments_##NAME(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C,    \
-                                   A *mean, A *var, int threads) {                                 \
-        moments<T, A>(y, stride, N, P, C, mean, var, threads);                                     \
+                                   A *means, A *vars, A *mean, A *var, int threads) {              \
+        moments<T, A>(y, stride, N, P, C, means, vars, mean, var, threads);                        \
     }                                                                                              \
     extern "C" void blend_##NAME(const T *y1, int64_t stride1, const T *y2, int64_t stride2,       \
                                  const A *a1, const A *a2, const A *b, const T *residual,          \
@@ -221,13 +295,34 @@ void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t str
                    threads);                                                                       \
     }                                                                                              \
     extern "C" void spread_##NAME(const T *grad, const A *more, const T *out, const T *y1,         \
-                                  int64_t stride1, const T *y2, int64_t stride2, const A *k,       \
+                                  int64_t stride1, const T *y2, int64_t stride2, const A *m1,      \
+                                  const A *q1, const A *r1, const A *m2, const A *q2, const A *r2, \
                                   const A *p1, const A *p2, int64_t N, int64_t P, int64_t C,       \
                                   T *dy1, T *dy2, int64_t stride, T *dz, int threads) {            \
-        spread<T, A>(grad, more, out, y1, stride1, y2, stride2, k, p1, p2, N, P, C, dy1, dy2,      \
-                     stride, dz, threads);                                                         \
+        spread<T, A>(grad, more, out, y1, stride1, y2, stride2, m1, q1, r1, m2, q2, r2, p1, p2, N, \
+                     P, C, dy1, dy2, stride, dz, threads);                                         \
     }
 
+// Between the passes: arithmetic on (C,) and (N, C), too small to be dealt out.
+#define SMALL(NAME, A)                                                                             \
+    extern "C" void coefficients_##NAME(const A *g, const A *w1, const A *b1, const A *m1,         \
+                                        const A *v1, double eps1, const A *w2, const A *b2,        \
+                                        const A *m2, const A *v2, double eps2, int64_t N,          \
+                                        int64_t C, A *a1, A *a2, A *b, A *rstd1, A *rstd2) {       \
+        coefficients(g, w1, b1, m1, v1, eps1, w2, b2, m2, v2, eps2, N, C, a1, a2, b, rstd1,        \
+                     rstd2);                                                                       \
+    }                                                                                              \
+    extern "C" void gradients_##NAME(                                                              \
+        const A *g, const A *s0, const A *s1, const A *s2, const A *w1, const A *b1,               \
+        const A *rstd1, int batch1, const A *w2, const A *b2, const A *rstd2, int batch2,          \
+        int64_t pixels, int64_t N, int64_t C, A *dg, A *dw1, A *db1, A *dw2, A *db2, A *p1, A *q1, \
+        A *r1, A *p2, A *q2, A *r2) {                                                              \
+        gradients(g, s0, s1, s2, w1, b1, rstd1, batch1, w2, b2, rstd2, batch2, pixels, N, C, dg,   \
+                  dw1, db1, dw2, db2, p1, q1, r1, p2, q2, r2);                                     \
+    }
+
+SMALL(float32, float)
+SMALL(float64, double)
 PASSES(float32, float, float)
 PASSES(float64, double, double)
 PASSES(bfloat16, bf16, float)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops import passes_cpu
+from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
 
 Kernels = Literal["auto", "reference"]
 
@@ -18,6 +19,11 @@ class Passes(Protocol):
 
     def moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (C,) each."""
+
+    def coefficients(
+        self, gates: Tensor, norm1: Norm, norm2: Norm
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Those of the blend, and 1 / standard deviation of both branches."""
 
     def blend(
         self,
@@ -42,6 +48,18 @@ class Passes(Protocol):
         m2: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sums over pixels that the gradients of gates, gammas and betas are made of."""
+
+    def gradients(
+        self,
+        gates: Tensor,
+        s0: Tensor,
+        s1: Tensor,
+        s2: Tensor,
+        first: Affine,
+        second: Affine,
+        pixels: int,
+    ) -> Gradients:
+        """All small gradients, and the coefficients of the spread."""
 
     def spread(
         self, *arguments: Tensor | None, want_residual: bool = False, stacked: bool = False

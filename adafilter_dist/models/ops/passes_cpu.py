@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_double, c_int, c_int64, c_void_p
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops.native import library
+from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
 from adafilter_dist.models.ops.passes_reference import accumulation_dtype
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 _ARGUMENTS = {
-    "moments": "p l lll pp i",
+    "moments": "p l lll pppp i",
+    "coefficients": "p ppppd ppppd ll ppp pp",
+    "gradients": "pppp pppi pppi l ll p pppp ppp ppp",
     "blend": "pl pl ppp p i lll pp i",
     "sums": "ppp pl pl pp lll ppp i",
-    "spread": "ppp pl pl ppp lll pp l p i",
+    "spread": "ppp pl pl ppp ppp pp lll pp l p i",
 }
-_TYPES: dict[str, Any] = {"p": c_void_p, "l": c_int64, "i": c_int}
+_SMALL = ("coefficients", "gradients")  # on what is as wide as sums
+_TYPES: dict[str, Any] = {"p": c_void_p, "l": c_int64, "i": c_int, "d": c_double}
 
 
 def available(y: Tensor) -> bool:
@@ -37,11 +41,31 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over images and pixels: y (N, C, H, W) -> (C,) each."""
     (images, channels), pixels = y.shape[:2], y.shape[2] * y.shape[3]
     y, stride = pixel_rows(y)
-    mean, var = y.new_empty((2, images, channels), dtype=accumulation_dtype(y.dtype))
-    _call("moments", y, _at(y), stride, images, pixels, channels, _at(mean), _at(var))
-    # Of all images, from those of each, which have the same number of pixels.
-    spread_of_means, middle = torch.var_mean(mean, 0, correction=0)
-    return middle, var.mean(0) + spread_of_means
+    wide = accumulation_dtype(y.dtype)
+    means, variances = y.new_empty((2, images, channels), dtype=wide).unbind()  # of each image
+    mean, var = y.new_empty((2, channels), dtype=wide).unbind()
+    to = map(_at, (means, variances, mean, var))
+    _call("moments", y, _at(y), stride, images, pixels, channels, *to, torch.get_num_threads())
+    return mean, var
+
+
+def coefficients(
+    gates: Tensor, norm1: Norm, norm2: Norm
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """a1, a2, b (N, C) of `blend`, and 1 / standard deviation of both branches (C,)."""
+    images, channels = gates.shape
+    wide = norm1.mean
+    g = _small(gates, wide)
+    a1, a2, b = wide.new_empty((3, images, channels)).unbind()
+    rstd1, rstd2 = wide.new_empty((2, channels)).unbind()
+    tensors = [
+        [None if t is None else _small(t, wide) for t in (n.weight, n.bias, n.mean, n.var)]
+        for n in (norm1, norm2)
+    ]
+    given = (*map(_at, tensors[0]), norm1.eps, *map(_at, tensors[1]), norm2.eps)
+    to = map(_at, (a1, a2, b, rstd1, rstd2))
+    _call("coefficients", wide, _at(g), *given, images, channels, *to)
+    return a1, a2, b, rstd1, rstd2
 
 
 def blend(
@@ -62,7 +86,8 @@ def blend(
     out = empty_rows(y1, channels)
     mean = y1.new_empty((images, channels), dtype=accumulation_dtype(y1.dtype))
     places = (_at(y1), stride1, _at(y2), stride2, *map(_at, small), _at(third), int(relu))
-    _call("blend", y1, *places, images, pixels, channels, _at(out), _at(mean))
+    to = (_at(out), _at(mean), torch.get_num_threads())
+    _call("blend", y1, *places, images, pixels, channels, *to)
     return out, mean
 
 
@@ -84,8 +109,34 @@ def sums(
     means = (_small(m1, y1), _small(m2, y1))
     also = None if more is None else _small(more, y1)
     places = (_at(dout), _at(also), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, means))
-    _call("sums", y1, *places, images, pixels, channels, _at(s0), _at(s1), _at(s2))
+    to = (_at(s0), _at(s1), _at(s2), torch.get_num_threads())
+    _call("sums", y1, *places, images, pixels, channels, *to)
     return s0, s1, s2
+
+
+def gradients(
+    gates: Tensor,
+    s0: Tensor,
+    s1: Tensor,
+    s2: Tensor,
+    first: Affine,
+    second: Affine,
+    pixels: int,
+) -> Gradients:
+    """All small gradients, and the coefficients of `spread`, from `sums`."""
+    images, channels = gates.shape
+    g = _small(gates, s0)
+    dgates, p1, p2 = s0.new_empty((3, images, channels)).unbind()
+    rows = s0.new_empty((8, channels)).unbind()
+    affine = [
+        [_small(tensor, s0) for tensor in (of.weight, of.bias, of.rstd)] for of in (first, second)
+    ]
+    given = (*map(_at, affine[0]), first.batch, *map(_at, affine[1]), second.batch)
+    dweight1, dbias1, dweight2, dbias2, q1, r1, q2, r2 = rows
+    to = (dgates, dweight1, dbias1, dweight2, dbias2, p1, q1, r1, p2, q2, r2)
+    sums_at = map(_at, (g, s0, s1, s2))
+    _call("gradients", s0, *sums_at, *given, pixels, images, channels, *map(_at, to))
+    return Gradients(dgates, dweight1, dbias1, dweight2, dbias2, (p1, q1, r1), (p2, q2, r2))
 
 
 def spread(
@@ -111,7 +162,7 @@ def spread(
     dout, kept = _dense(dout, y1), None if out is None else _dense(out, y1)
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2.to(y1.dtype))
-    small = [_small(each, y1) for each in (torch.stack((m1, q1, r1, m2, q2, r2)), p1, p2)]
+    small = [_small(each, y1) for each in (m1, q1, r1, m2, q2, r2, p1, p2)]
     if stacked:
         both = empty_rows(y1, 2 * channels)
         dy1, dy2 = both.split(channels, 1)
@@ -120,7 +171,7 @@ def spread(
     dz = empty_rows(y1, channels) if want_residual else None
     also = None if more is None else _small(more, y1)
     places = (_at(dout), _at(also), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, small))
-    to = (_at(dy1), _at(dy2), channels * (1 + stacked), _at(dz))
+    to = (_at(dy1), _at(dy2), channels * (1 + stacked), _at(dz), torch.get_num_threads())
     _call("spread", y1, *places, images, pixels, channels, *to)
     return (both, dz) if stacked else (dy1, dy2, dz)
 
@@ -133,7 +184,7 @@ def _functions() -> dict[str, Callable[..., None]] | None:
         return None
     found: dict[str, Callable[..., None]] = {}
     for name, letters in _ARGUMENTS.items():
-        for dtype in _NAMES.values():
+        for dtype in ("float32", "float64") if name in _SMALL else _NAMES.values():
             function = compiled[f"{name}_{dtype}"]
             function.argtypes = [_TYPES[letter] for letter in letters.replace(" ", "")]
             function.restype = None
@@ -141,10 +192,10 @@ def _functions() -> dict[str, Callable[..., None]] | None:
     return found
 
 
-def _call(name: str, like: Tensor, *arguments: int | None) -> None:
+def _call(name: str, like: Tensor, *arguments: float | None) -> None:
     functions = _functions()
     assert functions is not None, "available() was not asked"
-    functions[f"{name}_{_NAMES[like.dtype]}"](*arguments, torch.get_num_threads())
+    functions[f"{name}_{_NAMES[like.dtype]}"](*arguments)
 
 
 def _at(tensor: Tensor | None) -> int | None:

@@ -2,14 +2,17 @@
 
 A gated layer computes y1 = F x and y2 = S x, (N, C, H, W) each, normalises both over the batch and
 chooses by its gates. Whatever touches (N, C, H, W) in that, forward and backward, is one of these
-passes; all else is arithmetic on (C,) and (N, C) tensors. Any dense layout is accepted, also the
-two channel halves of one stacked tensor. Sums and coefficients are float32, float64 for float64.
+passes; all else is arithmetic on (C,) and (N, C) tensors: `coefficients` before the blend and
+`gradients` before the spread. Any dense layout is accepted, also the two channel halves of one
+stacked tensor. Sums and coefficients are float32, float64 for float64.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -21,6 +24,45 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over images and pixels: y (N, C, H, W) -> (C,) each."""
     var, mean = torch.var_mean(_wide(y), (0, 2, 3), correction=0)
     return mean, var
+
+
+def coefficients(
+    gates: Tensor, norm1: Norm, norm2: Norm
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """a1, a2, b (N, C) of `blend`, and 1 / standard deviation of both branches (C,).
+
+    So that a1 y1 + a2 y2 + b is G BN1(y1) + (1 - G) BN2(y2), for gates G (N, C).
+    """
+    g = gates.to(norm1.mean.dtype)
+    rstd1, scale1, shift1 = _scale_and_shift(norm1)
+    rstd2, scale2, shift2 = _scale_and_shift(norm2)
+    other = 1 - g
+    b = torch.addcmul(other * shift2, g, shift1)
+    return g * scale1, other * scale2, b, rstd1, rstd2
+
+
+def gradients(
+    gates: Tensor,
+    s0: Tensor,
+    s1: Tensor,
+    s2: Tensor,
+    first: Affine,
+    second: Affine,
+    pixels: int,
+) -> Gradients:
+    """All small gradients, and the coefficients of `spread`, from `sums` over ``pixels`` a channel.
+
+    ``pixels`` are those of all images together.
+    """
+    g = gates.to(s0.dtype)
+    other = 1 - g
+    s1, s2 = s1 * first.rstd, s2 * second.rstd  # of the gradient times what was normalised
+    dgates = (first.weight * s1 - second.weight * s2) + (first.bias - second.bias) * s0
+    dweight1, dbias1 = (g * s1).sum(0), (g * s0).sum(0)
+    dweight2, dbias2 = (other * s2).sum(0), (other * s0).sum(0)
+    pqr1 = _gradient_of_input(first, g, dweight1, dbias1, pixels)
+    pqr2 = _gradient_of_input(second, other, dweight2, dbias2, pixels)
+    return Gradients(dgates, dweight1, dbias1, dweight2, dbias2, pqr1, pqr2)
 
 
 def blend(
@@ -98,6 +140,23 @@ def spread(
     if stacked:
         return _narrow(torch.cat((dy1, dy2), 1), y1.dtype), residual
     return _narrow(dy1, y1.dtype), _narrow(dy2, y1.dtype), residual
+
+
+def _scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    rstd = (norm.var + norm.eps).rsqrt()
+    scale = rstd if norm.weight is None else norm.weight.to(rstd.dtype) * rstd
+    shift = -norm.mean * scale
+    return rstd, scale, shift if norm.bias is None else norm.bias.to(rstd.dtype) + shift
+
+
+def _gradient_of_input(
+    of: Affine, g: Tensor, dweight: Tensor, dbias: Tensor, pixels: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    scale = of.weight * of.rstd
+    if not of.batch:
+        return g * scale, torch.zeros_like(of.rstd), torch.zeros_like(of.rstd)
+    each = scale / pixels
+    return g * scale, -each * of.rstd * dweight, -each * dbias
 
 
 def _wide(y: Tensor) -> Tensor:

@@ -15,8 +15,14 @@ from torch.library import custom_op
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.ops import passes_kernels as kernels
-from adafilter_dist.models.ops.passes_reference import accumulation_dtype
+from adafilter_dist.models.ops.passes_reference import (
+    accumulation_dtype,
+    coefficients,
+    gradients,
+)
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
+
+__all__ = ["blend", "coefficients", "gradients", "moments", "spread", "sums"]
 
 # Programs that sums are dealt out to: eight for each of an H100's 132 multiprocessors. A constant,
 # because the order of summation, and so the last bit, follows from it.

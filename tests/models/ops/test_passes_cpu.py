@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops import passes_cpu, passes_reference
+from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}
 
@@ -57,6 +60,38 @@ def test_equal_the_reference(shape: tuple[int, ...], layout: str, dtype: torch.d
             close(ours, passes_reference.spread(*given, want_residual=want), dtype)
             dy, dz = passes_cpu.spread(*given, want_residual=want, stacked=True)
             close((*dy.chunk(2, 1), dz), ours, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 37), (1, 1), (16, 520)])
+@pytest.mark.parametrize("batch", [True, False])
+def test_what_stands_between_the_passes(
+    shape: tuple[int, int], dtype: torch.dtype, batch: bool
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    images, channels = shape
+
+    def small(*size: int) -> Tensor:
+        return torch.randn(*size, generator=draw, dtype=torch.float64).to(dtype)
+
+    gates = (small(images, channels) > 0).to(dtype)
+    norms = [
+        Norm(small(channels), small(channels), small(channels), small(channels).abs(), 1e-5, batch),
+        Norm(None, None, small(channels), small(channels).abs(), 1e-3, not batch),
+    ]
+    found = passes_cpu.coefficients(gates, *norms)
+    close(found, passes_reference.coefficients(gates, *norms), dtype)
+    affine = [
+        Affine(small(channels), small(channels), rstd, norm.batch)
+        for rstd, norm in zip(found[3:], norms, strict=True)
+    ]
+    sums = [small(images, channels) for _ in range(3)]
+    ours = passes_cpu.gradients(gates, *sums, *affine, 70 * images)
+    theirs = passes_reference.gradients(gates, *sums, *affine, 70 * images)
+    for name in (field.name for field in fields(Gradients)):
+        close(getattr(ours, name), getattr(theirs, name), dtype)
+    fixed = ours.second if batch else ours.first
+    assert not fixed[1].any() and not fixed[2].any() and bool(fixed[0].any() or images == 1)
 
 
 def test_variance_far_from_zero_keeps_its_digits() -> None:
