@@ -78,10 +78,8 @@ class _GatedNorm(torch.autograd.Function):
         ctx.stacked = y2 is None
         if y2 is None:
             y1, y2 = y1.chunk(2, 1)
-        norm1, norm2 = (
-            replace(norm1, weight=weight1, bias=bias1),
-            replace(norm2, weight=weight2, bias=bias2),
-        )
+        norm1 = replace(norm1, weight=weight1, bias=bias1)
+        norm2 = replace(norm2, weight=weight2, bias=bias2)
         a1, a2, b, rstd1, rstd2 = passes.coefficients(gates, norm1, norm2)
         out, mean = passes.blend(y1, y2, a1, a2, b, residual, relu)
         ctx.save_for_backward(

@@ -142,7 +142,10 @@ void gradients(const A *g, const A *s0, const A *s1, const A *s2, const A *w1, c
             const int64_t at = n * C + c;
             const A on = g[at], off = 1 - on, t0 = s0[at];
             const A t1 = s1[at] * rstd1[c], t2 = s2[at] * rstd2[c]; // times what was normalised
-            dg[at] = (w1[c] * t1 - w2[c] * t2) + (b1[c] - b2[c]) * t0;
+            // w1 t1 - w2 t2 by differences: exactly zero where both branches are the same, also
+            // where the compiler fuses a product with its sum.
+            const A apart = (s1[at] - s2[at]) * rstd1[c] + s2[at] * (rstd1[c] - rstd2[c]);
+            dg[at] = w1[c] * apart + (w1[c] - w2[c]) * t2 + (b1[c] - b2[c]) * t0;
             dw1[c] += on * t1, db1[c] += on * t0, dw2[c] += off * t2, db2[c] += off * t0;
             p1[at] = on * w1[c] * rstd1[c], p2[at] = off * w2[c] * rstd2[c];
         }

@@ -9,24 +9,17 @@ from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.ops import passes_kernels as kernels
-from adafilter_dist.models.ops.passes_reference import (
-    accumulation_dtype,
-    coefficients,
-    gradients,
-)
+from adafilter_dist.models.ops.between_triton import coefficients, gradients
+from adafilter_dist.models.ops.passes_reference import accumulation_dtype
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
+from adafilter_dist.models.ops.tiles import accumulation, grid, shares, tile
 
 __all__ = ["blend", "coefficients", "gradients", "moments", "spread", "sums"]
-
-# Programs that sums are dealt out to: eight for each of an H100's 132 multiprocessors. A constant,
-# because the order of summation, and so the last bit, follows from it.
-_PROGRAMS = 1056
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,9 +94,9 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
     if rows == 0:
         raise UserError(f"moments of an empty tensor {tuple(y.shape)}: allowed is 1 pixel or more")
     y, stride = pixel_rows(y)
-    wide, accumulate = _accumulation(y.dtype)
-    block_r, block_c = _tile(y.dtype, channels, rows)
-    splits, share = _shares(rows, 4 * block_r, triton.cdiv(channels, block_c))
+    wide, accumulate = accumulation(y.dtype)
+    block_r, block_c = tile(y.dtype, channels, rows)
+    splits, share = shares(rows, 4 * block_r, triton.cdiv(channels, block_c))
     partial = torch.empty(2, splits, channels, dtype=torch.float64, device=y.device)
     mean, var = (torch.empty(channels, dtype=wide, device=y.device) for _ in range(2))
     with torch.cuda.device_of(y):
@@ -153,10 +146,10 @@ def _blend(
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2)
     third, stride_residual = (y1, 0) if residual is None else pixel_rows(residual)
-    wide, accumulate = _accumulation(y1.dtype)
-    block_r, block_c = _tile(y1.dtype, channels, pixels)
+    wide, accumulate = accumulation(y1.dtype)
+    block_r, block_c = tile(y1.dtype, channels, pixels)
     others = images * triton.cdiv(channels, block_c)
-    splits, share = _shares(pixels, 4 * block_r, others)
+    splits, share = shares(pixels, 4 * block_r, others)
     partial = torch.empty(splits, images, channels, dtype=wide, device=y1.device)
     with torch.cuda.device_of(y1):
         kernels.blend_kernel[(others * splits,)](
@@ -210,10 +203,10 @@ def _sums(
     act, stride_out = (dout, 0) if out is None else pixel_rows(out)
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2)
-    wide, accumulate = _accumulation(y1.dtype)
-    block_r, block_c = _tile(y1.dtype, channels, pixels)
+    wide, accumulate = accumulation(y1.dtype)
+    block_r, block_c = tile(y1.dtype, channels, pixels)
     others = images * triton.cdiv(channels, block_c)
-    splits, share = _shares(pixels, 4 * block_r, others)
+    splits, share = shares(pixels, 4 * block_r, others)
     partial = torch.empty(splits, 3, images, channels, dtype=wide, device=y1.device)
     with torch.cuda.device_of(y1):
         kernels.sums_kernel[(others * splits,)](
@@ -276,9 +269,9 @@ def _spread(
     act, stride_out = (dout, 0) if out is None else pixel_rows(out)
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2)
-    block_r, block_c = _tile(y1.dtype, channels, pixels)
+    block_r, block_c = tile(y1.dtype, channels, pixels)
     with torch.cuda.device_of(y1):
-        kernels.spread_kernel[_grid(images, pixels, channels, block_r, block_c)](
+        kernels.spread_kernel[grid(images, pixels, channels, block_r, block_c)](
             dout,
             small[0] if more is None else more.contiguous(),
             act,
@@ -298,7 +291,7 @@ def _spread(
             MORE=more is not None,
             RELU=out is not None,
             RESIDUAL=want_residual,
-            ACC=_accumulation(y1.dtype)[1],
+            ACC=accumulation(y1.dtype)[1],
             BLOCK_R=block_r,
             BLOCK_C=block_c,
             enable_fp_fusion=True,
@@ -324,28 +317,3 @@ def _empty_gradients(y: Tensor, want_residual: bool, stacked: bool) -> list[Tens
     channels = y.shape[1]
     shapes = [2 * channels] if stacked else [channels, channels]
     return [empty_rows(y, each) for each in shapes + [channels] * want_residual]
-
-
-def _accumulation(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
-    wide = accumulation_dtype(dtype)
-    return wide, tl.float64 if wide == torch.float64 else tl.float32
-
-
-def _tile(dtype: torch.dtype, channels: int, rows: int) -> tuple[int, int]:
-    """Rows and columns of a tile: 16 elements for each of 128 threads, few beyond the edge."""
-    wasteless = [b for b in (128, 64, 32) if triton.cdiv(channels, b) * b <= 1.25 * channels]
-    block_c = wasteless[0] if wasteless else min(triton.next_power_of_2(channels), 128)
-    elements = 1024 if dtype == torch.float64 else 2048
-    return min(elements // block_c, triton.next_power_of_2(max(rows, 1))), block_c
-
-
-def _grid(images: int, pixels: int, channels: int, block_r: int, block_c: int) -> tuple[int]:
-    """One program a tile; no tile spans two images, whose coefficients differ."""
-    return (images * triton.cdiv(pixels, block_r) * triton.cdiv(channels, block_c),)
-
-
-def _shares(rows: int, least: int, others: int) -> tuple[int, int]:
-    """Parts to cut `rows` into, of `least` or more rows, and the rows of a part."""
-    splits = max(1, min(_PROGRAMS // max(others, 1), rows // least))
-    share = max(1, triton.cdiv(rows, splits))
-    return max(1, triton.cdiv(rows, share)), share

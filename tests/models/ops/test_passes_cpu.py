@@ -94,6 +94,15 @@ def test_what_stands_between_the_passes(
     assert not fixed[1].any() and not fixed[2].any() and bool(fixed[0].any() or images == 1)
 
 
+def test_branches_that_are_the_same_give_gates_no_gradient() -> None:
+    """Exactly none: straight after conversion nothing is to be preferred."""
+    draw = torch.Generator().manual_seed(0)
+    gates, s0, s1 = (torch.randn(5, 77, generator=draw) for _ in range(3))
+    weight, bias, rstd = (torch.randn(77, generator=draw) for _ in range(3))
+    one = Affine(weight, bias, rstd, batch=True)
+    assert not passes_cpu.gradients(gates, s0, s1, s1, one, one, 500).gates.any()
+
+
 def test_variance_far_from_zero_keeps_its_digits() -> None:
     y = torch.randn(8, 3, 30, 30, generator=torch.Generator().manual_seed(0)) + 1000
     _, var = passes_cpu.moments(y)

@@ -1,0 +1,39 @@
+"""How the Triton kernels of the passes cut up their work: tiles, programs, dtypes of sums."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from adafilter_dist.models.ops.passes_reference import accumulation_dtype
+
+# Programs that sums are dealt out to: eight for each of an H100's 132 multiprocessors. A constant,
+# because the order of summation, and so the last bit, follows from it.
+_PROGRAMS = 1056
+
+
+def accumulation(dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:
+    """The dtype of sums over activations of `dtype`, for torch and for Triton."""
+    wide = accumulation_dtype(dtype)
+    return wide, tl.float64 if wide == torch.float64 else tl.float32
+
+
+def tile(dtype: torch.dtype, channels: int, rows: int) -> tuple[int, int]:
+    """Rows and columns of a tile: 16 elements for each of 128 threads, few beyond the edge."""
+    wasteless = [b for b in (128, 64, 32) if triton.cdiv(channels, b) * b <= 1.25 * channels]
+    block_c = wasteless[0] if wasteless else min(triton.next_power_of_2(channels), 128)
+    elements = 1024 if dtype == torch.float64 else 2048
+    return min(elements // block_c, triton.next_power_of_2(max(rows, 1))), block_c
+
+
+def grid(images: int, pixels: int, channels: int, block_r: int, block_c: int) -> tuple[int]:
+    """One program a tile; no tile spans two images, whose coefficients differ."""
+    return (images * triton.cdiv(pixels, block_r) * triton.cdiv(channels, block_c),)
+
+
+def shares(rows: int, least: int, others: int) -> tuple[int, int]:
+    """Parts to cut `rows` into, of `least` or more rows, and the rows of a part."""
+    splits = max(1, min(_PROGRAMS // max(others, 1), rows // least))
+    share = max(1, triton.cdiv(rows, splits))
+    return max(1, triton.cdiv(rows, share)), share
