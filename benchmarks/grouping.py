@@ -10,7 +10,7 @@ counts under "BatchNorm + selection".
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ REST = "rest"
 PARTS = (FORWARD, INPUT, WEIGHT, NORM, GATE, OTHER, UPDATE, REST)
 MARK = "part: "
 _BOTH = "both gradients"
+_STACKED = "_StackedConv"  # of a gated layer: adafilter_dist/models/ops/stacked_conv.py
 _NODE = "autograd::engine::evaluate_function: "
 
 
@@ -155,8 +156,25 @@ def _visit(
         made_in[event.sequence_nr] = part
     microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
     found[part] += microseconds / 1e6
-    for child in event.cpu_children:
-        _visit(child, part, backward, made_in, found, on_gpu)
+    parts = dict.fromkeys(range(len(event.cpu_children)), part)
+    if event.name == _STACKED + "Backward":
+        parts = _products_of_stacked(event.cpu_children)
+    for number, child in enumerate(event.cpu_children):
+        _visit(child, parts[number], backward, made_in, found, on_gpu)
+
+
+def _products_of_stacked(children: Sequence[Any]) -> dict[int, str]:
+    """Which gradient each operation in the backward of stacked filters belongs to, by its place.
+
+    That of the input comes first, where there is one: for it the filters are joined.
+    """
+    part = INPUT if any(child.name == "aten::cat" for child in children) else WEIGHT
+    found = {}
+    for number, child in enumerate(children):
+        found[number] = part
+        if child.name in ("aten::matmul", "aten::mm"):
+            part = WEIGHT
+    return found
 
 
 def part_of_event(
@@ -169,6 +187,8 @@ def part_of_event(
         return UPDATE
     if name.startswith(_NODE):
         return REST if "AccumulateGrad" in name else made_in.get(sequence, OTHER)
+    if name == _STACKED:
+        return FORWARD
     if ("convolution" in name and "backward" not in name) or name == "aten::conv2d":
         return INPUT if backward else FORWARD  # a transposed one may give an input's gradient
     if "convolution_backward" in name and inherited not in (INPUT, WEIGHT):

@@ -47,6 +47,25 @@ def test_a_step_is_shared_out_over_its_parts() -> None:
     assert ours[GATE] > forward[GATE]
 
 
+def test_products_over_stacked_filters_are_convolutions() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 64, 1, bias=False), nn.Conv2d(64, 64, 1, bias=False)
+    norms = nn.BatchNorm2d(64), nn.BatchNorm2d(64)
+    net = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.Flatten())
+    converted = convert(net.append(nn.Linear(64 * 32 * 32, 2)), size=32).train()
+    x = images(4, 32, torch.float32)
+
+    def step() -> None:
+        converted(x).sum().backward()
+
+    found = seconds_by_part(step, converted, ["0", "3"], device=CPU, times=2)
+    assert min(found[FORWARD], found[INPUT], found[WEIGHT], found[NORM]) > 0
+    only = nn.Sequential(copy.deepcopy(first), copy.deepcopy(norms[0]), nn.Flatten())
+    converted = convert(only.append(nn.Linear(64 * 32 * 32, 2)), size=32).train()
+    found = seconds_by_part(step, converted, ["0"], device=CPU, times=2)
+    assert found[INPUT] == 0 < found[WEIGHT], "pictures have no gradient"
+
+
 def test_splitting_a_convolutions_backward_changes_no_gradient() -> None:
     net, x = Pairs().double(), images(2, 8).requires_grad_()
     wanted = torch.autograd.grad(net(x).square().sum(), [x, *net.parameters()])
