@@ -222,3 +222,19 @@ def test_keeps_no_more_for_backward_than_the_convolutions_outputs_and_its_own(pa
         out, _ = fused(passes, of, relu=True)
     large = [size for size in kept.values() if size >= out.untyped_storage().nbytes()]
     assert len(large) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
+def test_its_graph_does_not_break_when_compiled(used: tuple[bool, bool]) -> None:
+    """As on a GPU, where the passes are operators; here they are the reference's."""
+    of = given((2, 3, 4, 4))
+
+    def layer(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        return fused(passes_reference, dict(zip(of, leaves, strict=True)), True)
+
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    leaves = [leaf for leaf in of.values() if leaf is not None]
+    ours = with_gradients(compiled(*leaves), of, used)
+    for one, other in zip(ours, with_gradients(layer(*leaves), of, used), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
