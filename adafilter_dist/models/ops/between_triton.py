@@ -22,7 +22,7 @@ def coefficients(
     gates: Tensor, norm1: Norm, norm2: Norm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """a1, a2, b (N, C) of `blend`, and 1 / standard deviation of both branches (C,)."""
-    first, second = _tensors(norm1), _tensors(norm2)
+    first, second = ([*norm.affine(), norm.mean, norm.var] for norm in (norm1, norm2))
     abc, rstd = _coefficients(gates, first, second, norm1.eps, norm2.eps)
     a1, a2, b = abc.unbind()
     rstd1, rstd2 = rstd.unbind()
@@ -45,12 +45,6 @@ def gradients(
     dgates, p1, p2 = by_image.unbind()
     dweight1, dbias1, dweight2, dbias2, q1, r1, q2, r2 = by_channel.unbind()
     return Gradients(dgates, dweight1, dbias1, dweight2, dbias2, (p1, q1, r1), (p2, q2, r2))
-
-
-def _tensors(norm: Norm) -> list[Tensor]:
-    weight = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
-    bias = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
-    return [weight, bias, norm.mean, norm.var]
 
 
 @custom_op("adafilter::coefficients", mutates_args=())

@@ -40,8 +40,8 @@ def gated_norm(
         y1,
         y2,
         gates,
-        *_affine(norm1, gates),
-        *_affine(norm2, gates),
+        *norm1.affine(),
+        *norm2.affine(),
         residual,
         norm1,
         norm2,
@@ -49,12 +49,6 @@ def gated_norm(
         relu,
     )
     return out, mean
-
-
-def _affine(norm: Norm, gates: Tensor) -> tuple[Tensor, Tensor]:
-    weight = torch.ones_like(norm.mean) if norm.weight is None else norm.weight
-    bias = torch.zeros_like(norm.mean) if norm.bias is None else norm.bias
-    return weight, bias
 
 
 class _GatedNorm(torch.autograd.Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,11 @@ class Norm:
     var: Tensor
     eps: float
     batch: bool
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias, one and zero where it has none."""
+        weight = torch.ones_like(self.mean) if self.weight is None else self.weight
+        return weight, torch.zeros_like(self.mean) if self.bias is None else self.bias
 
 
 @dataclass(frozen=True)

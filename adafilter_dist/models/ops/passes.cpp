@@ -95,7 +95,6 @@ void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *mea
     combine(means, vars, N, C, mean, var);
 }
 
-// Without weight and bias they are one and zero.
 template <class A>
 void coefficients(const A *g, const A *w1, const A *b1, const A *m1, const A *v1, double eps1,
                   const A *w2, const A *b2, const A *m2, const A *v2, double eps2, int64_t N,
@@ -105,9 +104,8 @@ void coefficients(const A *g, const A *w1, const A *b1, const A *m1, const A *v1
 #pragma omp simd
     for (int64_t c = 0; c < C; ++c) {
         rstd1[c] = A(1) / std::sqrt(v1[c] + A(eps1)), rstd2[c] = A(1) / std::sqrt(v2[c] + A(eps2));
-        scale1[c] = (w1 ? w1[c] : A(1)) * rstd1[c], scale2[c] = (w2 ? w2[c] : A(1)) * rstd2[c];
-        shift1[c] = (b1 ? b1[c] : A(0)) - m1[c] * scale1[c];
-        shift2[c] = (b2 ? b2[c] : A(0)) - m2[c] * scale2[c];
+        scale1[c] = w1[c] * rstd1[c], scale2[c] = w2[c] * rstd2[c];
+        shift1[c] = b1[c] - m1[c] * scale1[c], shift2[c] = b2[c] - m2[c] * scale2[c];
     }
     for (int64_t n = 0; n < N; ++n)
 #pragma omp simd
@@ -202,9 +200,9 @@ void blend(const T *y1, int64_t stride1, const T *y2, int64_t stride2, const A *
 }
 
 template <class T, class A>
-void sums(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2, int64_t stride2,
-          const A *m1, const A *m2, int64_t N, int64_t P, int64_t C, A *s0, A *s1, A *s2,
-          int threads) {
+void sums(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2,
+          int64_t stride2, const A *m1, const A *m2, int64_t N, int64_t P, int64_t C, A *s0, A *s1,
+          A *s2, int threads) {
     const int64_t wide = width(N, C, threads), blocks = (C + wide - 1) / wide;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t item = 0; item < N * blocks; ++item) {
@@ -240,10 +238,10 @@ void sums(const T *grad, const A *more, const T *out, const T *y1, int64_t strid
 }
 
 template <bool RELU, bool RESIDUAL, class T, class A>
-void spread_rows(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2,
-                 int64_t stride2, const A *m1, const A *q1, const A *r1, const A *m2, const A *q2,
-                 const A *r2, const A *p1, const A *p2, int64_t rows, int64_t C, T *dy1, T *dy2,
-                 int64_t stride, T *dz) {
+void spread_rows(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1,
+                 const T *y2, int64_t stride2, const A *m1, const A *q1, const A *r1, const A *m2,
+                 const A *q2, const A *r2, const A *p1, const A *p2, int64_t rows, int64_t C,
+                 T *dy1, T *dy2, int64_t stride, T *dz) {
     for (int64_t p = 0; p < rows; ++p) {
         const T *of = grad + p * C, *kept = RELU ? out + p * C : of;
         const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2;
@@ -270,9 +268,10 @@ void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t str
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t item = 0; item < N * pieces; ++item) {
         const int64_t n = item / pieces, from = item % pieces * RUN, at = n * P + from;
-        rows(grad + at * C, more ? more + n * C : nothing.data(), out ? out + at * C : nullptr, y1 + at * stride1, stride1,
-             y2 + at * stride2, stride2, m1, q1, r1, m2, q2, r2, p1 + n * C, p2 + n * C, std::min(RUN, P - from), C,
-             dy1 + at * stride, dy2 + at * stride, stride, dz ? dz + at * C : nullptr);
+        rows(grad + at * C, more ? more + n * C : nothing.data(), out ? out + at * C : nullptr,
+             y1 + at * stride1, stride1, y2 + at * stride2, stride2, m1, q1, r1, m2, q2, r2,
+             p1 + n * C, p2 + n * C, std::min(RUN, P - from), C, dy1 + at * stride,
+             dy2 + at * stride, stride, dz ? dz + at * C : nullptr);
     }
 }
 

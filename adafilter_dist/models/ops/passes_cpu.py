@@ -59,8 +59,8 @@ def coefficients(
     a1, a2, b = wide.new_empty((3, images, channels)).unbind()
     rstd1, rstd2 = wide.new_empty((2, channels)).unbind()
     tensors = [
-        [None if t is None else _small(t, wide) for t in (n.weight, n.bias, n.mean, n.var)]
-        for n in (norm1, norm2)
+        [_small(each, wide) for each in (*norm.affine(), norm.mean, norm.var)]
+        for norm in (norm1, norm2)
     ]
     given = (*map(_at, tensors[0]), norm1.eps, *map(_at, tensors[1]), norm2.eps)
     to = map(_at, (a1, a2, b, rstd1, rstd2))

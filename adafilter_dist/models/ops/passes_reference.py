@@ -143,10 +143,10 @@ def spread(
 
 
 def _scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    weight, bias = (each.to(norm.mean.dtype) for each in norm.affine())
     rstd = (norm.var + norm.eps).rsqrt()
-    scale = rstd if norm.weight is None else norm.weight.to(rstd.dtype) * rstd
-    shift = -norm.mean * scale
-    return rstd, scale, shift if norm.bias is None else norm.bias.to(rstd.dtype) + shift
+    scale = weight * rstd
+    return rstd, scale, bias - norm.mean * scale
 
 
 def _gradient_of_input(

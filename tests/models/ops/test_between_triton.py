@@ -93,7 +93,7 @@ def check_operators(device: str) -> None:
     from adafilter_dist.models.ops import between_triton
 
     gates, norms, sums = given(device, (3, 5), torch.float32, True)
-    first, second = (between_triton._tensors(norm) for norm in norms)
+    first, second = ([*norm.affine(), norm.mean, norm.var] for norm in norms)
     calls = [
         (between_triton._coefficients, (gates, first, second, 1e-5, 1e-3)),
         (between_triton._gradients, ([gates, *sums, *first[:3], *second[:3]], 70, True, False)),

@@ -33,6 +33,19 @@ def test_against_torch(shape: dict[str, object]) -> None:
     torch.testing.assert_close(y.double(), given.wanted(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [DEEP, DILATED], ids=str)
+def test_what_stands_behind_comes_after_the_last_product(shape: dict[str, object]) -> None:
+    """Where the sums of a filter are visited more than once."""
+    given = case(**shape, dtype=torch.float32)  # type: ignore[arg-type]
+    wanted, draw = given.wanted(), torch.Generator().manual_seed(1)
+    residual = 10 * torch.randn(wanted.shape, generator=draw)
+    conv = BareConv(given.conv)
+    for more in (None, residual):
+        y = selected_conv(conv, given.x, given.table, given.bits, more, relu=True)
+        whole = wanted if more is None else wanted + more
+        torch.testing.assert_close(y, whole.relu(), rtol=1e-4, atol=1e-3)
+
+
 def test_a_settled_filter_is_the_same_for_both_bits() -> None:
     given = case(4, channels=(5, 70), padding=1, dtype=torch.float32)
     numbers = torch.arange(70)

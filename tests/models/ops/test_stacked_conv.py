@@ -35,8 +35,11 @@ def test_equals_two_convolutions(case: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(9, 11), (1, 1)])
-def test_a_matrix_product_in_every_layout(size: tuple[int, int]) -> None:
-    conv = nn.Conv2d(4, 6, 1, bias=False, dtype=torch.float64)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_matrix_product_in_every_layout(
+    size: tuple[int, int], memory: torch.memory_format
+) -> None:
+    conv = nn.Conv2d(4, 6, 1, bias=False, dtype=torch.float64).to(memory_format=memory)
     frozen = torch.randn_like(conv.weight)
     plain = torch.randn(3, 4, *size, dtype=torch.float64)
     last = plain.contiguous(memory_format=torch.channels_last)
