@@ -288,18 +288,27 @@ def test_a_damaged_submission(
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """Four members: two finished, one queued, one that has no folder yet."""
+    """Four members: two finished, one queued, one that has no folder yet.
+
+    Of the finished, the first is better on the validation set, the second on the test set.
+    """
     folder = tmp_path / "sweeps" / "lr"
     folder.mkdir(parents=True)
     members = []
-    for number, (lr, state, top1) in enumerate(
-        [(0.02, "finished", 0.75), (0.01, "finished", 0.875), (0.03, "queued", 0.9), (1, "", 0)]
+    for number, (lr, state, val, test) in enumerate(
+        [
+            (0.02, "finished", 0.625, 0.75),
+            (0.01, "finished", 0.5, 0.875),
+            (0.03, "queued", 0.9, 0.9),
+            (1, "", 0, 0),
+        ]
     ):
         run = tmp_path / "runs" / f"{number}"
         if state:
             submit(run, job=f"{JOB}_{number}")
             write_status(run, state)
-            append(run / "metrics.jsonl", {"kind": "evaluation", "split": "test", "top1": top1})
+            for split, top1 in (("val", val), ("val", val / 2), ("test", test)):
+                append(run / "metrics.jsonl", {"kind": "evaluation", "split": split, "top1": top1})
         place = str(run) if number else f"../../runs/{number}"
         members.append({"run": place, "values": {"optim.lr": lr, "model.name": "resnet18"}})
     content: dict[str, Any] = {"key": ["optim.lr", "model.name"], "members": members}
@@ -321,15 +330,30 @@ def test_a_sweep(sweep: Path, cluster: Cluster, capsys: pytest.CaptureFixture[st
     assert "JobArrayTaskLimit (as many of the array run as may at once)" in lines[3]
     assert lines[4].endswith("no such folder")
     assert lines[5].startswith(
-        "4 members: 2 finished, 1 queued, 1 unknown; best of the finished: optim.lr=0.01 "
-        "model.name=resnet18, test top-1 87.5 % ("
+        "4 members: 2 finished, 1 queued, 1 unknown; best of the finished by validation (*): "
+        "optim.lr=0.02 model.name=resnet18, val top-1 62.5 %, test top-1 75.0 % ("
     )
+    assert "62.5 % *" in lines[1] and "75.0 %" in lines[1]
+    assert "50.0 % " in lines[2] and "87.5 %" in lines[2]
+    assert sum(" * " in line for line in lines[:5]) == 1
     assert len(lines) == 6
     assert main(["status", "--json", str(sweep)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found[1]["values"] == {"optim.lr": 0.01, "model.name": "resnet18"}
     assert main(["status", str(sweep), str(sweep.parents[1] / "runs")]) == 0
     assert capsys.readouterr().out.splitlines()[7].startswith("RUN ")
+
+
+def test_the_test_set_never_names_the_best_of_a_sweep(
+    sweep: Path, no_slurm: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one finished member nothing is known but its accuracy on the test set."""
+    rows = sweep.parents[1] / "runs" / "1" / "metrics.jsonl"
+    rows.write_text('{"kind":"evaluation","split":"test","top1":0.99}\n')
+    assert main(["status", str(sweep)]) == 0
+    out = capsys.readouterr().out
+    assert "best of" not in out and "*" not in out
+    assert "no best is named" in out and "the test set must not choose" in out
 
 
 def test_a_damaged_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

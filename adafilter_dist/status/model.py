@@ -44,7 +44,8 @@ class RunStatus:
     ``state``: as recorded (queued, running, stopped, finished, failed), or killed, stalled,
     cancelled, lost, unknown. ``alive``: whether its process is, None where that cannot be known
     from here. ``slurm``: the state of its ``job``, None where SLURM was not asked or does not know;
-    ``starts_in``: seconds until SLURM expects to start it.
+    ``starts_in``: seconds until SLURM expects to start it. ``val_top1`` is the best on the
+    validation set, ``test_top1`` that of the model with it; ``metric`` names what ``value`` is.
     """
 
     run: str
@@ -63,6 +64,8 @@ class RunStatus:
     epochs: int | None
     metric: str | None
     value: float | None
+    val_top1: float | None
+    test_top1: float | None
     images_per_second: float | None
     step_seconds: float | None
     world_size: int | None

@@ -38,7 +38,8 @@ def read_run(run: Path, now: float | None = None) -> RunStatus:
     if state in ("running", "stalled") and alive is None and host:
         reason = f"{reason} on {host}" if reason else f"on {host}"
     attempts = read_attempts(run, events, state, reason)
-    metric, value = _metric(rows)
+    val, test = _best(rows, "val"), _last(rows, "test")
+    metric, value = _metric(rows, val, test)
     trained = next((row for row in reversed(rows) if row.get("kind") == "train"), {})
     heartbeat = number(status, "heartbeat")
     last = max([1, whole(status, "attempt") or 1, *(attempt.number for attempt in attempts)])
@@ -59,6 +60,8 @@ def read_run(run: Path, now: float | None = None) -> RunStatus:
         epochs=whole(status, "epochs"),
         metric=metric,
         value=value,
+        val_top1=val,
+        test_top1=test,
         images_per_second=number(trained, "images_per_second"),
         step_seconds=number(status, "step_seconds"),
         world_size=whole(status, "world_size"),
@@ -96,16 +99,27 @@ def _is_lost(submitted: Submitted, status: Row, now: float) -> bool:
     return now - (number(status, "heartbeat") or 0.0) > _STARTING_SECONDS
 
 
-def _metric(rows: list[Row]) -> tuple[str | None, float | None]:
+def _scores(rows: list[Row], split: str) -> list[float]:
+    found = (number(row, "top1") for row in rows if row.get("split") == split)
+    return [top1 for top1 in found if top1 is not None]
+
+
+def _best(rows: list[Row], split: str) -> float | None:
+    return max(_scores(rows, split), default=None)
+
+
+def _last(rows: list[Row], split: str) -> float | None:
+    scores = _scores(rows, split)
+    return scores[-1] if scores else None
+
+
+def _metric(
+    rows: list[Row], val: float | None, test: float | None
+) -> tuple[str | None, float | None]:
     """The accuracy on the test set, else the best in validation, else the last loss."""
-    scores: dict[str, list[float]] = {"test": [], "val": []}
-    for row in rows:
-        top1 = number(row, "top1")
-        if row.get("split") in scores and top1 is not None:
-            scores[row["split"]].append(top1)
-    if scores["test"]:
-        return "test top-1", scores["test"][-1]
-    if scores["val"]:
-        return "best val top-1", max(scores["val"])
+    if test is not None:
+        return "test top-1", test
+    if val is not None:
+        return "best val top-1", val
     losses = [loss for row in rows[-1:] if (loss := number(row, "loss")) is not None]
     return ("loss", losses[0]) if losses else (None, None)

@@ -50,18 +50,41 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def best_of(runs: Sequence[RunStatus]) -> int | None:
+    """Which of the finished members is the best by its validation accuracy; the first of equals.
+
+    None where a finished one has no validation accuracy: the test set must not choose.
+    """
+    done = [(number, run) for number, run in enumerate(runs) if run.state == "finished"]
+    scores = [(run.val_top1, number) for number, run in done if run.val_top1 is not None]
+    if not scores or len(scores) < len(done):
+        return None
+    return max(scores, key=lambda each: (each[0], -each[1]))[1]
+
+
 def summary(sweep: Sweep, runs: Sequence[RunStatus]) -> str:
-    """How many members stand how, and the best finished one by its accuracy on the test set."""
+    """How many members stand how, and the best finished one by its validation accuracy."""
     counts = Counter(run.state for run in runs)
     said = ", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state])
     line = f"{len(runs)} members: {said}"
-    done = [
-        (run.value, values, run)
-        for run, (_, values) in zip(runs, sweep.members, strict=True)
-        if run.state == "finished" and run.metric == "test top-1" and run.value is not None
-    ]
-    if done:
-        value, values, best = max(done, key=lambda each: each[0])
+    number = best_of(runs)
+    if number is not None:
+        best, values = runs[number], sweep.members[number][1]
         what = " ".join(f"{key}={shown(values.get(key))}" for key in sweep.keys)
-        line += f"; best of the finished: {what}, test top-1 {100 * value:.1f} % ({best.run})"
+        line += (
+            f"; best of the finished by validation (*): {what}, val top-1 {percent(best.val_top1)}"
+        )
+        if best.test_top1 is not None:
+            line += f", test top-1 {percent(best.test_top1)}"
+        line += f" ({best.run})"
+    elif counts["finished"]:
+        line += (
+            "; no best is named: not every finished one has a validation accuracy "
+            "(data.val_fraction), and the test set must not choose"
+        )
     return line
+
+
+def percent(share: float | None) -> str:
+    """An accuracy as people read it, ``-`` where there is none."""
+    return "-" if share is None else f"{100 * share:.1f} %"

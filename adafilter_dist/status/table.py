@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from adafilter_dist.salvage import text
 from adafilter_dist.status.model import RunStatus, ago
-from adafilter_dist.status.sweep import Sweep, shown, summary
+from adafilter_dist.status.sweep import Sweep, best_of, percent, shown, summary
 
 _HEAD = (
     *("STATE", "STEP", "EPOCH", "METRIC", "IMAGES/S", "RESTARTS", "LOST"),
@@ -20,9 +20,15 @@ def as_table(runs: Sequence[RunStatus], sweep: Sweep | None = None) -> str:
     """A line a run; those of a sweep by what was swept, with a line about all of them."""
     if sweep is None:
         return aligned([("RUN", *_HEAD), *((run.run, *_cells(run)) for run in runs)])
-    rows = [(*sweep.keys, *_HEAD)]
-    for run, (_, values) in zip(runs, sweep.members, strict=True):
-        rows.append((*(shown(values.get(key)) for key in sweep.keys), *_cells(run)))
+    # Both accuracies in columns of their own, so that it shows which one picks the best.
+    place, best = _HEAD.index("METRIC"), best_of(runs)
+    head = [*_HEAD[:place], "VAL TOP-1", "TEST TOP-1", *_HEAD[place + 1 :]]
+    rows = [(*sweep.keys, *head)]
+    for number, (run, (_, values)) in enumerate(zip(runs, sweep.members, strict=True)):
+        cells = _cells(run)
+        scores = [percent(run.val_top1) + (" *" if number == best else ""), percent(run.test_top1)]
+        cells[place : place + 1] = scores
+        rows.append((*(shown(values.get(key)) for key in sweep.keys), *cells))
     return f"{aligned(rows)}\n{summary(sweep, runs)}"
 
 
