@@ -176,7 +176,7 @@ class Trainer:
         session = self.session
         last = epoch + 1 == session.recipe.train.epochs
         due = last or (epoch + 1) % session.recipe.train.evaluate_every == 0
-        has_val = session.recipe.data.val_fraction > 0
+        has_val = len(session.prepared.split("val")[1]) > 0
         position = replace(self.position, validated=epoch + 1)
         metric: float | None = None
         if due and has_val:

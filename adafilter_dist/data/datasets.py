@@ -33,7 +33,7 @@ def fetch_dataset(data: Data, say: Say) -> None:
 
 
 def list_dataset(data: Data) -> Listing:
-    """Classes and the pictures of both splits, in an order that depends on names alone.
+    """Classes and the pictures of each split, in an order that depends on names alone.
 
     The test set is the published one, or drawn first, so that training sets of other sizes leave
     it as it is. Raises UserError for anything that cannot be trained on.
@@ -58,7 +58,7 @@ def list_dataset(data: Data) -> Listing:
         train = _draw(
             train, data.train_per_class, Purpose.TRAIN, found, data, "data.train_per_class"
         )
-    return Listing(found.root, found.classes, train, test, found.notes)
+    return Listing(found.root, found.classes, train, test, found.notes, found.validation)
 
 
 def labels_of(samples: Sequence[Sample]) -> Indices:
@@ -81,7 +81,8 @@ def _only(found: Found, wanted: Sequence[str]) -> Found:
         ]
 
     test = None if found.test is None else reduce(found.test)
-    return Found(found.root, classes, reduce(found.train), test, found.notes)
+    validation = reduce(found.validation)
+    return Found(found.root, classes, reduce(found.train), test, found.notes, validation)
 
 
 def _cut_test(found: Found, data: Data) -> tuple[list[Sample], list[Sample]]:

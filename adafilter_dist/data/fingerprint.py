@@ -18,7 +18,8 @@ def fingerprint(
 ) -> str:
     """Hash of how pictures are stored, the classes, and each split's (label, sha256 of the source).
 
-    Order counts; paths, and how it came to this selection, do not.
+    Order counts; paths, and how it came to this selection, do not. ``splits`` are train, test and,
+    where the data have one of their own, validation.
     """
     quality = data.jpeg_quality if data.stored_format == "jpg" else None
     stored = [data.stored_size, data.stored_format, quality, list(classes)]
@@ -42,7 +43,10 @@ def sources_hash(listing: Listing) -> str:
         return status.st_size, status.st_mtime_ns
 
     digest = hashlib.sha256(repr(listing.classes).encode())
-    for name, samples in (("train", listing.train), ("test", listing.test)):
+    splits = [("train", listing.train), ("test", listing.test)]
+    if listing.validation:
+        splits.append(("validation", listing.validation))
+    for name, samples in splits:
         digest.update(name.encode())
         for sample in samples:
             digest.update(repr((sample.name, sample.label, *stamp(sample.path))).encode())

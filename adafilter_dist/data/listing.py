@@ -33,24 +33,38 @@ class Sample:
 
 @dataclass(frozen=True)
 class Found:
-    """What a source found in its layout; ``test`` is None where no test split is published."""
+    """What a source found in its layout; ``test`` is None where no test split is published.
+
+    ``validation`` holds the data's own validation split, and is empty where there is none.
+    """
 
     root: Path
     classes: list[str]
     train: list[Sample]
     test: list[Sample] | None
     notes: list[str] = field(default_factory=list)
+    validation: list[Sample] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A data set with its splits drawn; labels index ``classes``."""
+    """A data set with its splits drawn; labels index ``classes``.
+
+    ``validation`` holds the data's own validation split. Where it is empty, ``Prepared`` cuts one
+    from the training pictures (``data.val_fraction``).
+    """
 
     root: Path
     classes: list[str]
     train: list[Sample]
     test: list[Sample]
     notes: list[str]
+    validation: list[Sample] = field(default_factory=list)
+
+    @property
+    def train_store(self) -> list[Sample]:
+        """What the train store holds: the training pictures, then those of validation."""
+        return [*self.train, *self.validation]
 
 
 def root_of(data: Data) -> Path:

@@ -26,7 +26,11 @@ class StoredSplit(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Everything about a prepared folder that is not the pictures."""
+    """Everything about a prepared folder that is not the pictures.
+
+    ``validation``: how many of the last pictures of the train store are the data's own validation
+    split; 0 where it has none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,6 +43,7 @@ class Manifest(BaseModel):
     classes: list[str]
     train: StoredSplit
     test: StoredSplit
+    validation: int = 0
     skipped: int
     duplicates: int
     notes: list[str]

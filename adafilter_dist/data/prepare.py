@@ -99,7 +99,7 @@ def _is_current(
     sources = sources_hash(listing)
     if present.sources == sources:
         return True
-    samples = [*listing.train, *listing.test]
+    samples = [*listing.train, *listing.test, *listing.validation]
     workers = data.num_workers or default_workers()
     hashes: list[tuple[int, bytes]] = []
     try:
@@ -114,8 +114,9 @@ def _is_current(
                 progress(len(hashes))
     except BadPicture:
         return False
-    cut = len(listing.train)
-    if fingerprint(data, listing.classes, (hashes[:cut], hashes[cut:])) != present.fingerprint:
+    test, end = len(listing.train), len(listing.train) + len(listing.test)
+    splits = [hashes[:test], hashes[test:end], *([hashes[end:]] if listing.validation else [])]
+    if fingerprint(data, listing.classes, splits) != present.fingerprint:
         return False
     # Copied or touched, but the same pictures: next time the quick look is enough again.
     present.model_copy(update={"sources": sources, "root": listing.root}).write(folder)
@@ -128,7 +129,7 @@ def _replace(folder: Path, listing: Listing, data: Data, console: Console) -> No
     old = folder.with_name(f".{folder.name}.old-{unique}")
     try:
         scratch.mkdir()
-        require_space(scratch, [*listing.train, *listing.test], data)
+        require_space(scratch, [*listing.train_store, *listing.test], data)
         write_folder(scratch, listing, data, console)
         atomic.fsync_folder(scratch)
         if folder.exists():

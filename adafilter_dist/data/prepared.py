@@ -23,7 +23,11 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Two stores, their labels, and how validation and label fraction are cut from training."""
+    """Two stores, their labels, and how validation and label fraction are cut from training.
+
+    ``validation``: how many of the last pictures of the train store are the data's own validation
+    split. Where it is 0, ``val_fraction`` of the training pictures is.
+    """
 
     folder: Path
     classes: list[str]
@@ -35,16 +39,24 @@ class Prepared:
     val_fraction: float
     label_fraction: float
     split_seed: int
+    validation: int = 0
 
     def split(self, name: SplitName) -> tuple[Path, Indices, Indices]:
         """(store, indices into it, their labels) of a split; int64, indices ascending.
 
-        Validation is cut first (at least one picture of every class that has two), so that it is
-        the same for every label_fraction, which then thins out what is left for training.
+        Validation is the data's own, else it is cut first (at least one picture of every class
+        that has two). So it is the same for every label_fraction, which then thins out what is
+        left for training.
         """
         if name == "test":
             return self.test_store, np.arange(len(self.test_labels)), self.test_labels
-        rest, val = cut_fraction(self.train_labels, self.val_fraction, self.split_seed, Purpose.VAL)
+        if self.validation:
+            every = np.arange(len(self.train_labels))
+            rest, val = every[: -self.validation], every[-self.validation :]
+        else:
+            rest, val = cut_fraction(
+                self.train_labels, self.val_fraction, self.split_seed, Purpose.VAL
+            )
         if name == "val":
             return self.train_store, val, self.train_labels[val]
         if self.label_fraction < 1:
@@ -123,4 +135,5 @@ def from_manifest(folder: Path, manifest: Manifest, data: Data) -> Prepared:
         val_fraction=data.val_fraction,
         label_fraction=data.label_fraction,
         split_seed=data.split_seed,
+        validation=manifest.validation,
     )

@@ -11,7 +11,7 @@ from adafilter_dist.data.prepared import Prepared, SplitName
 from adafilter_dist.data.split import Indices
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Sample(Prepared):
     """Prepared data of which every split shows at most ``images`` pictures.
 

@@ -13,6 +13,14 @@ from adafilter_dist.data.lists import read_list
 from adafilter_dist.data.manifest import read_manifest
 
 
+def own_validation(pictures: int) -> str:
+    """The line that says whose validation split is used."""
+    return (
+        f"validation: the data's own split of {pictures:,} pictures; data.val_fraction has no "
+        "effect"
+    )
+
+
 def summarise(folder: Path, console: Console) -> None:
     """Print the summary of a prepared folder."""
     manifest = read_manifest(folder)
@@ -23,12 +31,18 @@ def summarise(folder: Path, console: Console) -> None:
     table.add_column("split")
     for column in ("pictures", "size", "a class: min", "median", "max"):
         table.add_column(column, justify="right")
-    for name, split in (("train", manifest.train), ("test", manifest.test)):
+    rows = [
+        ("train", manifest.train.pictures - manifest.validation, manifest.train.size),
+        ("test", manifest.test.pictures, manifest.test.size),
+    ]
+    if manifest.validation:
+        rows.insert(1, ("val", manifest.validation, 0))
+    for name, pictures, size in rows:
         of_class = [int(row[name]) for row in counts]
         table.add_row(
             name,
-            f"{split.pictures:,}",
-            f"{split.size / 1e6:,.1f} MB",
+            f"{pictures:,}",
+            f"{size / 1e6:,.1f} MB" if size else "in train",
             str(min(of_class)),
             f"{statistics.median(of_class):g}",
             str(max(of_class)),
@@ -46,6 +60,14 @@ def summarise(folder: Path, console: Console) -> None:
         )
     else:
         lines.append("no picture is in both splits")
+    if manifest.validation:
+        lines.append(own_validation(manifest.validation))
+        twins = {row["val_path"] for row in read_list(folder / "val-duplicates.csv")}
+        if twins:
+            lines.append(
+                f"{len(twins)} validation pictures are in the training or the test set too (same "
+                f"pixels); listed in {folder / 'val-duplicates.csv'}"
+            )
     lines += [f"note: {note}" for note in manifest.notes]
     lines.append(f"fingerprint {manifest.fingerprint[:16]}")
     for line in lines:

@@ -30,20 +30,21 @@ def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -
     """
     # Taken first: a picture that changes while it is read must look changed next time.
     sources = sources_hash(listing)
-    train = Intake(listing.train, data.stored_size)
+    train = Intake(listing.train_store, data.stored_size)
     test = Intake(listing.test, data.stored_size)
     stores = {}
     for name, intake in (("train", train), ("test", test)):
         stores[name] = _write_store(folder / name, intake, data, console)
     bad = [*train.bad, *test.bad]
     if bad and data.on_bad == "error":
-        raise UserError(_complaint(bad, len(listing.train) + len(listing.test)))
-    _require_some(listing, stores)
-    duplicates = write_lists(folder, listing.classes, train, test)
-    contents = [
-        [(stored.sample.label, stored.content) for stored in intake.stored]
-        for intake in (train, test)
-    ]
+        raise UserError(_complaint(bad, len(listing.train_store) + len(listing.test)))
+    held = {sample.name for sample in listing.validation}
+    validation = sum(stored.sample.name in held for stored in train.stored)
+    _require_some(listing, stores, validation)
+    duplicates = write_lists(folder, listing.classes, train, test, held)
+    cut = len(train.stored) - validation
+    splits = [train.stored[:cut], test.stored, *([train.stored[cut:]] if validation else [])]
+    contents = [[(stored.sample.label, stored.content) for stored in split] for split in splits]
     Manifest(
         adafilter=__version__,
         settings=settings_of(data),
@@ -53,6 +54,7 @@ def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -
         classes=listing.classes,
         train=_entry(stores["train"]),
         test=_entry(stores["test"]),
+        validation=validation,
         skipped=len(bad),
         duplicates=duplicates,
         notes=listing.notes,
@@ -90,8 +92,9 @@ def _complaint(bad: Sequence[tuple[Sample, str]], of: int) -> str:
     return "\n".join(lines)
 
 
-def _require_some(listing: Listing, stores: dict[str, Written]) -> None:
-    counts = np.bincount(stores["train"].labels, minlength=len(listing.classes))
+def _require_some(listing: Listing, stores: dict[str, Written], validation: int) -> None:
+    labels = stores["train"].labels
+    counts = np.bincount(labels[: len(labels) - validation], minlength=len(listing.classes))
     empty: Iterable[str] = (
         name for name, count in zip(listing.classes, counts, strict=True) if not count
     )
@@ -99,3 +102,5 @@ def _require_some(listing: Listing, stores: dict[str, Written]) -> None:
         raise UserError(f"{listing.root}: every training picture of class {name!r} is bad")
     if not len(stores["test"].labels):
         raise UserError(f"{listing.root}: every test picture is bad")
+    if listing.validation and not validation:
+        raise UserError(f"{listing.root}: every validation picture is bad")

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adafilter_dist.data.prepared import open_prepared
+from adafilter_dist.data.summary import own_validation
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods import Built, build_method
 from adafilter_dist.models.backbones import Backbone, load_backbone
@@ -50,7 +51,10 @@ def _classes(recipe: Recipe, given: int | None, console: Console) -> int:
             raise UserError(f"--classes {given}: at least two classes are needed")
         return given
     try:
-        return len(open_prepared(recipe).classes)
+        prepared = open_prepared(recipe)
+        if prepared.validation:
+            console.print(own_validation(prepared.validation))
+        return len(prepared.classes)
     except UserError:
         named = recipe.data.classes
         known = len(named) if named is not None else _CLASSES.get(recipe.data.name)
