@@ -41,7 +41,9 @@ def run(words: list[str], program: str = "adafilter submit") -> int:
         "words", nargs="*", metavar="key=value", help="train (default), evaluate or prepare first"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the sbatch script; check and submit nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the sbatch script; look at the words alone, submit nothing",
     )
     add_allow_mismatch(parser)
     options = parser.parse_intermixed_args(words)
@@ -75,6 +77,7 @@ def _train(
     targets = find_targets(words, allow)
     folder = submit.sweep_folder(targets)
     if dry_run:
+        submit.check_words(targets)
         print(submit.plan_batch(targets, folder).script(len(targets)), end="")
         return 0
     launch = targets[0].recipe.launch

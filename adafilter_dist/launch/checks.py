@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING
 
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.identity import numbers_of
-from adafilter_dist.recipe.shares import require_shares
+from adafilter_dist.recipe.shares import require_job_shares
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-def check_world(recipe: Recipe) -> None:
-    """UserError if the recipe's micro-batches cannot be shared out over the job's processes."""
-    launch = recipe.launch
-    where = f"launch.nodes={launch.nodes} x {launch.processes_per_node} processes"
-    require_shares(recipe, launch.world_size, where)
 
 
 class Checks:
@@ -35,7 +28,7 @@ class Checks:
         from adafilter_dist.engine.deepspeed_import import require_deepspeed
         from adafilter_dist.run_space import require_run_space, space_of_run
 
-        check_world(recipe)
+        require_job_shares(recipe)
         if recipe.launch.python is None:  # another Python has other packages
             require_deepspeed(recipe)
         numbers = numbers_of(recipe)

@@ -9,7 +9,6 @@ from adafilter_dist.commands.evaluate import find_run_of
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch import local
 from adafilter_dist.launch.batch import Batch
-from adafilter_dist.launch.checks import check_world
 from adafilter_dist.launch.submit import (
     Say,
     cancel_line,
@@ -20,6 +19,7 @@ from adafilter_dist.launch.submit import (
 )
 from adafilter_dist.launch.undo import removed_on_failure
 from adafilter_dist.recipe import Recipe, load_recipe
+from adafilter_dist.recipe.shares import require_job_shares
 
 # `prepare` is one process with a thread a core.
 _ALONE = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1}
@@ -65,5 +65,5 @@ def _recipe_of(verb: str, words: Sequence[str]) -> Recipe:
         launch = recipe.launch.model_copy(update=_ALONE)
         return recipe.model_copy(update={"launch": launch})
     _, recipe = find_run_of(list(words))
-    check_world(recipe)
+    require_job_shares(recipe)
     return recipe

@@ -24,6 +24,7 @@ from adafilter_dist.launch.target import Target, job_of
 from adafilter_dist.launch.undo import removed_on_failure
 from adafilter_dist.recipe.launch import Launch
 from adafilter_dist.recipe.section import seconds
+from adafilter_dist.recipe.shares import require_job_shares
 
 Say = Callable[[str], None]
 
@@ -86,19 +87,38 @@ def still_to_do(targets: Sequence[Target], say: Say) -> list[Target]:
 
 def check(targets: Sequence[Target], cluster: str, batch: Batch) -> None:
     """Everything that can be known before the job starts; UserError with all mistakes at once."""
-    launch = targets[0].recipe.launch
-    if cluster == "local" and launch.nodes > 1:
-        raise UserError(f"launch.nodes={launch.nodes}: launch.cluster=local has one")
-    checks, mistakes = Checks(), []
+    _require_one_node(targets, cluster)
+    checks = Checks()
+    _check_all(targets, lambda target: checks.check(target.recipe, target.run))
+    if cluster == "slurm":
+        batch.test()
+
+
+def check_words(targets: Sequence[Target]) -> None:
+    """What the words alone tell: whether every process would have micro-batches; UserError."""
+    _require_one_node(targets, targets[0].recipe.launch.cluster)
+    _check_all(targets, lambda target: require_job_shares(target.recipe))
+
+
+def _require_one_node(targets: Sequence[Target], cluster: str) -> None:
+    nodes = targets[0].recipe.launch.nodes
+    if cluster == "local" and nodes > 1:
+        raise UserError(
+            f"launch.nodes={nodes}: launch.cluster=local has one; set launch.nodes=1 "
+            f"launch.gpus_per_node={targets[0].recipe.launch.world_size}"
+        )
+
+
+def _check_all(targets: Sequence[Target], check_one: Callable[[Target], None]) -> None:
+    """Check each target; UserError with the mistakes of all, each once."""
+    mistakes: list[str] = []
     for target in targets:
         try:
-            checks.check(target.recipe, target.run)
+            check_one(target)
         except UserError as error:
             mistakes += [line for line in str(error).splitlines() if line not in mistakes]
     if mistakes:
         raise UserError("\n".join(mistakes))
-    if cluster == "slurm":
-        batch.test()
 
 
 def sweep_folder(targets: Sequence[Target]) -> Path | None:

@@ -24,12 +24,12 @@ from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.schedule import rate_factor
 
 HASHES = {
-    "caltech256": "77d37786",
-    "caltech256-30": "55e7da6c",
-    "caltech256-60": "ca6f6681",
+    "caltech256": "efe59195",
+    "caltech256-30": "594c176b",
+    "caltech256-60": "f91bfde9",
     "demo": "ebbeb830",
-    "food101": "44fd13b7",
-    "food101-sparse": "f4d73adc",
+    "food101": "c09fa3ca",
+    "food101-sparse": "77431d45",
 }
 
 
