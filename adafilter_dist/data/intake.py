@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafilter_dist.data.listing import Sample
-from adafilter_dist.data.pictures import BadPicture, stored_pixels
+from adafilter_dist.data.pictures import stored_pixels
 from adafilter_dist.data.store import Record
+from adafilter_dist.pictures.modes import BadPicture
 
 
 def read(sample: Sample) -> bytes | NDArray[np.uint8]:

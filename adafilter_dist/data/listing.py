@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafilter_dist.cache_folder import cache_folder
+from adafilter_dist.pictures.formats import picture_suffixes, suffix_of
 from adafilter_dist.recipe.schema import Data
-
-# What torchvision's ImageFolder takes for a picture.
-PICTURE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +71,4 @@ def root_of(data: Data) -> Path:
 
 def is_picture(name: str) -> bool:
     """Whether a file of this name is taken for a picture (hidden ones such as ._x.jpg are not)."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+    return not name.startswith(".") and suffix_of(name) in picture_suffixes()

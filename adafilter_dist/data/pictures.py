@@ -1,96 +1,45 @@
-"""Any picture file to upright 8-bit RGB pixels of the stored size."""
+"""What a store keeps of a picture: upright 8-bit RGB pixels of the stored size."""
 
 from __future__ import annotations
 
-import io
-import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-# A picture longer than this many times its width would be a huge strip once stored.
-MAX_ASPECT = 50
-
-
-class BadPicture(Exception):
-    """A picture that cannot be used; the message is the reason, in a few words."""
+from adafilter_dist.pictures.reading import Source, read_picture
+from adafilter_dist.pictures.scaling import to_stored_size
 
 
-def stored_pixels(content: bytes | NDArray[np.uint8], stored_size: int) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) whose shortest side is ``stored_size``, contiguous uint8.
+@dataclass(frozen=True)
+class StoredPicture:
+    """Pixels (H, W, 3), contiguous uint8, and what was learned of their source on the way.
 
-    ``content`` is a picture file's bytes, or gray or RGB pixels. Raises BadPicture.
+    ``brightest`` and ``decoding`` are those of `adafilter_dist.pictures.reading.Reading`.
     """
-    if isinstance(content, np.ndarray):
-        picture = Image.fromarray(content).convert("RGB")
-    else:
-        picture = decode(content, stored_size)
-    return np.array(_resize(picture, stored_size))
+
+    pixels: NDArray[np.uint8]
+    brightest: int | None
+    decoding: int
 
 
-def decode(content: bytes, stored_size: int | None = None) -> Image.Image:
-    """The first frame of a picture file, upright, in RGB, transparent parts on white.
+def stored_picture(content: bytes | NDArray[Any], stored_size: int) -> StoredPicture:
+    """A picture file's bytes, or pixels, with the shortest side ``stored_size`` px long.
 
-    Given ``stored_size``, a JPEG several times larger may come back scaled down to no less than
-    twice that. Raises BadPicture.
+    Raises BadPicture.
     """
-    if not content:
-        raise BadPicture("empty file")
-    try:
-        with warnings.catch_warnings():
-            # Broken EXIF blocks and odd palettes are warned of, and do no harm to the pixels.
-            warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(content))
-            if stored_size is not None:
-                picture.draft(None, (2 * stored_size, 2 * stored_size))
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)  # a copy would forget its format
-            return _to_rgb(picture)
-    except BadPicture:
-        raise
-    except UnidentifiedImageError:
-        raise BadPicture("not a picture, or of an unknown format") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
-        raise BadPicture(" ".join(str(error).split()) or type(error).__name__) from None
+    reading = read_picture(content, stored_size)
+    pixels = np.array(to_stored_size(reading.picture, stored_size))
+    return StoredPicture(pixels, reading.brightest, reading.decoding)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        return _from_16_bit(picture)
-    if picture.mode == "F":
-        raise BadPicture("floating-point pixels, whose range is not known")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
-        # Pillow inverts every CMYK JPEG as Adobe's programs store them; others do not.
-        picture = ImageChops.invert(picture)
-    return picture.convert("RGB")
+def stored_pixels(content: bytes | NDArray[Any], stored_size: int) -> NDArray[np.uint8]:
+    """The pixels of `stored_picture`. Raises BadPicture."""
+    return stored_picture(content, stored_size).pixels
 
 
-def _from_16_bit(picture: Image.Image) -> Image.Image:
-    values = np.asarray(picture).astype(np.int64)
-    if values.size and not 0 <= values.min() <= values.max() <= 65535:
-        raise BadPicture("32-bit integer pixels, whose range is not known")
-    eight_bit = ((values * 255 + 32767) // 65535).astype(np.uint8)
-    return Image.fromarray(eight_bit).convert("RGB")
-
-
-def _resize(picture: Image.Image, stored_size: int) -> Image.Image:
-    width, height = picture.size
-    short, long = min(width, height), max(width, height)
-    if short == 0:
-        raise BadPicture("no pixels")
-    if long > MAX_ASPECT * short:
-        raise BadPicture(f"{width}x{height} px: more than {MAX_ASPECT} times longer than wide")
-    if short == stored_size:
-        return picture
-    # Rounded down, as torchvision's Resize has it.
-    other = stored_size * long // short
-    size = (stored_size, other) if width == short else (other, stored_size)
-    # Pillow widens the bicubic kernel when it shrinks, so nothing aliases.
-    return picture.resize(size, Image.Resampling.BICUBIC)
+def decode(source: Source, stored_size: int | None = None) -> Image.Image:
+    """The picture of `read_picture`: upright and in RGB. Raises BadPicture."""
+    return read_picture(source, stored_size).picture

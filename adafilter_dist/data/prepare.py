@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,6 @@ from adafilter_dist.data.intake import content_hash
 from adafilter_dist.data.listing import Listing
 from adafilter_dist.data.lock import exclusive
 from adafilter_dist.data.manifest import Manifest, read_manifest
-from adafilter_dist.data.pictures import BadPicture
 from adafilter_dist.data.pool import WorkerPool, default_workers
 from adafilter_dist.data.prepared import (
     Prepared,
@@ -32,6 +32,7 @@ from adafilter_dist.data.progress import counting
 from adafilter_dist.data.space import require_space
 from adafilter_dist.data.writing import write_folder
 from adafilter_dist.errors import UserError
+from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.recipe.schema import Data, Recipe
 
 
@@ -56,7 +57,7 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
             return open_prepared(recipe)
         fetch_dataset(data, say)
         listing = list_dataset(data)
-    with _explained(folder):
+    with _explained(folder), _quiet_pictures():
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}.lock")
         with exclusive(lock, lambda: say(f"waiting for another prepare of {folder}")) as alone:
@@ -146,6 +147,17 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.parent.iterdir():
         if path.name.startswith((f".{folder.name}.tmp-", f".{folder.name}.old-")):
             shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _quiet_pictures() -> Iterator[None]:
+    """Without the warnings of broken EXIF blocks and odd palettes: they do no harm to the pixels.
+
+    Around everything, because the filters are the process's and not a thread's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager

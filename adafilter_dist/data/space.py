@@ -11,8 +11,9 @@ from PIL import Image
 
 from adafilter_dist.data.intake import read
 from adafilter_dist.data.listing import Sample
-from adafilter_dist.data.pictures import BadPicture, stored_pixels
+from adafilter_dist.data.pictures import stored_pixels
 from adafilter_dist.errors import UserError
+from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.recipe.schema import Data
 
 _LOOKED_AT = 32

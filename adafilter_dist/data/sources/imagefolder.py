@@ -9,6 +9,7 @@ from pathlib import Path
 from adafilter_dist.data.listing import Found, Sample, is_picture, root_of
 from adafilter_dist.data.sources import csv_list
 from adafilter_dist.errors import UserError
+from adafilter_dist.pictures.formats import unread_by_suffix
 from adafilter_dist.recipe.schema import Data
 
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -65,16 +66,17 @@ def _classes(folder: Path, root: Path, notes: list[str]) -> tuple[list[str], lis
     for label, name in enumerate(classes):
         pictures, strays = _walk(folder / name)
         if not pictures:
+            unread = f" that are read, but {unread_by_suffix(strays)}" if strays else ""
             raise UserError(
-                f"{folder / name}: no pictures in it; remove the folder, or name the classes to "
-                "use with data.classes"
+                f"{folder / name}: no pictures in it{unread}; remove the folder, or name the "
+                "classes to use with data.classes"
             )
         samples += [Sample(p.relative_to(root).as_posix(), label, p) for p in sorted(pictures)]
         others += strays
     if others:
         notes.append(
-            f"{len(others)} files below {folder} are no pictures by their names and left out, "
-            f"e.g. {min(others)}"
+            f"{len(others):,} files below {folder} are not read, e.g. {min(others)}: "
+            f"{unread_by_suffix(others)}"
         )
     return classes, samples
 
