@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long bench setup ffcv lint format clean
+.PHONY: help demo test test-fast test-long bench gpu-check setup ffcv lint format clean
 
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 BIN := .venv/bin
@@ -45,6 +45,12 @@ bench: setup  ## timings beside plain fine-tuning: steps, inference, memory, loa
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py infer --repeats 5
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py memory
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/loader.py --pictures 600 --repeats 3
+
+# Installs nothing, so that it works on a GPU's node without a network; CHECK="--half 1" and the like.
+gpu-check: PYTHON := $(if $(wildcard $(ROOT)/$(BIN)/python),$(ROOT)/$(BIN)/python,python3)
+gpu-check:  ## all that only a GPU can show, with the Python at hand; 12 minutes on one
+	@cd "$(ROOT)" && PYTHONPATH="$(ROOT)$${PYTHONPATH:+:$$PYTHONPATH}" \
+		$(PYTHON) benchmarks/gpu_check.py $(CHECK)
 
 setup:  ## Python packages and, where possible, FFCV
 	@"$(ROOT)/tools/setup.sh"
