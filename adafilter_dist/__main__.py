@@ -33,15 +33,15 @@ def _usage() -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a verb; 0 done, 1 bug (with traceback), 2 bad input, 75 stopped and resumable."""
     words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0 if words else 2
-    verb, *rest = words
-    if verb == "--version":
-        print(__version__)
-        return 0
+    verb, rest = (words[0], words[1:]) if words else ("", [])
 
     def command() -> int:
+        if verb in ("", "-h", "--help", "help"):
+            print(_usage())
+            return 0 if verb else 2
+        if verb == "--version":
+            print(__version__)
+            return 0
         if verb not in VERBS:
             raise UserError(
                 f"{verb!r} is not a verb{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}"

@@ -6,15 +6,17 @@ import errno
 import os
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 
 from adafilter_dist import memory
 from adafilter_dist.account import Outcome, resume_line, tell_end, tell_start
 from adafilter_dist.checkpoint.files import DamagedError
 from adafilter_dist.checkpoint.saver import Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
+from adafilter_dist.console import Console
 from adafilter_dist.engine import World, join_world
 from adafilter_dist.engine.peers import RankError, from_first, lost_peer
 from adafilter_dist.errors import UserError
@@ -23,7 +25,7 @@ from adafilter_dist.finish import finish, show_finished
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.node_copies import Watch
 from adafilter_dist.plan import Plan, make_plan
-from adafilter_dist.preemption import stop_on_signal
+from adafilter_dist.preemption import UNREAD, stop_on_signal
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import require_end, translate_step
 from adafilter_dist.recipe.identity import run_hash
@@ -41,7 +43,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOENT, errno.EIO, errno
 
 def run_attempt(
     recipe: Recipe,
-    console: Console,
+    console: RichConsole,
     *,
     allow_mismatch: Collection[str] = (),
     around: Surroundings | None = None,
@@ -52,6 +54,8 @@ def run_attempt(
     numbers. Under torchrun a clean stop gives 0 too: its agent would restart or hide anything else.
     """
     around = around or Surroundings()
+    if isinstance(console, Console):
+        console.when_unread(partial(around.stop.ask, UNREAD))
     with stop_on_signal(around.stop), join_world(recipe) as world:
         plan = from_first(world, lambda: make_plan(recipe, allow_mismatch))
 
@@ -80,7 +84,7 @@ class _Attempt:
         run: RunFolder,
         world: World,
         around: Surroundings,
-        console: Console,
+        console: RichConsole,
         allow: Collection[str],
     ) -> None:
         self._plan = plan
@@ -134,6 +138,7 @@ class _Attempt:
             outcome = trainer.run()
             if outcome == "finished":
                 run.tick(phase="finishing")
+                self._stop.answer = "the run is trained; it ends after its last evaluation"
                 finish(session, run, metrics, self._console)
             if world.first:
                 asked = self._stop.reason or "asked on another rank"

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 DELAY = 2
@@ -20,6 +20,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 TIME_LIMIT = "time limit"
+UNREAD = "closed output"
+"""Why a run stops whose output went to a pipe that nobody reads any more."""
+
+_STOPPING = "stopping after a few steps, once saved (an evaluation is finished before)"
 
 
 class StopFlag:
@@ -33,6 +37,8 @@ class StopFlag:
         self.reason = ""
         self.ends_at: float | None = None
         self.needs = 0.0
+        self.answer = _STOPPING
+        """What is said at once to whoever sends the first signal."""
         self._since = 0.0
 
     @property
@@ -52,6 +58,7 @@ class StopFlag:
         now = time.monotonic()
         if not self.reason:
             self.reason, self._since = signal.Signals(number).name, now
+            self._say_so()
         elif (
             number in (signal.SIGINT, signal.SIGTERM)
             and self.reason in ("SIGINT", "SIGTERM")
@@ -59,6 +66,20 @@ class StopFlag:
             and os.isatty(0)
         ):
             raise KeyboardInterrupt
+
+    def ask(self, reason: str) -> None:
+        """Ask to stop without a signal."""
+        self.reason = self.reason or reason
+
+    def _say_so(self) -> None:
+        """Answer the signal on the first rank, by a bare write: anything may be under way."""
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+            return
+        again = "; Ctrl-C again leaves at once, unsaved" if os.isatty(0) else ""
+        line = f"{self.reason}: {self.answer}{again}\n"
+        with suppress(OSError):
+            # At a terminal ^C and the progress bar stand on a line of their own.
+            os.write(2, ("\n" * os.isatty(2) + line).encode())
 
 
 @contextmanager

@@ -7,10 +7,26 @@ import sys
 from collections.abc import Callable
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.unread import BROKEN_PIPE, discard, drop_unread
 
 
 def exit_code(command: Callable[[], int]) -> int:
-    """Run a command; its code, that of a UserError once it is said, or 130 after Ctrl-C."""
+    """Run a command; its code, that of a UserError once it is said, or 130 after Ctrl-C.
+
+    Where nobody reads what it prints (``| head -1``) it ends without a word, with 141.
+    """
+    try:
+        try:
+            return _said(command)
+        finally:
+            _flush()
+    except BrokenPipeError:
+        if not drop_unread():
+            raise
+        return BROKEN_PIPE
+
+
+def _said(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
@@ -22,3 +38,17 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _flush() -> None:
+    """Bring out what is printed while it can still be said that this does not work."""
+    if sys.stdout is None:  # closed by whoever started the command
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None

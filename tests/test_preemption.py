@@ -110,6 +110,21 @@ def test_a_second_ctrl_c_at_a_terminal_leaves_at_once() -> None:
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) in (1, 130)
 
 
+def test_the_first_signal_is_answered_at_once_and_by_the_first_rank_alone(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stop_on_signal() as flag:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert flag.reason == "SIGUSR2"
+        assert capfd.readouterr().err.startswith("SIGUSR2: stopping after a few steps, once saved")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == ""
+    monkeypatch.setenv("RANK", "1")
+    with stop_on_signal():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == ""
+
+
 _DONE = """\
 import os, signal
 from adafilter_dist.preemption import stop_on_signal

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from adafilter_dist.commands.evaluate import find_run_of
+from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from adafilter_dist import atomic
+from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.engine import DDP, AnyEngine

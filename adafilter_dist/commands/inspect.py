@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
+from adafilter_dist.console import Console
 from adafilter_dist.recipe import load_recipe
 
 HELP = "show gated layers, parameters, operations and memory of a recipe"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -47,8 +46,6 @@ def run(words: list[str]) -> int:
             _print(_last(folder, path, lines))
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:  # whoever read it (head, less) has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

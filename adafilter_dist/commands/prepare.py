@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
+from adafilter_dist.console import Console
 from adafilter_dist.recipe import load_recipe
 
 HELP = "fetch data and weights, store the pictures for fast reading"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
+from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.changes import require_known

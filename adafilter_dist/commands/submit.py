@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from adafilter_dist.commands.resume import add_allow_mismatch
+from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.changes import require_known
 

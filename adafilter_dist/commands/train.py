@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from rich.console import Console
-
 from adafilter_dist.commands.resume import add_allow_mismatch
+from adafilter_dist.console import Console
 from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
 from adafilter_dist.recipe.changes import require_known
 

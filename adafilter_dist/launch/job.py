@@ -92,9 +92,8 @@ class Job:
         return self._train(self.run, flag)
 
     def _train(self, run: Path, flag: StopFlag) -> int:
-        from rich.console import Console
-
         from adafilter_dist.attempt import run_attempt
+        from adafilter_dist.console import Console
         from adafilter_dist.engine.peers import sign_of_loss
         from adafilter_dist.recipe import load_recipe
 

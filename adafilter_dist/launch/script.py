@@ -103,9 +103,8 @@ def train(allow: Collection[str]) -> int:
     """Train as a rank of torchrun; 0 when the run is finished, or stopped and saved."""
     flag = LinkFlag(os.environ.get("ADAFILTER_STOP"))
     with stop_on_signal(flag, last=True):  # from now on: imports take seconds
-        from rich.console import Console
-
         from adafilter_dist.attempt import run_attempt
+        from adafilter_dist.console import Console
         from adafilter_dist.engine.interface import require, use
         from adafilter_dist.surroundings import Surroundings
 

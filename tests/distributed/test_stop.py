@@ -13,7 +13,7 @@ import pytest
 
 from adafilter_dist.preemption import DELAY
 from tests.distributed.conftest import run_folder
-from tests.distributed.launch import Ended, free_port, rank_environment, start, wait
+from tests.distributed.launch import Ended, free_port, kill_tree, rank_environment, start, wait
 from tests.distributed.test_world_sizes import rows, tensors
 from tests.kills.attempts import ForkServer
 
@@ -161,6 +161,9 @@ def test_all_ranks_stop_and_go_on_without_repeating_a_step(
     assert status["step"] == stopped_at == rows(run, "train")[-1]["step"]
     assert [s["step"] for s in watcher.seen if s["state"] == "stopped"] == [stopped_at]
     assert f"adafilter resume {run.relative_to(tmp_path)}" in ended[0].output
+    if reason.startswith("SIG"):  # said at once, by the first rank
+        before, _, _ = ended[0].output.partition("stopped by")
+        assert f"{reason}: stopping after a few steps, once saved" in before
     assert {step for step, _ in steps_of(tmp_path)} == set(range(stopped_at))
 
     with watched(tmp_path) as watcher:
@@ -175,3 +178,22 @@ def test_all_ranks_stop_and_go_on_without_repeating_a_step(
     for name, tensor in wanted.items():
         distance = (found[name].double() - tensor.double()).abs().max().item()
         assert distance <= (1e-9 if ranks > 1 else 0.0), (name, distance)
+
+
+def test_a_run_whose_output_nobody_reads_any_more_is_saved_and_stops(
+    words: list[str], tmp_path: Path
+) -> None:
+    process = start(["train", *words, *FAST, "log.every=1"], folder=tmp_path)
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # as `head -1` does
+        process.stdout.close()
+        code = process.wait(120)
+    finally:
+        kill_tree(process.pid)
+    assert "steps of" in first
+    run = run_folder(tmp_path)
+    status = json.loads((run / "status.json").read_text())
+    assert (code, status["state"], status["reason"]) == (75, "stopped", "closed output")
+    assert (run / "checkpoints" / f"step-{status['step']:09d}").is_dir()
+    assert "stopped by closed output" in (run / "log.txt").read_text()
