@@ -47,11 +47,13 @@ def run_attempt(
     *,
     allow_mismatch: Collection[str] = (),
     around: Surroundings | None = None,
+    every_gate: bool = False,
 ) -> int:
     """Train ``recipe`` from where its run stands; 0 finished, 75 stopped and resumable.
 
     ``allow_mismatch`` names keys in which it may differ from the run's although they change the
-    numbers. Under torchrun a clean stop gives 0 too: its agent would restart or hide anything else.
+    numbers. ``every_gate``: at the end the gates of all layers are printed. Under torchrun a clean
+    stop gives 0 too: its agent would restart or hide anything else.
     """
     around = around or Surroundings()
     if isinstance(console, Console):
@@ -65,11 +67,13 @@ def run_attempt(
         run = RunFolder(plan.path, say)
         if plan.done:
             if world.first:
-                show_finished(run, console)
+                show_finished(run, console, every_gate=every_gate)
             return 0
         number = from_first(world, lambda: run.enter(plan.verdict.recipe))
         with failures_noted(run, world, number):
-            outcome = _Attempt(plan, run, world, around, console, allow_mismatch).train()
+            outcome = _Attempt(
+                plan, run, world, around, console, allow_mismatch, every_gate
+            ).train()
     if outcome == "finished":
         return 0
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
@@ -86,6 +90,7 @@ class _Attempt:
         around: Surroundings,
         console: RichConsole,
         allow: Collection[str],
+        every_gate: bool,
     ) -> None:
         self._plan = plan
         self._recipe = plan.verdict.recipe
@@ -94,6 +99,7 @@ class _Attempt:
         self._around = around
         self._stop = around.stop
         self._console = console
+        self._every_gate = every_gate
         self._data_may_differ = any(key.partition(".")[0] == "data" for key in allow)
 
     def train(self) -> Outcome:
@@ -139,7 +145,7 @@ class _Attempt:
             if outcome == "finished":
                 run.tick(phase="finishing")
                 self._stop.answer = "the run is trained; it ends after its last evaluation"
-                finish(session, run, metrics, self._console)
+                finish(session, run, metrics, self._console, every_gate=self._every_gate)
             if world.first:
                 asked = self._stop.reason or "asked on another rank"
                 reason = self._around.explain(asked) if outcome == "stopped" else ""

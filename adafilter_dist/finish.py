@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -14,13 +15,23 @@ from adafilter_dist.models.export import load
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.measure import measure
 from adafilter_dist.report.results import Results
-from adafilter_dist.report.summary import print_summary, write_summary
+from adafilter_dist.report.summary import print_summary, write_gates, write_summary
 from adafilter_dist.run_folder import RunFolder
 from adafilter_dist.session import Session
 
 
-def finish(session: Session, run: RunFolder, metrics: Metrics, console: Console) -> None:
-    """Measure the best model on the test set, then print and keep the summary and the figure."""
+def finish(
+    session: Session,
+    run: RunFolder,
+    metrics: Metrics,
+    console: Console,
+    *,
+    every_gate: bool = False,
+) -> None:
+    """Measure the best model on the test set, then print and keep the summary and the figure.
+
+    ``every_gate``: the gates of all layers are printed too, which are kept in any case.
+    """
     recipe, world = session.recipe, session.world
     metrics.say("evaluating the best model on the test set")
     dist.barrier()  # rank 0 has written best/
@@ -39,17 +50,19 @@ def finish(session: Session, run: RunFolder, metrics: Metrics, console: Console)
     metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)
     metrics.close()
     if world.first:
-        _report(run, results, console)
+        _report(run, results, console, every_gate)
 
 
-def _report(run: RunFolder, results: Results, console: Console) -> None:
-    write_summary(run.path, results)
-    figure = draw(run.path, results, console)
-    print_summary(console, run.path, results, figure)
+def _report(run: RunFolder, results: Results, console: Console, every_gate: bool) -> None:
+    files = {
+        "numbers": write_summary(run.path, results),
+        "all gates": write_gates(run.path, results),
+        "figure": draw(run.path, results, console),
+    }
+    print_summary(console, run.path, results, files, every_gate=every_gate)
     # Kept as text, for whoever asks for the same run again.
     text = io.StringIO()
-    keeper = Console(file=text, width=100)
-    print_summary(keeper, run.path, results, figure)
+    print_summary(Console(file=text, width=100), run.path, results, files)
     write_text(_summary(run), text.getvalue())
 
 
@@ -57,10 +70,12 @@ def _summary(run: RunFolder) -> Path:
     return run.path / "figures" / "summary.txt"
 
 
-def show_finished(run: RunFolder, console: Console) -> None:
+def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False) -> None:
     """Say that the run is already finished, with what it found."""
-    if _summary(run).is_file():
-        print(_summary(run).read_text())
+    kept = [_summary(run), *([run.path / "figures" / "gates.txt"] if every_gate else [])]
+    for path in kept:
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # figures/ can be deleted
+            print(path.read_text())
     console.print(
         f"already finished: {run.path}; resume=never starts another",
         markup=False,

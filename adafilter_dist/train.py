@@ -26,6 +26,9 @@ from adafilter_dist.session import Session
 from adafilter_dist.step import Figures, rate_of
 from adafilter_dist.surroundings import Surroundings
 
+_ROWS = 10
+"""Training rows that a run has at least, if it has as many steps."""
+
 
 @dataclass
 class Watched:
@@ -69,6 +72,8 @@ class Trainer:
         self._row_at = time.monotonic()
         self._row_step = position.step
         self._row_wait = 0.0
+        # A short run has its curve too.
+        self._row_every = min(session.recipe.log.every, max(1, session.total_steps // _ROWS))
         self._step_seconds = 0.0
         self._done_at: dict[int, float] = {}  # when steps ended whose figures are not yet read
 
@@ -151,7 +156,7 @@ class Trainer:
                     f"{rate * self.session.recipe.optim.lr:g}); the last good checkpoint is kept "
                     f"in {self._run.checkpoints}; lower optim.lr, or set train.clip_norm"
                 )
-            if (step + 1) % self.session.recipe.log.every == 0:
+            if (step + 1) % self._row_every == 0:
                 self._row(figures, rate, done_at)
         return stop, save
 

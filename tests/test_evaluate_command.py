@@ -49,8 +49,12 @@ def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture
     assert found["probe"]["test"]["n"] == 10 and found["probe"]["train_images"] == 24
     shown = capsys.readouterr().out
     assert "gates permuted over images" in shown and "linear probe" in shown
-    assert f"adafilter resume {run_dir}" in shown
-    assert str(run_dir / "evaluation-test.json") in shown
+    assert "adafilter resume" not in shown
+    assert f"numbers     {run_dir / 'evaluation-test.json'}" in shown.splitlines()
+    assert shown.index("AdaFilter") < shown.index("gates by layer")
+    assert "layer4.1.conv2" not in shown  # freshly converted, it is like the others
+    assert main(["evaluate", str(run_dir), "--gates"]) == 0
+    assert "layer4.1.conv2" in capsys.readouterr().out
 
 
 def test_validation_without_gates_by_the_recipes_words(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from rich.console import Console
 from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, LayerGates, Outcomes
 from adafilter_dist.metrics import append
 from adafilter_dist.probe import Probe
-from adafilter_dist.report import Results, draw, print_summary, write_summary
+from adafilter_dist.report import Results, draw, figure, print_summary, write_gates, write_summary
 
 N, CLASSES = 200, 7
 
@@ -64,7 +65,8 @@ def shown(place: Console) -> str:
 def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
     place = console()
     run_dir = tmp_path / ("long-name-" * 12) / "1234abcd"
-    print_summary(place, run_dir, results(), run_dir / "figures" / "gates.png")
+    files = {"numbers": run_dir / "n.json", "figure": run_dir / "figures" / "gates.png"}
+    print_summary(place, run_dir, results(), {**files, "other": None}, every_gate=True)
     lines = [" ".join(line.replace("│", " ").split()) for line in shown(place).splitlines()]
     text = "\n".join(lines)
     assert "linear probe on frozen features 70.0 ± 3.2" in text
@@ -74,14 +76,55 @@ def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
     for layer in results().gates.layers:  # type: ignore[union-attr]
         assert f"{layer.name} 64 {layer.mean:.2f} {layer.variance:.3f} 25%" in text
     # Paths and the command stay whole, however narrow the console.
-    assert f"resume adafilter resume {run_dir}" in lines
+    assert f"numbers {run_dir}/n.json" in lines
     assert f"figure {run_dir}/figures/gates.png" in lines
+    # Accuracy is what everybody looks for; and a finished run has nothing to be resumed.
+    assert text.index("AdaFilter 80.0") < text.index("gates by layer")
+    assert "resume" not in text and "other" not in text
+
+
+def test_on_the_screen_are_only_gates_that_differ_and_all_of_them_in_a_file(tmp_path: Path) -> None:
+    layers = [LayerGates(f"layer{i}", 64, 0.5 + 0.001 * i, 0.1, 0.25) for i in range(50)]
+    for i, mean in ((7, 0.8), (30, 0.2)):
+        layers[i] = replace(layers[i], mean=mean)
+    found = results()
+    assert found.gates is not None
+    found = replace(found, gates=replace(found.gates, layers=layers))
+    place = console()
+    print_summary(place, tmp_path, found, {})
+    names = [name for name in shown(place).split() if name.startswith("layer")]
+    assert [name for name in names if name[5:].isdecimal()] == ["layer7", "layer30"]
+    assert " ".join(shown(place).split()).count("all 50 layers 3200 0.52 0.100 25%") == 1
+    path = write_gates(tmp_path, found)
+    assert path == tmp_path / "figures" / "gates.txt"
+    assert all(f"layer{i} " in path.read_text() for i in range(50))
+    assert write_gates(tmp_path, replace(found, gates=None)) is None
+
+    same = [replace(layer, mean=0.5) for layer in layers]
+    found = replace(found, gates=replace(results().gates, layers=same))  # type: ignore[type-var]
+    place = console()
+    print_summary(place, tmp_path, found, {})
+    assert "layer7" not in shown(place) and "none over 0.1" in shown(place)
+
+
+def test_the_points_of_a_short_curve_are_marked() -> None:
+    from matplotlib.figure import Figure
+
+    def marker(points: int) -> object:
+        axes = Figure().add_subplot()
+        figure._losses(axes, [{"kind": "train", "step": i, "loss": 2.0} for i in range(points)])
+        (line,) = axes.get_lines()
+        assert len(np.asarray(line.get_xdata())) == points
+        return line.get_marker()
+
+    assert marker(1) == marker(8) == "o"  # a line through one point is not seen
+    assert marker(300) == "None"
 
 
 def test_without_gates_and_probe_only_the_accuracy_is_told() -> None:
     place = console()
     plain = Results("demo", 4, "finetune", "test", evaluation(160))
-    print_summary(place, Path("runs/demo"), plain)
+    print_summary(place, Path("runs/demo"), plain, {})
     assert "plain fine-tuning" in shown(place) and "80.0" in shown(place)
     assert "gate" not in shown(place) and "probe" not in shown(place)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafilter_dist import atomic
+from adafilter_dist.commands.resume import add_gates
 from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, load_recipe
@@ -29,12 +30,15 @@ def run(words: list[str]) -> int:
         "--probe", action="store_true", help="also fit a linear probe on the frozen features"
     )
     parser.add_argument("--no-gates", action="store_true", help="leave out permuted and mean gates")
+    add_gates(parser)
     parser.add_argument(
         "words", nargs="+", metavar="RUN | key=value", help="run folder or recipe=NAME; overrides"
     )
     options = parser.parse_intermixed_args(words)
     folder, recipe = find_run_of(options.words)
-    return _evaluate(folder, recipe, options.split, options.probe, not options.no_gates)
+    return _evaluate(
+        folder, recipe, options.split, options.probe, not options.no_gates, options.gates
+    )
 
 
 def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
@@ -62,7 +66,9 @@ def _with_ddp(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"engine": engine})
 
 
-def _evaluate(folder: Path, recipe: Recipe, split: SplitName, probe: bool, gates: bool) -> int:
+def _evaluate(
+    folder: Path, recipe: Recipe, split: SplitName, probe: bool, gates: bool, every_gate: bool
+) -> int:
     import torch
 
     from adafilter_dist.data.prepared import open_prepared
@@ -98,6 +104,5 @@ def _evaluate(folder: Path, recipe: Recipe, split: SplitName, probe: bool, gates
             console = Console()
             path = folder / f"evaluation-{split}.json"
             atomic.write_json(path, results.to_dict())
-            print_summary(console, folder, results)
-            console.print(f"{'figures':<11} {path}", markup=False, soft_wrap=True)
+            print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)
     return 0

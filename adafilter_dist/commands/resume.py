@@ -21,6 +21,7 @@ def run(words: list[str]) -> int:
         "overrides", nargs="*", metavar="key=value", help="what is to be different from here on"
     )
     add_allow_mismatch(parser)
+    add_gates(parser)
     options = parser.parse_intermixed_args(words)
     require_known(options.allow_mismatch)
     folder = Path(options.run).expanduser()
@@ -30,7 +31,12 @@ def run(words: list[str]) -> int:
     from adafilter_dist.attempt import run_attempt
 
     recipe = recipe.model_copy(update={"resume": str(folder)})
-    return run_attempt(recipe, Console(), allow_mismatch=tuple(options.allow_mismatch))
+    return run_attempt(
+        recipe,
+        Console(),
+        allow_mismatch=tuple(options.allow_mismatch),
+        every_gate=options.gates,
+    )
 
 
 def add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
@@ -42,4 +48,11 @@ def add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="go on although this key or section (optim.lr, data) changes the numbers of the run; "
         "may be given again",
+    )
+
+
+def add_gates(parser: argparse.ArgumentParser) -> None:
+    """The option that shows all gates where a line about them is the default."""
+    parser.add_argument(
+        "--gates", action="store_true", help="show the gates of every layer at the end"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from adafilter_dist.commands.resume import add_allow_mismatch
+from adafilter_dist.commands.resume import add_allow_mismatch, add_gates
 from adafilter_dist.console import Console
 from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
 from adafilter_dist.recipe.changes import require_known
@@ -27,6 +27,7 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--cfg", action="store_true", help="print the resolved recipe and leave")
     add_allow_mismatch(parser)
+    add_gates(parser)
     options = parser.parse_intermixed_args(words)
     recipe = load_recipe(options.recipe)
     require_known(options.allow_mismatch)
@@ -40,4 +41,9 @@ def run(words: list[str]) -> int:
         return run_check(recipe, console)
     from adafilter_dist.attempt import run_attempt
 
-    return run_attempt(recipe, console, allow_mismatch=tuple(options.allow_mismatch))
+    return run_attempt(
+        recipe,
+        console,
+        allow_mismatch=tuple(options.allow_mismatch),
+        every_gate=options.gates,
+    )

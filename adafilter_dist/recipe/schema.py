@@ -321,7 +321,9 @@ class Log(Section):
     to: list[Literal["tensorboard", "wandb"]] = Field(
         ["tensorboard"], description="beside console and metrics.jsonl; skipped if not installed"
     )
-    every: PositiveInt = Field(20, description="steps between training rows in metrics.jsonl")
+    every: PositiveInt = Field(
+        20, description="steps between training rows in metrics.jsonl; a short run has ten at least"
+    )
 
 
 class Recipe(Section):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _BLUE, _LIGHT_BLUE, _ORANGE, _GRAY = "#2166ac", "#6ba3cf", "#d6604d", "#85898f"
 _MOST_NAMES = 70
+_FEW = 20  # points of a curve that are marked one by one
 
 
 def draw(run_dir: Path, results: Results, console: Console) -> Path | None:
@@ -121,7 +122,8 @@ def _curves(
     ):
         steps, values = _series(rows, kind, key)
         if steps:
-            marker = "o" if kind == "evaluation" else None
+            # A line through one point is not seen without a marker.
+            marker = "o" if kind == "evaluation" or len(steps) <= _FEW else None
             scaled = [unit * value for value in values]
             axes.plot(steps, scaled, color=color, label=label, marker=marker, markersize=3)
     if axes.get_lines():

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from adafilter_dist import atomic
+from adafilter_dist.evaluate import LayerGates
 from adafilter_dist.report.results import TITLES, Results
+
+_FAR_OFF = 0.1
+"""How far a layer's mean gate is from the median layer's to be shown by itself."""
+_MOST_FAR = 6
 
 
 def write_summary(run_dir: Path, results: Results) -> Path:
@@ -20,23 +28,41 @@ def write_summary(run_dir: Path, results: Results) -> Path:
     return path
 
 
+def write_gates(run_dir: Path, results: Results) -> Path | None:
+    """RUN/figures/gates.txt: the gates of every layer as a table; None where there are none."""
+    if results.gates is None:
+        return None
+    path = run_dir / "figures" / "gates.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    Console(file=text, width=100).print(_gate_table(results.gates.layers))
+    atomic.write_text(path, text.getvalue())
+    return path
+
+
 def print_summary(
-    console: Console, run_dir: Path, results: Results, figure: Path | None = None
+    console: Console,
+    run_dir: Path,
+    results: Results,
+    files: Mapping[str, Path | None],
+    *,
+    every_gate: bool = False,
 ) -> None:
-    """Gates by layer, accuracies, run folder, figure, and the line that resumes the run."""
-    if results.gates is not None:
-        console.print()
-        console.print(_gate_table(results))
+    """Accuracies, gates, run folder, and ``files`` by what they hold (None: there is no such).
+
+    Of the gates only what differs from the rest, unless ``every_gate``.
+    """
     console.print()
     console.print(_accuracy_table(results))
+    if results.gates is not None:
+        console.print()
+        layers = results.gates.layers
+        console.print(_gate_table(layers) if every_gate else _short_gate_table(layers))
     console.print()
-    lines = [("run folder", str(run_dir))]
-    if figure is not None:
-        lines.append(("figure", str(figure)))
-    lines.append(("resume", f"adafilter resume {run_dir}"))
-    for name, value in lines:
-        # A path must stay one piece, to be copied.
-        console.print(f"{name:<11} {value}", markup=False, highlight=False, soft_wrap=True)
+    lines = [("run folder", run_dir), *files.items()]
+    for name, path in lines:
+        if path is not None:  # it must stay one piece, to be copied
+            console.print(f"{name:<11} {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _accuracy_table(results: Results) -> Table:
@@ -61,19 +87,51 @@ def _accuracy_table(results: Results) -> Table:
     return table
 
 
-def _gate_table(results: Results) -> Table:
-    assert results.gates is not None
-    layers = results.gates.layers
+def _gate_table(layers: Sequence[LayerGates]) -> Table:
+    table = _empty_gate_table("variance over images, 0.25 at most; constant over all images")
+    _add_layers(table, layers)
+    table.add_section()
+    _add_all(table, layers)
+    return table
+
+
+def _short_gate_table(layers: Sequence[LayerGates]) -> Table:
+    """All layers in one row, and those whose mean gate is far from the others'."""
+    far = _far_off(layers)
+    which = "those" if far else "none"
+    table = _empty_gate_table(
+        f"{which} over {_FAR_OFF} off the median layer's mean; all of them: --gates"
+    )
+    _add_all(table, layers)
+    if far:
+        table.add_section()
+        _add_layers(table, far)
+    return table
+
+
+def _far_off(layers: Sequence[LayerGates]) -> list[LayerGates]:
+    """At most so many, in order of execution."""
+    middle = median(layer.mean for layer in layers)
+    farthest = sorted(layers, key=lambda layer: abs(layer.mean - middle), reverse=True)[:_MOST_FAR]
+    far = [layer.name for layer in farthest if abs(layer.mean - middle) > _FAR_OFF]
+    return [layer for layer in layers if layer.name in far]
+
+
+def _empty_gate_table(caption: str) -> Table:
     table = Table(
         title="gates by layer (1: fine-tuned filter, 0: pre-trained)",
         title_justify="left",
         box=SIMPLE_HEAD,
-        caption="variance over images, 0.25 at most; constant over all images",
+        caption=caption,
         caption_justify="left",
     )
     table.add_column("layer", overflow="fold")
     for name in ("filters", "mean", "variance", "constant"):
         table.add_column(name, justify="right")
+    return table
+
+
+def _add_layers(table: Table, layers: Sequence[LayerGates]) -> None:
     for layer in layers:
         table.add_row(
             layer.name,
@@ -82,13 +140,14 @@ def _gate_table(results: Results) -> Table:
             f"{layer.variance:.3f}",
             f"{layer.constant:.0%}",
         )
+
+
+def _add_all(table: Table, layers: Sequence[LayerGates]) -> None:
     filters = sum(layer.filters for layer in layers)
-    table.add_section()
     table.add_row(
-        "all filters",
+        f"all {len(layers)} layers",
         f"{filters}",
         f"{sum(layer.mean * layer.filters for layer in layers) / filters:.2f}",
         f"{sum(layer.variance * layer.filters for layer in layers) / filters:.3f}",
         f"{sum(layer.constant * layer.filters for layer in layers) / filters:.0%}",
     )
-    return table

@@ -7,17 +7,30 @@ from pathlib import Path
 
 import pytest
 
+from adafilter_dist.metrics import read_lines
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter
 
 pytestmark = pytest.mark.distributed
 
 
-def test_the_same_words_again_say_it_is_finished(words: list[str], tmp_path: Path) -> None:
-    for _ in range(2):
-        ended = adafilter("train", *words, "train.epochs=1", folder=tmp_path)
-        assert ended.code == 0, ended.output
-    assert "already finished" in ended.output and "resume=never" in ended.output
+def test_the_end_of_a_short_run_and_the_same_words_again(words: list[str], tmp_path: Path) -> None:
+    first = adafilter("train", *words, "train.epochs=1", "log.every=1000", folder=tmp_path)
+    run = run_folder(tmp_path)
+    # However short, it has a curve.
+    rows = [row for row in read_lines(run / "metrics.jsonl") if row["kind"] == "train"]
+    assert len(rows) >= 10
+    again = adafilter("train", *words, "train.epochs=1", "--gates", folder=tmp_path)
+    assert (first.code, again.code) == (0, 0), first.output + again.output
+    assert "already finished" in again.output and "resume=never" in again.output
+    # Its accuracy comes first, its gates are in a file, and there is nothing to resume.
+    for output in (first.output, again.output):
+        assert "adafilter resume" not in output
+        assert 0 < output.index("AdaFilter  ") < output.index("gates by layer")
+    assert "layer4" in (run / "figures" / "gates.txt").read_text()
+    assert "layer4.0.conv2" not in first.output and "layer4.0.conv2" in again.output
+    for name in ("summary.json", "gates.txt", "gates.png"):
+        assert str(run.relative_to(tmp_path) / "figures" / name) in first.output
 
 
 def test_a_diverging_run_names_step_and_rate_and_keeps_the_last_good(
