@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import fromarray
 from torch import Tensor
-from torchvision.transforms import v2
 
 from adafilter_dist.data.augment import crop_boxes, flips
 from adafilter_dist.data.backend import Backend, Plan
@@ -28,7 +27,7 @@ from adafilter_dist.data.prepared import Prepared, SplitName
 from adafilter_dist.data.store import open_store
 from adafilter_dist.data.torchvision_backend import TorchvisionBackend
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.models.preprocess import Preprocess, evaluation_pixels
 from adafilter_dist.recipe.schema import Recipe
 
 __all__ = ["Batches", "EvalLoader", "MicroBatch", "TrainLoader"]
@@ -204,16 +203,8 @@ class EvalLoader:
                 yield MicroBatch(images.permute(0, 3, 1, 2), labels, index)
 
     def _picture(self, sample: int) -> NDArray[np.uint8]:
-        """uint8 (crop, crop, 3), by the operations of torchvision's own presets on a picture."""
-        preprocess = self._preprocess
         picture = fromarray(self._store.read(int(self._records[sample])))
-        resized = v2.functional.resize(
-            picture,
-            [preprocess.resize],
-            interpolation=v2.InterpolationMode(preprocess.interpolation),
-            antialias=True,
-        )
-        return np.asarray(v2.functional.center_crop(resized, [preprocess.crop]))
+        return evaluation_pixels(picture, self._preprocess)
 
 
 def _why_no_ffcv() -> str | None:

@@ -58,6 +58,7 @@ def resolve_preprocess(recipe: Recipe) -> Preprocess:
         data.interpolation or base.interpolation,
         resize,
         crop,
+        data.stored_size,
     )
 
 

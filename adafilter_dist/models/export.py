@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import safetensors.torch
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from adafilter_dist import __version__
 from adafilter_dist.atomic import write_bytes, write_json
@@ -22,7 +21,7 @@ from adafilter_dist.models.convert import AdaFilterNet, convert_pairs
 from adafilter_dist.models.frozen import LinearProbeNet
 from adafilter_dist.models.head import replace_head
 from adafilter_dist.models.pairs import Pair, Pairs
-from adafilter_dist.models.preprocess import Preprocess, evaluation_transform
+from adafilter_dist.models.preprocess import Preprocess, Transform, evaluation_transform
 from adafilter_dist.models.selected import InferenceNet, for_inference
 from adafilter_dist.models.weights import read_state
 from adafilter_dist.recipe.schema import Gate
@@ -30,7 +29,6 @@ from adafilter_dist.recipe.schema import Gate
 FORMAT = 1
 # Of folders that older versions could not read; all others stay at the older number.
 COMPACT_FORMAT = 2
-Transform = Callable[[Image.Image], Tensor]
 
 
 class Exportable(Protocol):
@@ -52,6 +50,7 @@ def export_model(
 
     The configuration is the same for all exports of a run, so that any pair of files fits.
     """
+    constants = preprocess.to_dict()
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -59,7 +58,9 @@ def export_model(
         "head": built.head,
         "method": built.method,
         "classes": list(classes),
-        "preprocess": preprocess.to_dict(),
+        # The stored size lies beside the constants, where older versions pass over it.
+        "stored_size": constants.pop("stored_size"),
+        "preprocess": constants,
     }
     if isinstance(built.model, AdaFilterNet):
         config |= {
@@ -83,15 +84,17 @@ def write_files(folder: Path, config: dict[str, Any], model: nn.Module) -> None:
 def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]:
     """The model of an export (or of a run's best/) in evaluation mode, and its transform.
 
-    The transform takes a PIL picture and gives the float32 tensor (3, H, W) that the model
-    expects in a batch; `model.classes` names the logits. With `fast` an AdaFilter network comes as
-    `for_inference` makes it: quicker, the same up to rounding, not to be trained; others have
-    nothing to choose and come as they are. What `adafilter compact` wrote is always fast. Raises
-    UserError if files are missing, damaged or of a newer format.
+    The transform takes a PIL picture, a path, a file's bytes, or an array, reads it as `prepare`
+    does, and gives the float32 tensor (3, H, W) that the model expects in a batch; it raises
+    UserError for what cannot be used. `model.classes` names the logits. With `fast` an AdaFilter
+    network comes as `for_inference` makes it: quicker, the same up to rounding, not to be trained;
+    others have nothing to choose and come as they are. What `adafilter compact` wrote is always
+    fast. Raises UserError if files are missing, damaged or of a newer format.
     """
     folder = folder_of(Path(path))
     config = read_config(folder)
-    preprocess = Preprocess.from_dict(config["preprocess"])
+    stored_size = config.get("stored_size")
+    preprocess = Preprocess.from_dict(config["preprocess"] | {"stored_size": stored_size})
     model = _rebuild(config, preprocess)
     if "compact" in config:
         assert isinstance(model, AdaFilterNet)

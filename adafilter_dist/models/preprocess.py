@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, ImageOps
-from torch import Tensor, float32
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.pictures.modes import BadPicture
+from adafilter_dist.pictures.reading import Source, read_picture
+from adafilter_dist.pictures.scaling import to_stored_size
 
 Interpolation = Literal["bilinear", "bicubic"]
+Transform = Callable[[Source], Tensor]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Normalisation (0..1 units), interpolation, and the sides (px) of resize and centre crop."""
+    """Normalisation (0..1 units), interpolation, and the sides (px) of resize and centre crop.
+
+    ``stored_size`` is the shortest side (px) of the pictures that were prepared for training; None
+    in exports of before it was kept, whose pictures go straight to ``resize``.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: Interpolation
     resize: int
     crop: int
+    stored_size: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -32,23 +47,43 @@ class Preprocess:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
 
-def evaluation_transform(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
-    """Picture -> float32 tensor (3, crop, crop): shortest side, centre crop, normalise."""
+def evaluation_pixels(picture: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """An RGB picture resized and cropped as torchvision's presets do: uint8 (crop, crop, 3)."""
     from torchvision.transforms import v2
 
-    mode = v2.InterpolationMode(preprocess.interpolation)
-    steps = v2.Compose(
-        [
-            v2.Resize(preprocess.resize, interpolation=mode, antialias=True),
-            v2.CenterCrop(preprocess.crop),
-            v2.PILToTensor(),
-            v2.ToDtype(float32, scale=True),
-            v2.Normalize(preprocess.mean, preprocess.std),
-        ]
+    resized = v2.functional.resize(
+        picture,
+        [preprocess.resize],
+        interpolation=v2.InterpolationMode(preprocess.interpolation),
+        antialias=True,
     )
+    return np.asarray(v2.functional.center_crop(resized, [preprocess.crop]))
 
-    def transform(picture: Image.Image) -> Tensor:
-        tensor: Tensor = steps(ImageOps.exif_transpose(picture).convert("RGB"))
-        return tensor
+
+def evaluation_transform(preprocess: Preprocess) -> Transform:
+    """Picture -> float32 tensor (3, crop, crop), by the steps of `prepare` and of evaluation.
+
+    Takes a PIL picture, a path, a file's bytes, or an array as `read_picture` does: upright RGB,
+    resized to the stored size, then to ``resize``, cropped, normalised. Only the store's JPEG is
+    left out. The transform raises UserError for what is no picture, or would not be stored.
+    """
+    mean = torch.tensor(preprocess.mean).view(3, 1, 1)
+    std = torch.tensor(preprocess.std).view(3, 1, 1)
+
+    def transform(source: Source) -> Tensor:
+        try:
+            picture = read_picture(source, preprocess.stored_size).picture
+            if preprocess.stored_size is not None:
+                picture = to_stored_size(picture, preprocess.stored_size)
+        except BadPicture as error:
+            raise UserError(f"{_name(source)} cannot be used: {error}") from None
+        pixels = torch.from_numpy(np.array(evaluation_pixels(picture, preprocess)))
+        return (pixels.permute(2, 0, 1).contiguous() / 255 - mean) / std
 
     return transform
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    return str(getattr(source, "filename", "")) or "the picture"

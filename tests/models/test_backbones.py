@@ -244,7 +244,7 @@ def test_files_that_are_no_weights_are_refused_without_running_them(tmp_path: Pa
 
 def test_preprocessing_is_the_weights_own_and_can_be_overridden() -> None:
     v2 = resolve_preprocess(recipe("resnet50", "IMAGENET1K_V2"))
-    assert v2 == Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 232, 224)
+    assert v2 == Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 232, 224, 256)
     assert resolve_preprocess(recipe("resnet50", "IMAGENET1K_V1")).resize == 256
     assert resolve_preprocess(recipe("efficientnet_b0")).interpolation == "bicubic"
     changed = resolve_preprocess(
@@ -252,7 +252,7 @@ def test_preprocessing_is_the_weights_own_and_can_be_overridden() -> None:
             "resnet50", None, resolution=112, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"
         )
     )
-    assert changed == Preprocess((0, 0, 0), (1, 1, 1), "bicubic", 116, 112)
+    assert changed == Preprocess((0, 0, 0), (1, 1, 1), "bicubic", 116, 112, 256)
     assert resolve_preprocess(recipe("resnet50", None, eval_resize=300)).resize == 300
     with pytest.raises(UserError, match=r"eval_resize=100 is smaller than the crop of 224"):
         resolve_preprocess(recipe("resnet50", None, eval_resize=100))
