@@ -16,7 +16,7 @@ from adafilter_dist.said import exit_code
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 VERBS = (
-    *("prepare", "train", "resume", "submit", "status", "logs"),
+    *("prepare", "train", "resume", "submit", "status", "logs", "rm"),
     *("evaluate", "compact", "inspect", "doctor"),
 )
 

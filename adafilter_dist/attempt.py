@@ -29,6 +29,7 @@ from adafilter_dist.preemption import UNREAD, stop_on_signal
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import require_end, translate_step
 from adafilter_dist.recipe.identity import run_hash
+from adafilter_dist.removal import nothing_left
 from adafilter_dist.run_folder import RunFolder, describe_environment, started
 from adafilter_dist.run_space import require_run_space, space_of_run
 from adafilter_dist.saving import Saving
@@ -70,7 +71,7 @@ def run_attempt(
                 show_finished(run, console, every_gate=every_gate)
             return 0
         number = from_first(world, lambda: run.enter(plan.verdict.recipe))
-        with failures_noted(run, world, number):
+        with nothing_left(run), failures_noted(run, world, number):
             outcome = _Attempt(
                 plan, run, world, around, console, allow_mismatch, every_gate
             ).train()

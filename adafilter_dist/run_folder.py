@@ -46,6 +46,12 @@ class RunFolder:
         self._ownership: Ownership | None = None
         self._lost: LostRunError | None = None
         self._told = ""
+        self.made: list[Path] = []
+        """The run folder and folders above it that :meth:`enter` made; none where it was there."""
+        self.was_empty = False
+        """Whether the run folder was there, with nothing in it."""
+        self.begun = False
+        """Whether a step was done since."""
 
     @property
     def checkpoints(self) -> Path:
@@ -82,7 +88,10 @@ class RunFolder:
         it cannot be written.
         """
         try:
+            if not self.path.exists():
+                self.made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             make_folder(self.path)
+            self.was_empty = not self.made and not any(self.path.iterdir())
             ownership = claim(self.path, lease=seconds(recipe.checkpoint.lease), say=self._say)
             if not (self.path / "recipe.yaml").exists():
                 self.keep(recipe)
@@ -129,6 +138,7 @@ class RunFolder:
             raise self._lost
         self._set(**fields)
         self._changed = True
+        self.begun |= "step" in fields
 
     def close(self) -> None:
         """End the thread that keeps status.json fresh."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ from tests.real_pictures import real_pictures
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image folder of two classes of real pictures, and a working folder beside it."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An image folder of two classes of real pictures, and a working folder beside it.
+
+    Of all that is refused nothing may be left in runs/.
+    """
     monkeypatch.chdir(tmp_path)
     for key in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(key, raising=False)
@@ -24,7 +28,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         place = tmp_path / "pictures" / f"class{number % 2}"
         place.mkdir(parents=True, exist_ok=True)
         Image.open(picture).convert("RGB").resize((40, 40)).save(place / f"{number}.jpg")
-    return tmp_path / "pictures"
+    yield tmp_path / "pictures"
+    assert not (tmp_path / "runs").exists()
 
 
 def words(folder: Path, *more: str) -> list[str]:
@@ -157,6 +162,9 @@ def test_no_space_for_the_run(
     try:
         said = refused(capsys, "train", *words(folder, f"run_dir={small / 'run'}"))
         assert "no space" in said and "run_dir=PATH" in said
+        assert list(small.iterdir()) == []
+        refused(capsys, "train", *words(folder, f"run_dir={small}"))
+        assert list(small.iterdir()) == []  # it was there before, empty
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 

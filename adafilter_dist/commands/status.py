@@ -13,6 +13,7 @@ from pathlib import Path
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch.queue import Queue
 from adafilter_dist.status import RunStatus, find_runs, is_run, read_runs
+from adafilter_dist.status.model import failed_at_once
 from adafilter_dist.status.sweep import Sweep, read_sweep
 from adafilter_dist.status.table import as_table, in_full, what_counts
 
@@ -41,12 +42,15 @@ def run(words: list[str]) -> int:
         metavar="SECONDS",
         help=f"show it again every so often (default {_REDRAW:.0f}) until Ctrl-C",
     )
+    parser.add_argument(
+        "--all", action="store_true", help="also runs that failed before their first step"
+    )
     options = parser.parse_intermixed_args(words)
     watch: str | None = options.watch
     paths: list[str] = options.paths
     if watch is not None and not _is_number(watch):
         paths, watch = [watch, *paths], str(_REDRAW)  # --watch RUN
-    view = _View([Path(path).expanduser() for path in paths or ["runs"]])
+    view = _View([Path(path).expanduser() for path in paths or ["runs"]], everything=options.all)
     if watch is None:
         runs = view.read(Queue())
         print(_json(view, runs) if options.json else view.show(runs))
@@ -68,6 +72,7 @@ class _View:
     """What the words name, found anew at each look: single runs, sweeps, folders of runs."""
 
     paths: Sequence[Path]
+    everything: bool = False
     trouble: str = ""
     sweeps: list[Sweep] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -109,7 +114,22 @@ class _View:
         """One run in full, or tables."""
         if len(self.paths) == 1 and not self.sweeps and is_run(self.paths[0]):
             return in_full(runs[0])
-        return "\n\n".join(as_table(part, sweep) for sweep, part in self.parts(runs))
+        tables = []
+        for sweep, part in self.parts(runs):
+            hidden = [run for run in part if sweep is None and self._is_hidden(run)]
+            left = [run for run in part if run not in hidden]
+            lines = [as_table(left, sweep)] if left else []
+            if hidden:
+                lines.append(
+                    f"{len(hidden)} failed before {'its' if len(hidden) == 1 else 'their'} first "
+                    "step: --all shows, adafilter rm RUN removes"
+                )
+            tables.append("\n".join(lines))
+        return "\n\n".join(tables)
+
+    def _is_hidden(self, run: RunStatus) -> bool:
+        """Whether it is left out of tables: not where it is asked for by name."""
+        return not self.everything and Path(run.run) not in self.paths and failed_at_once(run)
 
     def complain(self) -> None:
         """Say once more than the runs what could not be found out."""

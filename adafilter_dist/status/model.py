@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ class RunStatus:
     problems: list[str]
     attempts: list[Attempt]
     checkpoints: list[CheckpointFolder]
+
+
+def failed_at_once(run: RunStatus) -> bool:
+    """Whether a run that was started by hand ended before its first step.
+
+    Whoever started it has seen why. What was submitted ended where nobody looked.
+    """
+    nothing = not run.step and not run.checkpoints and run.value is None
+    by_hand = run.job is None and not (Path(run.run) / "submitted.json").exists()
+    return run.state in ("failed", "killed") and nothing and by_hand
 
 
 def ago(seconds: float) -> str:
