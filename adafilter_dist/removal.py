@@ -21,7 +21,8 @@ _SUFFIX = ".removed"
 def remove_folder(folder: Path) -> None:
     """Rename ``folder`` (or a file) to a hidden name, then delete it.
 
-    What an interrupted removal left beside it is deleted too. Raises OSError; the folder is then there as it was, or gone.
+    What an interrupted removal left beside it is deleted too. Raises OSError; the folder is then
+    there as it was, or gone.
     """
     gone = folder.with_name(f".{folder.name[:100]}.{os.getpid()}{_SUFFIX}")
     folder.rename(gone)
