@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafilter_dist.data.listing import Sample
-from adafilter_dist.data.pictures import stored_pixels
-from adafilter_dist.data.store import Record
+from adafilter_dist.data.pictures import stored_picture
+from adafilter_dist.data.store import MOST_BYTES, Format, Record
 from adafilter_dist.pictures.modes import BadPicture
+from adafilter_dist.pictures.reading import decoding_of
 
 
 def read(sample: Sample) -> bytes | NDArray[np.uint8]:
@@ -29,17 +30,22 @@ def read(sample: Sample) -> bytes | NDArray[np.uint8]:
 
 
 def content_hash(sample: Sample) -> bytes:
-    """sha256 of the file, or of the pixels and their shape. Raises BadPicture."""
-    return _hash(read(sample))
+    """sha256 of the file, or of the pixels and their shape. Raises BadPicture.
+
+    Of a picture that a later decoding reads otherwise than the first, it is another one.
+    """
+    content = read(sample)
+    return _source_hash(content, decoding_of(content))
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture that went into the store."""
+    """A picture that went into the store; ``brightest`` is its largest value if 16-bit gray."""
 
     sample: Sample
     content: bytes
     pixels: bytes
+    brightest: int | None
 
 
 class Intake:
@@ -48,9 +54,12 @@ class Intake:
     Records may be called in any order and from many threads: each writes to a place of its own.
     """
 
-    def __init__(self, samples: Sequence[Sample], stored_size: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], stored_size: int, stored_format: Format = "jpg"
+    ) -> None:
         self._samples = samples
         self._stored_size = stored_size
+        self._most_bytes = MOST_BYTES if stored_format == "raw" else None
         self._found: list[Stored | str] = [""] * len(samples)
 
     def records(self) -> list[Record]:
@@ -75,13 +84,34 @@ class Intake:
         sample = self._samples[position]
         try:
             content = read(sample)
-            pixels = stored_pixels(content, self._stored_size)
+            picture = stored_picture(content, self._stored_size)
+            self._require_room(picture.pixels)
         except BadPicture as error:
             self._found[position] = str(error)
             return None
         # The pixels tell duplicates that differ in their metadata alone.
-        self._found[position] = Stored(sample, _hash(content), _hash(pixels))
-        return pixels, sample.label
+        self._found[position] = Stored(
+            sample,
+            _source_hash(content, picture.decoding),
+            _hash(picture.pixels),
+            picture.brightest,
+        )
+        return picture.pixels, sample.label
+
+    def _require_room(self, pixels: NDArray[np.uint8]) -> None:
+        if self._most_bytes is not None and pixels.size > self._most_bytes:
+            height, width = pixels.shape[:2]
+            raise BadPicture(
+                f"{width:,}x{height:,} px once stored, {pixels.size:,} bytes of at most "
+                f"{self._most_bytes:,}; lower data.stored_size or use data.stored_format=jpg"
+            )
+
+
+def _source_hash(content: bytes | NDArray[np.uint8], decoding: int) -> bytes:
+    digest = _hash(content)
+    if decoding == 1:
+        return digest
+    return hashlib.sha256(digest + f"decoding {decoding}".encode()).digest()
 
 
 def _hash(content: bytes | NDArray[np.uint8]) -> bytes:

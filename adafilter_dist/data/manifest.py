@@ -29,7 +29,8 @@ class Manifest(BaseModel):
     """Everything about a prepared folder that is not the pictures.
 
     ``validation``: how many of the last pictures of the train store are the data's own validation
-    split; 0 where it has none.
+    split; 0 where it has none. ``decoding`` numbers the way from a file to pixels, see
+    `adafilter_dist.pictures.reading.DECODING`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     fingerprint: str
     sources: str
+    decoding: int = 1
     root: Path
     classes: list[str]
     train: StoredSplit

@@ -34,6 +34,8 @@ Record = Callable[[], tuple[NDArray[np.uint8], int] | None]
 
 _VERSION = 2
 _PAGE = 1 << 26
+# The most that a record can take: none lies across a page boundary.
+MOST_BYTES = _PAGE
 _JPEG_END = b"\xff\xd9"
 _MODES: dict[Format, int] = {"jpg": 0, "raw": 1}
 _HEADER = np.dtype(

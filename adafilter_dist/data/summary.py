@@ -68,7 +68,7 @@ def summarise(folder: Path, console: Console) -> None:
                 f"{len(twins)} validation pictures are in the training or the test set too (same "
                 f"pixels); listed in {folder / 'val-duplicates.csv'}"
             )
-    lines += [f"note: {note}" for note in manifest.notes]
+    lines += [note if note.startswith("warning: ") else f"note: {note}" for note in manifest.notes]
     lines.append(f"fingerprint {manifest.fingerprint[:16]}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

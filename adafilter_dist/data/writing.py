@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from adafilter_dist import __version__
+from adafilter_dist.data.brightness import dark_notes
 from adafilter_dist.data.fingerprint import fingerprint, sources_hash
 from adafilter_dist.data.intake import Intake
 from adafilter_dist.data.listing import Listing, Sample
@@ -18,6 +19,7 @@ from adafilter_dist.data.pool import default_workers
 from adafilter_dist.data.progress import counting
 from adafilter_dist.data.store import Written, write_store
 from adafilter_dist.errors import UserError
+from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.schema import Data
 
 _BAD_SHOWN = 10
@@ -30,8 +32,8 @@ def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -
     """
     # Taken first: a picture that changes while it is read must look changed next time.
     sources = sources_hash(listing)
-    train = Intake(listing.train_store, data.stored_size)
-    test = Intake(listing.test, data.stored_size)
+    train = Intake(listing.train_store, data.stored_size, data.stored_format)
+    test = Intake(listing.test, data.stored_size, data.stored_format)
     stores = {}
     for name, intake in (("train", train), ("test", test)):
         stores[name] = _write_store(folder / name, intake, data, console)
@@ -50,6 +52,7 @@ def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -
         settings=settings_of(data),
         fingerprint=fingerprint(data, listing.classes, contents),
         sources=sources,
+        decoding=DECODING,
         root=listing.root,
         classes=listing.classes,
         train=_entry(stores["train"]),
@@ -57,7 +60,7 @@ def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -
         validation=validation,
         skipped=len(bad),
         duplicates=duplicates,
-        notes=listing.notes,
+        notes=[*listing.notes, *dark_notes([*train.stored, *test.stored])],
     ).write(folder)
 
 

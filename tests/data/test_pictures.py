@@ -204,3 +204,11 @@ def test_pixels_in_memory_gray_and_colour(photo: Image.Image) -> None:
     gray = np.asarray(photo.convert("L"))
     assert (stored_pixels(gray, 200) == gray[..., None]).all()
     assert (stored_pixels(np.asarray(photo), 200) == np.asarray(photo)).all()
+
+
+def test_a_strip_that_no_store_can_hold_is_bad(photo: Image.Image) -> None:
+    strip = encoded(Image.new("RGB", (50, 1)), "PNG")
+    assert stored_pixels(strip, 64).shape == (64, 3200, 3)
+    message = r"50x1 px: 102,400 px long with a shortest side of 2,048 px \(data.stored_size\)"
+    with pytest.raises(BadPicture, match=message):
+        stored_pixels(strip, 2048)
