@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from adafilter_dist.data.listing import Found, Listing, Sample
+from adafilter_dist.data.printable import printable, unprintable
 from adafilter_dist.data.sources import caltech256, fashion_mnist, food101, imagefolder
 from adafilter_dist.data.sources.download import Say
 from adafilter_dist.data.split import Indices, Purpose, cut_count, cut_fraction
@@ -40,13 +43,25 @@ def list_dataset(data: Data) -> Listing:
     """
     found = _FIND[data.name](data)
     found = found if data.classes is None else _only(found, data.classes)
+    _require_names(found)
     if len(found.classes) < 2:
         raise UserError(
             f"{found.root}: only one class ({', '.join(found.classes)}); at least two are needed"
         )
-    train, test = found.train, found.test
+    if data.test_split == "val":
+        if not found.validation:
+            raise UserError(f"data.test_split=val: {found.root} has no validation split")
+        left = f"data.test_split=val: the {len(found.test or [])} pictures of test are left out"
+        notes = [*found.notes, *([left] if found.test else [])]
+        found = replace(found, test=found.validation, validation=[], notes=notes)
+    train, test, notes = found.train, found.test, list(found.notes)
     if test is None:
         train, test = _cut_test(found, data)
+        if found.validation:
+            notes.append(
+                "no test split: it is drawn from the training pictures (data.test_fraction, "
+                "data.test_per_class); data.test_split=val tests on the validation split instead"
+            )
     elif data.test_per_class is not None:
         test = _draw(test, data.test_per_class, Purpose.TEST, found, data, "data.test_per_class")
     _require_every_class(found, train)
@@ -58,7 +73,10 @@ def list_dataset(data: Data) -> Listing:
         train = _draw(
             train, data.train_per_class, Purpose.TRAIN, found, data, "data.train_per_class"
         )
-    return Listing(found.root, found.classes, train, test, found.notes, found.validation)
+    notes += _alike(found.classes)
+    for name, part in (("test", test), ("validation", found.validation)):
+        notes += _missing(found.classes, name, part) if part else []
+    return Listing(found.root, found.classes, train, test, notes, found.validation)
 
 
 def labels_of(samples: Sequence[Sample]) -> Indices:
@@ -94,6 +112,44 @@ def _cut_test(found: Found, data: Data) -> tuple[list[Sample], list[Sample]]:
     else:
         rest, part = cut_fraction(pool, data.test_fraction, seed, Purpose.TEST)
     return [found.train[i] for i in rest], [found.train[i] for i in part]
+
+
+def _require_names(found: Found) -> None:
+    """Names of classes go into manifests, exports and tables."""
+    if unprintable(str(found.root)):
+        raise UserError(
+            f"data.root={printable(found.root)}: the path {unprintable(str(found.root))}; rename it"
+        )
+    for name in found.classes:
+        if unprintable(name):
+            raise UserError(
+                f"{found.root}: the name of the class {printable(name)} {unprintable(name)}; "
+                "rename it, or leave it out with data.classes"
+            )
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """A note on classes that are one word in two spellings."""
+    known: dict[str, str] = {}
+    for name in classes:
+        word = unicodedata.normalize("NFKC", name).casefold().strip()
+        twin = known.setdefault(word, name)
+        if twin != name:
+            return [
+                f"the classes {twin!r} and {name!r} differ in capitals, blanks or Unicode form "
+                "alone; they are kept apart"
+            ]
+    return []
+
+
+def _missing(classes: Sequence[str], split: str, samples: Sequence[Sample]) -> list[str]:
+    """A note on classes without a picture in a split."""
+    counts = np.bincount(labels_of(samples), minlength=len(classes))
+    absent = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if not absent:
+        return []
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return [f"no {split} pictures of class {absent[0]!r}{more}"]
 
 
 def _draw(

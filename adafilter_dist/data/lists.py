@@ -48,13 +48,13 @@ def write_lists(
     )
     _write(folder / "skipped.csv", ("split", "path", "label", "reason"), skipped)
     if validation:
-        columns = ("val_path", "val_label", "other_split", "other_path", "other_label")
+        val_columns = ("val_path", "val_label", "other_split", "other_path", "other_label")
         twins = (
             (a.name, classes[a.label], split, b.name, classes[b.label])
             for split in ("train", "test")
             for a, b in duplicates(stored[split], stored["val"])
         )
-        _write(folder / "val-duplicates.csv", columns, twins)
+        _write(folder / "val-duplicates.csv", val_columns, twins)
     pairs = duplicates(stored["train"], stored["test"])
     columns = ("test_path", "test_label", "train_path", "train_label")
     rows = ((a.name, classes[a.label], b.name, classes[b.label]) for a, b in pairs)

@@ -77,7 +77,9 @@ def settings_of(data: Data) -> dict[str, Any]:
     """
     pooled = data.name in ("caltech256", "imagefolder")
     drawn = pooled or data.train_per_class is not None or data.test_per_class is not None
-    return {
+    # Keys younger than prepared folders that never name them: the folders keep their names.
+    younger = {"test_split": data.test_split} if data.test_split != "test" else {}
+    return younger | {
         "name": data.name,
         "csv": None if data.csv is None else data.csv.name,
         "classes": None if data.classes is None else sorted(set(data.classes)),

@@ -104,9 +104,9 @@ def other_settings(manifest: Manifest, data: Data) -> str:
     """``data.key=prepared, now wanted`` for what differs; empty where nothing does."""
     wanted = settings_of(data)
     return "; ".join(
-        f"data.{key}={manifest.settings.get(key)}, now {value}"
-        for key, value in wanted.items()
-        if manifest.settings.get(key) != value
+        f"data.{key}={manifest.settings.get(key)}, now {wanted.get(key)}"
+        for key in {**wanted, **manifest.settings}
+        if manifest.settings.get(key) != wanted.get(key)
     )
 
 

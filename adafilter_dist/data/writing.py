@@ -16,6 +16,7 @@ from adafilter_dist.data.listing import Listing, Sample
 from adafilter_dist.data.lists import write_lists
 from adafilter_dist.data.manifest import Manifest, StoredSplit, settings_of
 from adafilter_dist.data.pool import default_workers
+from adafilter_dist.data.printable import printable
 from adafilter_dist.data.progress import counting
 from adafilter_dist.data.store import Written, write_store
 from adafilter_dist.errors import UserError
@@ -88,7 +89,7 @@ def _entry(written: Written) -> StoredSplit:
 
 def _complaint(bad: Sequence[tuple[Sample, str]], of: int) -> str:
     lines = [f"{len(bad):,} of {of:,} pictures cannot be used:"]
-    lines += [f"  {sample.path}: {reason}" for sample, reason in bad[:_BAD_SHOWN]]
+    lines += [f"  {printable(sample.path)}: {reason}" for sample, reason in bad[:_BAD_SHOWN]]
     if len(bad) > _BAD_SHOWN:
         lines.append(f"  ... and {len(bad) - _BAD_SHOWN:,} more")
     lines.append("mend or remove them, or go on without them: data.on_bad=skip")

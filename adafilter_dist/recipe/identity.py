@@ -30,7 +30,7 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
         mode="json",
         include={"data", "augment", "model", "method", "optim", "ema", "train", "seed"},
         exclude={
-            "data": places,
+            "data": places | ({"test_split"} if recipe.data.test_split == "test" else set()),
             "method": _unset(recipe.method),
             "optim": _without(recipe.optim),
             "train": _TRAIN_EXTRA,

@@ -69,8 +69,15 @@ class Data(Section):
         None, description="test pictures drawn per class (seeded); default all"
     )
     test_fraction: Fraction = Field(0.2, description="cut off where no test split is published")
+    test_split: Literal["test", "val"] = Field(
+        "test",
+        description="imagefolder: val tests on the data's own validation split, as is usual where "
+        "there are only train and val",
+    )
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="cut from the training set, stratified, seeded; 0 for none"
+        0.1,
+        description="cut from the training set, stratified, seeded; 0 for none; without effect "
+        "where the data have a validation split",
     )
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the training labels used, stratified"
@@ -98,6 +105,8 @@ class Data(Section):
     def _check(self) -> Data:
         if self.csv is not None and self.name != "imagefolder":
             raise ValueError("csv is only for data.name=imagefolder")
+        if self.test_split != "test" and self.name != "imagefolder":
+            raise ValueError("test_split is only for data.name=imagefolder")
         if self.stage_to is not None and not self.stage_to.startswith(("/", "$", "~")):
             raise ValueError(
                 f"stage_to={self.stage_to}: must begin with / or a variable such as $SLURM_TMPDIR"

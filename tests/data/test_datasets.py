@@ -2,38 +2,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import pytest
 from torchvision.datasets import Caltech256, Food101
 
-from adafilter_dist.data.datasets import list_dataset
-from adafilter_dist.data.listing import Listing, Sample
-from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.schema import Data
 from tests.data import trees
-
-
-def listed(name: str, root: Path | None, **keys: Any) -> Listing:
-    return list_dataset(Data(name=name, root=root, download=False, **keys))
-
-
-def refused(name: str, root: Path | None, **keys: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        listed(name, root, **keys)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def per_class(samples: list[Sample]) -> list[int]:
-    return [count for _, count in sorted(Counter(s.label for s in samples).items())]
-
-
-def names(samples: list[Sample]) -> set[str]:
-    return {sample.name for sample in samples}
+from tests.data.listings import listed, names, per_class, refused
 
 
 def test_food101_is_what_torchvision_lists(tmp_path: Path) -> None:
@@ -126,9 +100,8 @@ def test_caltech256_missing_says_where_and_what(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("test_folder", ["test", "val"])
-def test_folder_with_published_splits(tmp_path: Path, test_folder: str) -> None:
-    counts = {"train/cat": 3, "train/dog": 4, f"{test_folder}/cat": 1, f"{test_folder}/dog": 2}
+def test_folder_with_published_splits(tmp_path: Path) -> None:
+    counts = {"train/cat": 3, "train/dog": 4, "test/cat": 1, "test/dog": 2}
     listing = listed("imagefolder", trees.folders(tmp_path, counts))
     assert listing.classes == ["cat", "dog"]
     assert (per_class(listing.train), per_class(listing.test)) == ([3, 4], [1, 2])
@@ -175,59 +148,6 @@ def test_classes_can_be_chosen(tmp_path: Path) -> None:
         "imagefolder", root, classes=["cat", "dgo"]
     )
     assert "only one class" in refused("imagefolder", root, classes=["cat"])
-
-
-def write_csv(path: Path, *rows: str) -> Path:
-    path.write_text("\ufeff" + "\r\n".join(rows) + "\r\n", encoding="utf-8")
-    return path
-
-
-def test_csv_of_path_label_split(tmp_path: Path) -> None:
-    root = trees.folders(tmp_path, {"pictures": 6})
-    rows = [
-        f'pictures/{i:03d}.jpg,"{"ab"[i % 2]}, or so",{"test" if i > 3 else "train"}'
-        for i in range(6)
-    ]
-    file = write_csv(tmp_path / "list.csv", "path,label,split", *rows)
-    listing = listed("imagefolder", None, csv=file)
-    assert listing.classes == ["a, or so", "b, or so"]
-    assert (per_class(listing.train), per_class(listing.test)) == ([2, 2], [1, 1])
-    assert all(s.path.is_file() for s in (*listing.train, *listing.test))
-    # Elsewhere, with the folder of the pictures named; and without splits.
-    (tmp_path / "lists").mkdir()
-    moved = file.rename(tmp_path / "lists" / "list.csv")
-    assert names(listed("imagefolder", root, csv=moved).train) == names(listing.train)
-    pool = [row.rsplit(",", 1)[0] for row in ("path,label,split", *rows)]
-    drawn = listed("imagefolder", root, csv=write_csv(moved, *pool), test_fraction=0.4)
-    assert (per_class(drawn.train), per_class(drawn.test)) == ([2, 2], [1, 1])
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        (["file,class", "a.jpg,x"], "path,label,split; it names file,class"),
-        (["path,label,split"], "no rows"),
-        (["path,label,split", "a.jpg,x,train", "b.jpg,y,tset"], "line 3: split 'tset'; allowed"),
-        (["path,label,split", "a.jpg,,train"], "line 2: no label"),
-        (["path,label,split", ",x,train"], "line 2: no path"),
-        (
-            ["path,label,split", "a.jpg,x,train", "a.jpg,x,test"],
-            "line 3: a.jpg is listed in line 2",
-        ),
-        (
-            ["path,label,split", "a.jpg,x,train", "b.jpg,y,train", "c.jpg,z,test"],
-            "no training pictures of class 'z'",
-        ),
-    ],
-)
-def test_csv_errors_name_the_line(tmp_path: Path, rows: list[str], expected: str) -> None:
-    assert expected in refused("imagefolder", None, csv=write_csv(tmp_path / "list.csv", *rows))
-
-
-def test_csv_missing_or_not_text(tmp_path: Path) -> None:
-    assert "No such file" in refused("imagefolder", None, csv=tmp_path / "none.csv")
-    (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
-    assert "not UTF-8" in refused("imagefolder", None, csv=tmp_path / "x.csv")
 
 
 def test_order_depends_on_names_alone(tmp_path: Path) -> None:
