@@ -29,7 +29,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
     Raises UserError for what may not change, unless ``allow`` names it.
     """
     run = find_run(recipe)
-    before = run.known_recipe()
+    before = run.known_recipe(allow)
     verdict = judge(before, recipe, allow, run=run.path) if before else begin(recipe)
     status = run.read_status()
     longer = before is not None and recipe.train.epochs > before.train.epochs

@@ -9,7 +9,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,11 @@ from typing import Any, Literal
 import torch
 
 from adafilter_dist import __version__
-from adafilter_dist.atomic import make_folder, write_json, write_text
+from adafilter_dist.atomic import make_folder, write_json
 from adafilter_dist.errors import UserError
+from adafilter_dist.kept_recipe import keep, read_kept, recipe_file, seal
 from adafilter_dist.ownership import ALIVE_EVERY, LostRunError, Ownership, claim
-from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
+from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.recipe.schema import seconds
@@ -70,10 +71,13 @@ class RunFolder:
             return {}
         return status if isinstance(status, dict) else {}
 
-    def known_recipe(self) -> Recipe | None:
-        """The recipe that the run was started with, None for a new one."""
-        known = self.path / "recipe.yaml"
-        return load_recipe([f"recipe={known}"]) if known.exists() else None
+    def known_recipe(self, allow: Collection[str] = ()) -> Recipe | None:
+        """The recipe that the run was started with, None for a new one.
+
+        UserError where it was edited since, but for what ``allow`` names.
+        """
+        kept = (self.path / name for name in ("recipe.yaml", "recipe.json"))
+        return read_kept(self.path, allow) if any(path.exists() for path in kept) else None
 
     @property
     def ownership(self) -> Ownership:
@@ -93,7 +97,9 @@ class RunFolder:
             make_folder(self.path)
             self.was_empty = not self.made and not any(self.path.iterdir())
             ownership = claim(self.path, lease=seconds(recipe.checkpoint.lease), say=self._say)
-            if not (self.path / "recipe.yaml").exists():
+            if (self.path / "recipe.yaml").exists():
+                seal(self.path)
+            else:
                 self.keep(recipe)
         except OSError as error:
             raise UserError(
@@ -108,7 +114,7 @@ class RunFolder:
 
     def keep(self, recipe: Recipe) -> None:
         """Write the recipe that the run goes on with."""
-        write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+        keep(self.path, recipe)
 
     def status(self, state: State, *, reason: str = "", **fields: Any) -> None:
         """Write status.json atomically, with a fresh heartbeat; fields are kept between calls."""
@@ -182,8 +188,7 @@ def find_run(recipe: Recipe) -> RunFolder:
     """
     if recipe.resume not in ("auto", "never"):
         path = Path(recipe.resume).expanduser()
-        if not (path / "recipe.yaml").is_file():
-            raise UserError(f"resume={path}: not a run folder (no recipe.yaml in it)")
+        recipe_file(path)
         return RunFolder(path)
     path = run_dir(recipe).expanduser()
     if recipe.resume == "never":

@@ -46,7 +46,7 @@ def write_record(path: Path, content: Any) -> dict[str, Any]:
 
 def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
     """Write the manifest, its own sha256 inside, and fsync it."""
-    write_durable(path, _sealed(content))
+    write_durable(path, sealed(content))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -55,14 +55,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         written = path.read_bytes()
         content: dict[str, Any] = json.loads(written)
         content.pop("sha256")
-        if _sealed(content) == written:
+        if sealed(content) == written:
             return content
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DamagedError(f"{path.name} cannot be used: {error}") from None
     raise DamagedError(f"{path.name} does not have the bytes that were written (sha256)")
 
 
-def _sealed(content: Mapping[str, Any]) -> bytes:
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """``content`` as JSON with the sha256 of itself inside, as :func:`read_manifest` wants it."""
     plain = json.dumps(content, sort_keys=True, allow_nan=False)
     seal = hashlib.sha256(plain.encode()).hexdigest()
     return (json.dumps({**content, "sha256": seal}, indent=2, sort_keys=True) + "\n").encode()

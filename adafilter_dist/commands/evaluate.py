@@ -10,6 +10,7 @@ from adafilter_dist import atomic
 from adafilter_dist.commands.resume import add_gates
 from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
+from adafilter_dist.kept_recipe import read_kept
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.engine import DDP, AnyEngine
 from adafilter_dist.recipe.identity import run_dir
@@ -54,10 +55,10 @@ def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
                 f"{folder}: this recipe has no run there yet; train it first, or give the run's "
                 "folder: adafilter evaluate RUN"
             )
+        read_kept(folder)
         return folder, _with_ddp(recipe)
     folder = Path(words[0]).expanduser()
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (no recipe.yaml in it)")
+    read_kept(folder)
     return folder, _with_ddp(load_recipe([f"recipe={folder / 'recipe.yaml'}", *words[1:]]))
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from adafilter_dist.console import Console
-from adafilter_dist.errors import UserError
+from adafilter_dist.kept_recipe import recipe_file
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.changes import require_known
 
@@ -25,9 +25,7 @@ def run(words: list[str]) -> int:
     options = parser.parse_intermixed_args(words)
     require_known(options.allow_mismatch)
     folder = Path(options.run).expanduser()
-    if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (no recipe.yaml in it)")
-    recipe = load_recipe([f"recipe={folder / 'recipe.yaml'}", *options.overrides])
+    recipe = load_recipe([f"recipe={recipe_file(folder)}", *options.overrides])
     from adafilter_dist.attempt import run_attempt
 
     recipe = recipe.model_copy(update={"resume": str(folder)})

@@ -13,6 +13,7 @@ from typing import Any
 
 from adafilter_dist.atomic import make_folder, write_bytes, write_json, write_text
 from adafilter_dist.errors import UserError
+from adafilter_dist.kept_recipe import recipe_file
 from adafilter_dist.launch import local
 from adafilter_dist.launch.queue import Job
 from adafilter_dist.launch.sweep import Member, expand
@@ -160,9 +161,7 @@ def _target(member: Member, allow: Collection[str]) -> Target:
     words = dict(word.partition("=")[::2] for word in member.words)
     resumed = words.get("resume", "auto")
     if "recipe" not in words and resumed not in ("auto", "never"):
-        known = Path(resumed).expanduser() / "recipe.yaml"
-        if not known.is_file():
-            raise UserError(f"resume={resumed}: not a run folder (no recipe.yaml in it)")
+        known = recipe_file(Path(resumed).expanduser())
         recipe = load_recipe([f"recipe={known}", *member.words])
     else:
         recipe = load_recipe(member.words)

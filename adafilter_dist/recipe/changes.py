@@ -49,7 +49,7 @@ def judge(
     require_known(allow)
     kept, found = settle_length(old, new, run)
     found += _others(old, kept)
-    refused = [change for change in found if not change.free and not _covers(allow, change.key)]
+    refused = [change for change in found if not change.free and not covers(allow, change.key)]
     if refused:
         raise UserError(_refusal(refused, run))
     kept = _checked(kept.model_copy(update={key: getattr(old, key) for key in _OF_THE_ATTEMPT}))
@@ -142,7 +142,8 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _sections(part)
 
 
-def _covers(allow: Collection[str], key: str) -> bool:
+def covers(allow: Collection[str], key: str) -> bool:
+    """Whether a key, or a section that it is in, is among ``allow``."""
     return any(key == word or key.startswith(f"{word}.") for word in allow)
 
 

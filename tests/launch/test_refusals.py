@@ -85,7 +85,7 @@ def test_typos_are_said_all_at_once(refused) -> None:
     assert "which recipe?" in refused()[0]
     assert "which recipe?" in refused("prepare", "optim.lr=1")[0]
     (line,) = refused("resume=nowhere")
-    assert line == "resume=nowhere: not a run folder (no recipe.yaml in it)"
+    assert line == "nowhere: not a run folder (no recipe.yaml in it)"
 
 
 def test_two_members_that_are_the_same_run(refused, prepared: Path) -> None:
