@@ -27,14 +27,15 @@ def run(words: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="recipe=NAME and overrides")
     recipe = load_recipe(parser.parse_args(words).words)
     # Imported here: --help and a mistyped recipe need not wait for the models.
-    from adafilter_dist.data.prepare import prepare
+    from adafilter_dist.data.prepare import look, prepare
     from adafilter_dist.data.summary import summarise
     from adafilter_dist.models.backbones import fetch_weights
 
     console = Console()
+    start = look(recipe)  # a wrong path is not worth a download
     weights = fetch_weights(recipe)
     console.print(weights, highlight=False, markup=False, soft_wrap=True)
-    prepared = prepare(recipe, console)
+    prepared = prepare(recipe, console, start)
     summarise(prepared.folder, console)
     console.print(f"ready: {prepared.folder}", highlight=False, markup=False, soft_wrap=True)
     return 0

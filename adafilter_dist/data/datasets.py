@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -27,12 +28,35 @@ _FETCH = {
     "fashion_mnist": fashion_mnist.fetch,
     "food101": food101.fetch,
 }
+_IS_THERE = {
+    "caltech256": caltech256.is_there,
+    "fashion_mnist": fashion_mnist.is_there,
+    "food101": food101.is_there,
+    "imagefolder": imagefolder.is_there,
+}
 
 
 def fetch_dataset(data: Data, say: Say) -> None:
     """Download what is missing, if ``data.download`` and the data set can be; UserError if not."""
-    if data.download and data.name in _FETCH:
+    if can_fetch(data):
         _FETCH[data.name](data, say)
+
+
+def is_there(data: Data) -> bool:
+    """Whether its list or any picture of it is there, in whatever state."""
+    return _IS_THERE[data.name](data)
+
+
+def lists_of(data: Data) -> dict[str, Path]:
+    """The files that say which pictures belong where, by a name that stays when the root moves."""
+    if data.csv is not None:
+        return {"data.csv": data.csv}
+    return food101.lists_of(data) if data.name == "food101" else {}
+
+
+def can_fetch(data: Data) -> bool:
+    """Whether ``fetch_dataset`` can get it."""
+    return data.download and data.name in _FETCH
 
 
 def list_dataset(data: Data) -> Listing:

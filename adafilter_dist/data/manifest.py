@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adafilter_dist import atomic
+from adafilter_dist.data.origin import Origin, csv_name
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 
 NAME = "manifest.json"
+# The folder beside the pictures that `prepare` makes by default; it moves with them.
+_BESIDE = re.compile(r"adafilter-[0-9a-f]{8}")
 
 
 class StoredSplit(BaseModel):
@@ -31,17 +35,19 @@ class Manifest(BaseModel):
     ``validation``: how many of the last pictures of the train store are the data's own validation
     split; 0 where it has none. ``decoding`` numbers the way from a file to pixels, see
     `adafilter_dist.pictures.reading.DECODING`.
+    ``origins`` are the places whose pictures are these; format 1 has none, only ``root``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     adafilter: str
     settings: dict[str, Any]
     fingerprint: str
     sources: str
     decoding: int = 1
     root: Path
+    origins: list[Origin] = []
     classes: list[str]
     train: StoredSplit
     test: StoredSplit
@@ -53,6 +59,23 @@ class Manifest(BaseModel):
     def write(self, folder: Path) -> None:
         """Put it into the folder, whole or not at all."""
         atomic.write_json(folder / NAME, self.model_dump(mode="json"))
+
+    def known_origins(self, folder: Path) -> list[Origin]:
+        """Where the pictures came from, as far as the manifest tells.
+
+        Format 1 has the folder that the pictures were in: for a published data set data.root or a
+        folder in it. Of a CSV it has the name, so that only one below that folder is known.
+        """
+        if self.format == 2:
+            return self.origins
+        csv = self.settings.get("csv")
+        roots = [str(self.root)]
+        if self.settings.get("name") in ("food101", "caltech256"):
+            roots += [str(self.root.parent), str(self.root.parent.parent)]
+        if _BESIDE.fullmatch(folder.name):
+            roots.append("..")
+        known = [Origin(root=root, csv=csv, sources=self.sources) for root in roots]
+        return known if csv is not None else [*known, Origin(root=None, csv=None)]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -81,7 +104,7 @@ def settings_of(data: Data) -> dict[str, Any]:
     younger = {"test_split": data.test_split} if data.test_split != "test" else {}
     return younger | {
         "name": data.name,
-        "csv": None if data.csv is None else data.csv.name,
+        "csv": csv_name(data),
         "classes": None if data.classes is None else sorted(set(data.classes)),
         "train_per_class": data.train_per_class,
         "test_per_class": data.test_per_class,

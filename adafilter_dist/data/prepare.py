@@ -7,20 +7,21 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from adafilter_dist import atomic
-from adafilter_dist.data.datasets import fetch_dataset, list_dataset
-from adafilter_dist.data.fingerprint import fingerprint, sources_hash
-from adafilter_dist.data.intake import content_hash
-from adafilter_dist.data.listing import Listing
+from adafilter_dist.data.comparing import same_pictures
+from adafilter_dist.data.datasets import can_fetch, fetch_dataset, is_there, list_dataset
+from adafilter_dist.data.fingerprint import sources_hash
+from adafilter_dist.data.listing import Listing, Sample, root_of
 from adafilter_dist.data.lock import exclusive
 from adafilter_dist.data.manifest import Manifest, read_manifest
-from adafilter_dist.data.pool import WorkerPool, default_workers
+from adafilter_dist.data.origin import Origin, changed_list, origin_of
 from adafilter_dist.data.prepared import (
     Prepared,
     damage_of,
@@ -28,20 +29,72 @@ from adafilter_dist.data.prepared import (
     other_settings,
     prepared_folder,
 )
-from adafilter_dist.data.progress import counting
+from adafilter_dist.data.sources.download import Say
 from adafilter_dist.data.space import require_space
 from adafilter_dist.data.writing import write_folder
+from adafilter_dist.disk import existing_parent
 from adafilter_dist.errors import UserError
-from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.recipe.schema import Data, Recipe
 
 
-def prepare(recipe: Recipe, console: Console) -> Prepared:
-    """Fetch, list, convert and store the pictures of a recipe.
+@dataclass(frozen=True)
+class Look:
+    """What ``prepare`` starts from: a listing, or why there is none; ``ours`` is where it is from.
+
+    Without a listing the pictures are fetched first, or what is prepared is left as it is: then
+    ``gone`` says what it cannot be compared with.
+    """
+
+    listing: Listing | None
+    ours: Origin
+    gone: str = ""
+
+
+def look(recipe: Recipe) -> Look:
+    """List the pictures, and see whether the prepared folder can be written or left as it is.
+
+    Opens no network and writes nothing. Raises UserError for everything that this shows.
+    """
+    data = recipe.data
+    folder = prepared_folder(data)
+    ours = origin_of(data, folder)  # first: a list that changes while it is read must look changed
+    manifest = _present(folder, data)
+    if manifest is None:
+        _require_writable(folder)
+    known = _known(folder, manifest, ours) if manifest else None
+    try:
+        listing = list_dataset(data)
+    except UserError as error:
+        if is_there(data):
+            raise
+        if manifest is None:
+            if can_fetch(data):
+                return Look(None, ours)
+            raise
+        if known is None:
+            raise UserError(
+                f"{error}; what is prepared in {folder} is from "
+                f"{manifest.known_origins(folder)[0].described(folder)}"
+            ) from None
+        return Look(None, ours, gone=_gone(data))
+    same_lists = known is not None and known.lists and known.lists == ours.lists
+    if same_lists and not any(sample.path.exists() for sample in _samples(listing)):
+        return Look(None, ours, gone=f"the pictures, none of which is in {root_of(data)}")
+    return Look(listing, ours.model_copy(update={"sources": sources_hash(listing)}))
+
+
+def _gone(data: Data) -> str:
+    if data.csv is not None:
+        return f"data.csv={data.csv}, which is not there"
+    return f"its pictures, which are not in {root_of(data)}"
+
+
+def prepare(recipe: Recipe, console: Console, start: Look | None = None) -> Prepared:
+    """Fetch, list, convert and store the pictures of a recipe; ``start`` is ``look(recipe)``.
 
     Does nothing where the folder is right already. May be killed at any time, and run twice at
     once. Raises UserError: no pictures, bad ones (``data.on_bad=error``), no space, no right to
-    write, a folder that holds something else.
+    write, a folder that holds something else, or what another place's pictures were prepared to.
     """
     data = recipe.data
     folder = prepared_folder(data)
@@ -49,30 +102,87 @@ def prepare(recipe: Recipe, console: Console) -> Prepared:
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    try:
-        listing = list_dataset(data)
-    except UserError as absent:
-        if _present(folder, data) is not None:
-            say(f"already prepared: {folder}; not compared with its pictures: {absent}")
-            return open_prepared(recipe)
+    start = start or look(recipe)
+    if start.gone:
+        say(f"already prepared: {folder}; not compared with {start.gone}")
+        return open_prepared(recipe)
+    if start.listing is None:
         fetch_dataset(data, say)
-        listing = list_dataset(data)
+        start = look(recipe)
+        assert start.listing is not None
     with _explained(folder), _quiet_pictures():
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}.lock")
         with exclusive(lock, lambda: say(f"waiting for another prepare of {folder}")) as alone:
             if alone:
                 _remove_leftovers(folder)
-            present = _present(folder, data)
-            if present is not None and _is_current(present, listing, folder, data, console):
-                say(f"already prepared: {folder}")
-            else:
-                _replace(folder, listing, data, console)
+            _settle(folder, start.listing, start.ours, data, console, say)
     return open_prepared(recipe)
 
 
+def _settle(
+    folder: Path, listing: Listing, ours: Origin, data: Data, console: Console, say: Say
+) -> None:
+    """Leave the folder as it is, note that it holds these pictures too, or write it."""
+    manifest = _present(folder, data)
+    if manifest is None:
+        _replace(folder, listing, [ours], data, console)
+        return
+    known, damage = _known(folder, manifest, ours), damage_of(folder, manifest)
+    if known is not None and known.sources == ours.sources and not damage:
+        if known.lists != ours.lists or manifest.format == 1:
+            _note(folder, manifest, ours)
+        say(f"already prepared: {folder}")
+        return
+    origins = _with(folder, manifest, ours)
+    if not same_pictures(manifest, listing, folder, data, console):
+        others = [origin for origin in origins if origin is not ours]
+        if known is None or others:
+            of = (others or manifest.known_origins(folder))[0].described(folder)
+            raise UserError(
+                f"{folder}: holds the pictures of {of}, which are others than those of "
+                f"{ours.described(folder)} now; choose another folder with data.prepared, or "
+                "remove this one"
+            )
+        origins = [ours]
+        say(f"{damage or _changed(known, ours, data)}: preparing again")
+    elif damage:
+        say(f"{damage}: preparing again")
+    else:
+        # Copied, moved or touched, but the same pictures: next time the quick look is enough.
+        _note(folder, manifest, ours)
+        say(f"already prepared: {folder}")
+        return
+    _replace(folder, listing, origins, data, console)
+
+
+def _known(folder: Path, manifest: Manifest, ours: Origin) -> Origin | None:
+    """The manifest's entry for our place."""
+    known = manifest.known_origins(folder)
+    return next((origin for origin in known if origin.same_place(ours, folder)), None)
+
+
+def _with(folder: Path, manifest: Manifest, ours: Origin) -> list[Origin]:
+    """The places noted in the manifest, with ours as it is now at the end."""
+    others = [o for o in manifest.origins if not o.same_place(ours, folder)]
+    return [*others, ours]
+
+
+def _note(folder: Path, manifest: Manifest, ours: Origin) -> None:
+    update = {"format": 2, "sources": ours.sources, "origins": _with(folder, manifest, ours)}
+    manifest.model_copy(update=update).write(folder)
+
+
+def _changed(known: Origin, ours: Origin, data: Data) -> str:
+    """What changed at our own place."""
+    changed = changed_list(known, data)
+    if changed is not None:
+        return f"{changed} changed"
+    return f"the pictures of {ours.csv or root_of(data)} changed"
+
+
 def _present(folder: Path, data: Data) -> Manifest | None:
-    """The manifest of a sound folder; None where there is nothing of use.
+    """The manifest of the folder, None where nothing is prepared.
 
     Raises UserError where the folder holds something that must not be replaced.
     """
@@ -90,48 +200,23 @@ def _present(folder: Path, data: Data) -> Manifest | None:
             f"{folder}: holds pictures prepared with other settings ({other}); choose another "
             "folder with data.prepared, or remove this one"
         )
-    return None if damage_of(folder, manifest) else manifest
+    return manifest
 
 
-def _is_current(
-    present: Manifest, listing: Listing, folder: Path, data: Data, console: Console
-) -> bool:
-    """Whether the folder was made of just these pictures; reads them only if their times differ."""
-    sources = sources_hash(listing)
-    if present.sources == sources:
-        return True
-    samples = [*listing.train, *listing.test, *listing.validation]
-    workers = data.num_workers or default_workers()
-    hashes: list[tuple[int, bytes]] = []
-    try:
-        with (
-            counting(console, "comparing pictures", len(samples)) as progress,
-            WorkerPool(workers) as pool,
-        ):
-            for sample, content in zip(
-                samples, pool.map(content_hash, samples, ahead=4 * workers), strict=True
-            ):
-                hashes.append((sample.label, content))
-                progress(len(hashes))
-    except BadPicture:
-        return False
-    test, end = len(listing.train), len(listing.train) + len(listing.test)
-    splits = [hashes[:test], hashes[test:end], *([hashes[end:]] if listing.validation else [])]
-    if fingerprint(data, listing.classes, splits) != present.fingerprint:
-        return False
-    # Copied or touched, but the same pictures: next time the quick look is enough again.
-    present.model_copy(update={"sources": sources, "root": listing.root}).write(folder)
-    return True
+def _samples(listing: Listing) -> list[Sample]:
+    return [*listing.train_store, *listing.test]
 
 
-def _replace(folder: Path, listing: Listing, data: Data, console: Console) -> None:
+def _replace(
+    folder: Path, listing: Listing, origins: Sequence[Origin], data: Data, console: Console
+) -> None:
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     scratch = folder.with_name(f".{folder.name}.tmp-{unique}")
     old = folder.with_name(f".{folder.name}.old-{unique}")
     try:
         scratch.mkdir()
-        require_space(scratch, [*listing.train_store, *listing.test], data)
-        write_folder(scratch, listing, data, console)
+        require_space(scratch, _samples(listing), data)
+        write_folder(scratch, listing, data, console, origins)
         atomic.fsync_folder(scratch)
         if folder.exists():
             folder.rename(old)
@@ -140,6 +225,15 @@ def _replace(folder: Path, listing: Listing, data: Data, console: Console) -> No
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_writable(folder: Path) -> None:
+    above = existing_parent(folder)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder}: cannot be written ({above} is not a folder that you may write to); set "
+            "data.prepared to a folder of yours"
+        )
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from adafilter_dist.data.listing import root_of
 from adafilter_dist.data.manifest import Manifest, read_manifest, settings_of
+from adafilter_dist.data.missing import no_such
+from adafilter_dist.data.origin import changed_list, origin_of
 from adafilter_dist.data.split import Indices, Purpose, cut_fraction, keep_fraction
 from adafilter_dist.data.store import open_store
 from adafilter_dist.errors import UserError
@@ -75,20 +77,24 @@ def prepared_folder(data: Data) -> Path:
     return root_of(data) / f"adafilter-{digest[:8]}"
 
 
-def open_prepared(recipe: Recipe) -> Prepared:
+def open_prepared(recipe: Recipe, *, known: str | None = None) -> Prepared:
     """The prepared data of a recipe.
 
-    Raises UserError, with the line that prepares them, when they are missing, of other settings,
-    damaged, or lack pictures that ``data.on_bad=error`` does not want to lose.
+    ``known`` is the fingerprint of the data of a run that goes on: where these are the prepared
+    data, it does not matter what became of the pictures and their lists. Raises UserError, with
+    the line that prepares them, when they are missing, of other settings or another place, older
+    than their lists, damaged, or lack pictures that ``data.on_bad=error`` does not want to lose.
     """
     folder = prepared_folder(recipe.data)
     manifest = read_manifest(folder)
     again = f"run: {prepare_line(recipe)}"
     if manifest is None:
-        raise UserError(f"{folder}: the data are not prepared; {again}")
+        raise UserError(_missing(folder, recipe.data, again))
     other = other_settings(manifest, recipe.data)
     if other:
         raise UserError(f"{folder}: prepared with other settings ({other}); {again}")
+    if manifest.fingerprint != known:
+        require_origin(folder, manifest, recipe)
     if manifest.skipped and recipe.data.on_bad == "error":
         raise UserError(
             f"{folder}: {manifest.skipped} bad pictures were skipped (listed in skipped.csv there)"
@@ -100,13 +106,46 @@ def open_prepared(recipe: Recipe) -> Prepared:
     return from_manifest(folder, manifest, recipe.data)
 
 
+def require_origin(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
+    """UserError unless the data were prepared from the recipe's pictures, by lists as they are.
+
+    Looks at no picture, and at the lists where they are there.
+    """
+    wanted = origin_of(recipe.data, folder)
+    known = manifest.known_origins(folder)
+    own = [origin for origin in known if origin.same_place(wanted, folder)]
+    if not own:
+        raise UserError(
+            f"{folder}: prepared from {known[0].described(folder)}, not from "
+            f"{wanted.described(folder)}; to have the pictures compared, and the same ones taken "
+            f"over, run: {prepare_line(recipe)}"
+        )
+    changed = changed_list(own[-1], recipe.data)
+    if changed is not None:
+        raise UserError(
+            f"{changed}: changed since {folder} was prepared by it; run: {prepare_line(recipe)}"
+        )
+
+
+def _missing(folder: Path, data: Data, again: str) -> str:
+    """What is said where nothing is prepared: the pictures may be missing, too."""
+    if data.csv is not None and not data.csv.exists():
+        return f"data.csv={data.csv}: {no_such('file', data.csv)}, and nothing is prepared of it"
+    if data.root is not None and not data.root.is_dir():
+        what = f"data.root={data.root}: {no_such('folder', data.root)}"
+        if data.name == "imagefolder":
+            return f"{what}, and nothing is prepared of it"
+        return f"{what}, and the data are not prepared; correct it, or to fetch them there {again}"
+    return f"{folder}: the data are not prepared; {again}"
+
+
 def other_settings(manifest: Manifest, data: Data) -> str:
     """``data.key=prepared, now wanted`` for what differs; empty where nothing does."""
     wanted = settings_of(data)
     return "; ".join(
         f"data.{key}={manifest.settings.get(key)}, now {wanted.get(key)}"
         for key in {**wanted, **manifest.settings}
-        if manifest.settings.get(key) != wanted.get(key)
+        if key != "csv" and manifest.settings.get(key) != wanted.get(key)  # origins tell of it
     )
 
 

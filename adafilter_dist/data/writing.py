@@ -10,11 +10,12 @@ from rich.console import Console
 
 from adafilter_dist import __version__
 from adafilter_dist.data.brightness import dark_notes
-from adafilter_dist.data.fingerprint import fingerprint, sources_hash
+from adafilter_dist.data.fingerprint import fingerprint
 from adafilter_dist.data.intake import Intake
 from adafilter_dist.data.listing import Listing, Sample
 from adafilter_dist.data.lists import write_lists
 from adafilter_dist.data.manifest import Manifest, StoredSplit, settings_of
+from adafilter_dist.data.origin import Origin
 from adafilter_dist.data.pool import default_workers
 from adafilter_dist.data.printable import printable
 from adafilter_dist.data.progress import counting
@@ -26,13 +27,19 @@ from adafilter_dist.recipe.schema import Data
 _BAD_SHOWN = 10
 
 
-def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -> None:
+def write_folder(
+    folder: Path,
+    listing: Listing,
+    data: Data,
+    console: Console,
+    origins: Sequence[Origin],
+) -> None:
     """Write everything that a prepared folder holds.
+
+    ``origins`` are the places that have these pictures, the last one that of the listing.
 
     Every picture is read before bad ones are complained of, so that the list is complete.
     """
-    # Taken first: a picture that changes while it is read must look changed next time.
-    sources = sources_hash(listing)
     train = Intake(listing.train_store, data.stored_size, data.stored_format)
     test = Intake(listing.test, data.stored_size, data.stored_format)
     stores = {}
@@ -52,9 +59,10 @@ def write_folder(folder: Path, listing: Listing, data: Data, console: Console) -
         adafilter=__version__,
         settings=settings_of(data),
         fingerprint=fingerprint(data, listing.classes, contents),
-        sources=sources,
+        sources=origins[-1].sources,
         decoding=DECODING,
         root=listing.root,
+        origins=list(origins),
         classes=listing.classes,
         train=_entry(stores["train"]),
         test=_entry(stores["test"]),

@@ -303,7 +303,7 @@ def test_manifest_of_another_format_is_refused(root: Path) -> None:
     done, _ = prepared(root)
     path = done.folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    for text in (json.dumps(manifest | {"format": 2}), path.read_text()[:-20]):
+    for text in (json.dumps(manifest | {"format": 3}), path.read_text()[:-20]):
         path.write_text(text)
         with pytest.raises(UserError, match=f"remove {done.folder}"):
             open_prepared(recipe(root))

@@ -40,6 +40,22 @@ def test_bad_input_is_short_and_exits_with_2(
     assert "skipped 1: 1 empty file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("missing", ["data.root={}/gone", "data.csv={}/gone.csv"])
+def test_a_place_that_is_missing_is_seen_before_weights_are_fetched(
+    missing: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "weights"))
+    line = ["prepare", "recipe=imagefolder", missing.format(tmp_path), "model.name=resnet152"]
+    assert main([*line, "model.weights=IMAGENET1K_V2"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {missing.format(tmp_path)}: no such f")
+    assert len(said.err.splitlines()) == 1 and said.out == ""
+    assert not (tmp_path / "weights").exists()
+
+
 def test_help_names_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["prepare", "--help"])

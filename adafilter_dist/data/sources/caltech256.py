@@ -53,11 +53,16 @@ def find(data: Data) -> Found:
     return Found(base, classes, samples, None, notes)
 
 
+def is_there(data: Data) -> bool:
+    """Whether its folders are there."""
+    return any(_is_here(folder) for folder in _places(root_of(data)))
+
+
 def fetch(data: Data, say: Say) -> None:
     """Download Caltech-256 through torchvision unless it is there. Raises UserError."""
-    root = root_of(data)
-    if any(_is_here(folder) for folder in _places(root)):
+    if is_there(data):
         return
+    root = root_of(data)
     target = root if root.name == _PICTURES_FOLDER else root / "caltech256" / _PICTURES_FOLDER
     say(f"downloading Caltech-256 (1.2 GB) into {target}")
     layout = f"the unpacked {_PICTURES_FOLDER}.tar at {target}"

@@ -51,12 +51,17 @@ def find(data: Data) -> Found:
     )
 
 
+def is_there(data: Data) -> bool:
+    """Whether all four files are there."""
+    return _folder(data) is not None
+
+
 def fetch(data: Data, say: Say) -> None:
     """Get the four files unless they are there: the Debian package, else torchvision's download.
 
     Needs no root. Raises UserError saying what to do by hand.
     """
-    if _folder(data) is not None:
+    if is_there(data):
         return
     root = root_of(data)
     try:

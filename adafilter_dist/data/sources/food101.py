@@ -42,11 +42,22 @@ def find(data: Data) -> Found:
     return Found(base, classes, train, test, notes)
 
 
+def is_there(data: Data) -> bool:
+    """Whether its folders are there."""
+    return any(_is_here(folder) for folder in _places(root_of(data)))
+
+
+def lists_of(data: Data) -> dict[str, Path]:
+    """The files in meta/ that say which pictures belong to which class and split."""
+    base = next((folder for folder in _places(root_of(data)) if _is_here(folder)), root_of(data))
+    return {f"meta/{split}.json": base / "meta" / f"{split}.json" for split in ("train", "test")}
+
+
 def fetch(data: Data, say: Say) -> None:
     """Download Food-101 through torchvision unless it is there. Raises UserError."""
-    root = root_of(data)
-    if any(_is_here(folder) for folder in _places(root)):
+    if is_there(data):
         return
+    root = root_of(data)
     target = root if root.name == "food-101" else root / "food-101"
     say(f"downloading Food-101 (5 GB) into {target}")
     fetch_folder(target, "Food-101", 11 * 10**9, f"{_LAYOUT} at {target}", _download)

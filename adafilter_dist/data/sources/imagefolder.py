@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from adafilter_dist.data.listing import Found, Sample, root_of
+from adafilter_dist.data.missing import no_such
 from adafilter_dist.data.printable import printable
 from adafilter_dist.data.sources import csv_list
 from adafilter_dist.data.sources.layout import LAYOUTS, class_folders, read_layout
@@ -18,12 +19,16 @@ from adafilter_dist.recipe.schema import Data
 def find(data: Data) -> Found:
     """The pictures below data.root or listed in data.csv; UserError says what is amiss."""
     if data.csv is not None:
+        if not data.csv.exists():
+            raise UserError(f"data.csv={data.csv}: {no_such('file', data.csv)}")
         return csv_list.find(data.csv, root_of(data))
     root = data.root
     if root is None:
         raise UserError(f"data.root is not set; give the folder of the pictures: {LAYOUTS}")
     if not root.is_dir():
-        raise UserError(f"data.root={printable(root)}: no such folder; expected {LAYOUTS}")
+        raise UserError(
+            f"data.root={printable(root)}: {no_such('folder', root)}; expected {LAYOUTS}"
+        )
     walk, wanted = Walk(root), data.classes
     layout = read_layout(walk, wanted or (), data.test_split == "val")
     classes: list[str] = []
@@ -46,6 +51,13 @@ def find(data: Data) -> Found:
     if None in splits:
         return Found(root, classes, splits[None], None, notes)
     return Found(root, classes, splits["train"], splits.get("test"), notes, splits.get("val", []))
+
+
+def is_there(data: Data) -> bool:
+    """Whether the CSV is there, or any picture below data.root."""
+    if data.csv is not None:
+        return data.csv.exists()
+    return data.root is not None and data.root.is_dir() and Walk(data.root).has_pictures(data.root)
 
 
 def _samples(
