@@ -34,6 +34,7 @@ from adafilter_dist.data.space import require_space
 from adafilter_dist.data.writing import write_folder
 from adafilter_dist.disk import existing_parent
 from adafilter_dist.errors import UserError
+from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.schema import Data, Recipe
 
 
@@ -80,7 +81,7 @@ def look(recipe: Recipe) -> Look:
     same_lists = known is not None and known.lists and known.lists == ours.lists
     if same_lists and not any(sample.path.exists() for sample in _samples(listing)):
         return Look(None, ours, gone=f"the pictures, none of which is in {root_of(data)}")
-    return Look(listing, ours.model_copy(update={"sources": sources_hash(listing)}))
+    return Look(listing, ours)
 
 
 def _gone(data: Data) -> str:
@@ -124,12 +125,19 @@ def _settle(
     folder: Path, listing: Listing, ours: Origin, data: Data, console: Console, say: Say
 ) -> None:
     """Leave the folder as it is, note that it holds these pictures too, or write it."""
+    # Before any picture is read: one that changes meanwhile must look changed next time.
+    ours = ours.model_copy(update={"sources": sources_hash(listing)})
     manifest = _present(folder, data)
     if manifest is None:
         _replace(folder, listing, [ours], data, console)
         return
     known, damage = _known(folder, manifest, ours), damage_of(folder, manifest)
-    if known is not None and known.sources == ours.sources and not damage:
+    if (
+        known is not None
+        and known.sources == ours.sources
+        and manifest.decoding == DECODING
+        and not damage
+    ):
         if known.lists != ours.lists or manifest.format == 1:
             _note(folder, manifest, ours)
         say(f"already prepared: {folder}")
@@ -145,7 +153,7 @@ def _settle(
                 "remove this one"
             )
         origins = [ours]
-        say(f"{damage or _changed(known, ours, data)}: preparing again")
+        say(f"{damage or _changed(manifest, known, ours, data)}: preparing again")
     elif damage:
         say(f"{damage}: preparing again")
     else:
@@ -169,12 +177,15 @@ def _with(folder: Path, manifest: Manifest, ours: Origin) -> list[Origin]:
 
 
 def _note(folder: Path, manifest: Manifest, ours: Origin) -> None:
-    update = {"format": 2, "sources": ours.sources, "origins": _with(folder, manifest, ours)}
+    origins = _with(folder, manifest, ours)
+    update = {"format": 2, "sources": ours.sources, "decoding": DECODING, "origins": origins}
     manifest.model_copy(update=update).write(folder)
 
 
-def _changed(known: Origin, ours: Origin, data: Data) -> str:
+def _changed(manifest: Manifest, known: Origin, ours: Origin, data: Data) -> str:
     """What changed at our own place."""
+    if known.sources == ours.sources and manifest.decoding != DECODING:
+        return f"adafilter {manifest.adafilter} read some of the pictures otherwise"
     changed = changed_list(known, data)
     if changed is not None:
         return f"{changed} changed"

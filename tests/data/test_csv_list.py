@@ -178,6 +178,6 @@ def test_absolute_paths_and_paths_elsewhere_are_read(tmp_path: Path) -> None:
 
 
 def test_csv_missing_or_not_text(tmp_path: Path) -> None:
-    assert "No such file" in refused("imagefolder", None, csv=tmp_path / "none.csv")
+    assert "no such file" in refused("imagefolder", None, csv=tmp_path / "none.csv")
     (tmp_path / "x.csv").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in refused("imagefolder", None, csv=tmp_path / "x.csv")
