@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -15,12 +14,11 @@ from adafilter_dist.data.manifest import Manifest, read_manifest, settings_of
 from adafilter_dist.data.missing import no_such
 from adafilter_dist.data.origin import changed_list, origin_of
 from adafilter_dist.data.split import Indices, Purpose, cut_fraction, keep_fraction
+from adafilter_dist.data.split import SplitName as SplitName
 from adafilter_dist.data.store import open_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.command import prepare_line
 from adafilter_dist.recipe.schema import Data, Recipe
-
-SplitName = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True, eq=False)

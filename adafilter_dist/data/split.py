@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from adafilter_dist.errors import UserError
 
 Indices = NDArray[np.int64]
+SplitName = Literal["train", "val", "test"]
 Sizes = Callable[[int], int]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adafilter_dist.data.prepared import SplitName
 from adafilter_dist.data.printable import printable
 from adafilter_dist.data.sources.split_names import is_filler, resembles, split_of
 from adafilter_dist.data.sources.walk import Walk, contents
+from adafilter_dist.data.split import SplitName
 from adafilter_dist.errors import UserError
 
 LAYOUTS = (
