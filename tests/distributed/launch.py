@@ -1,4 +1,7 @@
-"""Starting the real command, alone or under torchrun, with a time-out that kills its children."""
+"""Starting the real command, alone or under torchrun, with a time-out that kills its children.
+
+Alone it is forked from a process that has imported everything (forked.py), which saves seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,24 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Process(Protocol):
+    """What the tests use of a started command: `subprocess.Popen[str]`, or `forked.Forked`."""
+
+    pid: int
+    stdout: IO[str] | None
+
+    @property
+    def returncode(self) -> int | Any: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, Any]: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -34,12 +53,20 @@ def start(
     module: str = "adafilter_dist",
     environment: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
-) -> subprocess.Popen[str]:
+    figures: bool = False,
+) -> Process:
     """Start ``adafilter WORDS`` in ``folder``; under torchrun when ``world_size`` is given.
 
     torchrun starts the ranks again up to ``restarts`` times. ``module`` is what python runs, and
-    the words ``before`` come before it.
+    the words ``before`` come before it. Without torchrun and ``before`` no ``figures`` are drawn
+    unless they are asked for.
     """
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
+    if world_size is None and module == "adafilter_dist" and not before:
+        from tests.distributed.forked import Forked  # it needs what is below
+
+        return Forked(words, folder=folder, environment=environment, figures=figures)
     command = [*before, sys.executable, "-m", module, *words]
     if world_size is not None:
         torchrun = [
@@ -47,8 +74,6 @@ def start(
             *(f"--nproc-per-node={world_size}", f"--max-restarts={restarts}"),
         ]
         command = [sys.executable, "-m", *torchrun, "-m", module, *words]
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -60,7 +85,7 @@ def start(
     )
 
 
-def wait(process: subprocess.Popen[str], timeout: float) -> Ended:
+def wait(process: Process, timeout: float) -> Ended:
     """The end of a started command; past ``timeout`` seconds it is killed with its descendants."""
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -73,10 +98,14 @@ def wait(process: subprocess.Popen[str], timeout: float) -> Ended:
 
 
 def adafilter(
-    *words: str, world_size: int | None = None, folder: Path, timeout: float = 240
+    *words: str,
+    world_size: int | None = None,
+    folder: Path,
+    timeout: float = 240,
+    figures: bool = False,
 ) -> Ended:
     """Run ``adafilter WORDS`` to its end."""
-    return wait(start(words, world_size=world_size, folder=folder), timeout)
+    return wait(start(words, world_size=world_size, folder=folder, figures=figures), timeout)
 
 
 def kill_tree(pid: int) -> None:
@@ -99,9 +128,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def await_that(
-    condition: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 120
-) -> None:
+def await_that(condition: Callable[[], bool], process: Process, timeout: float = 120) -> None:
     """Return once ``condition()``; AssertionError if the process ends or time runs out before."""
     ended = os.pidfd_open(process.pid)
     until = time.monotonic() + timeout

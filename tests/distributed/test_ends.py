@@ -15,12 +15,13 @@ pytestmark = pytest.mark.distributed
 
 
 def test_the_end_of_a_short_run_and_the_same_words_again(words: list[str], tmp_path: Path) -> None:
-    first = adafilter("train", *words, "train.epochs=1", "log.every=1000", folder=tmp_path)
+    short = (*words, "train.epochs=1")
+    first = adafilter("train", *short, "log.every=1000", folder=tmp_path, figures=True)
     run = run_folder(tmp_path)
     # However short, it has a curve.
     rows = [row for row in read_lines(run / "metrics.jsonl") if row["kind"] == "train"]
     assert len(rows) >= 10
-    again = adafilter("train", *words, "train.epochs=1", "--gates", folder=tmp_path)
+    again = adafilter("train", *short, "--gates", folder=tmp_path)
     assert (first.code, again.code) == (0, 0), first.output + again.output
     assert "already finished" in again.output and "resume=never" in again.output
     # Its accuracy comes first, its gates are in a file, and there is nothing to resume.

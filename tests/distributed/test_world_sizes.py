@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter
+from tests.distributed.watching import ranks
 
 pytestmark = pytest.mark.distributed
 STEPS = 50
@@ -27,8 +28,14 @@ def alone(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(words: list[str], world_size: int | None, folder: Path, *more: str) -> Path:
-    ended = adafilter("train", *words, *more, world_size=world_size, folder=folder)
-    assert ended.code == 0, ended.output
+    """A whole run: alone (None), or by so many ranks."""
+    if world_size is None:
+        ended = adafilter("train", *words, *more, folder=folder)
+        assert ended.code == 0, ended.output
+        return run_folder(folder)
+    with ranks(["train", *words, *more], world_size, folder) as started:
+        for rank in started:
+            assert rank.end().code == 0, rank.output
     return run_folder(folder)
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.distributed.launch import Ended, free_port, kill_tree, rank_environment, start
+from tests.distributed.launch import (
+    Ended,
+    Process,
+    free_port,
+    kill_tree,
+    rank_environment,
+    start,
+)
 
 
 class Watched:
     """A started command whose lines are read as they come."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: Process) -> None:
         self.process = process
         self._lines: list[str] = []
         self._news = threading.Condition()
@@ -55,7 +61,7 @@ class Watched:
 
 
 @contextmanager
-def watched(process: subprocess.Popen[str]) -> Iterator[Watched]:
+def watched(process: Process) -> Iterator[Watched]:
     """A started command, killed with its descendants at the end."""
     try:
         yield Watched(process)

@@ -105,11 +105,14 @@ class ForkServer:
         output: Path | None = None,
         stopped: bool = False,
         before: Sequence[str] = (),
+        clean: bool = False,
+        figures: bool = False,
     ) -> Attempt:
         """Start ``adafilter WORDS`` in ``folder``; what it prints is added to ``output``.
 
         ``stopped``: it waits for SIGCONT. ``before`` names a module and a function in it, called
-        with the words after them in the forked process.
+        with the words after them in the forked process. ``clean``: it has the variables of
+        ``environment`` alone and not the server's beside them. ``figures``: they are drawn.
         """
         output = output or folder / "printed.txt"
         request = {
@@ -119,6 +122,8 @@ class ForkServer:
             "output": str(output),
             "stopped": stopped,
             "before": list(before),
+            "clean": clean,
+            "figures": figures,
         }
         self.control.sendall(json.dumps(request).encode() + b"\n")
         attempt = self._newest = Attempt(self, 0, output)
@@ -131,8 +136,8 @@ class ForkServer:
         """Take in what the server says until ``enough()``, at most for ``seconds``."""
         until = time.monotonic() + seconds
         while not enough():
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self.control], [], [], left)[0]:
+            left = max(0.0, until - time.monotonic())
+            if not select.select([self.control], [], [], left)[0]:
                 return
             said = self.control.recv(65536)
             if not said:

@@ -5,8 +5,9 @@ forked child runs the real command, ``adafilter_dist.__main__.main``, and leaves
 does. Only imports may happen before: a thread that was started there would not exist in a child.
 
 One JSON object a line on the socket whose number is the only argument. Asked is ``words``,
-``folder``, ``environment``, ``output`` (a file), ``stopped`` (begin with SIGSTOP, for a tracer) and
-``before`` (empty, or a module and its function, called with the words after them). Told are process
+``folder``, ``environment``, ``clean`` (without the server's own environment), ``output`` (a file),
+``stopped`` (begin with SIGSTOP, for a tracer), ``figures`` (whether they are drawn) and ``before``
+(empty, or a module and its function, called with the words after them). Told are process
 ids: ``forked``; ``stopped`` where that was asked for; ``ended`` with the exit ``code`` (negative:
 the signal); and ``gone`` once nothing that an ended attempt has started is left.
 """
@@ -27,7 +28,8 @@ from typing import Any
 IMPORTS = (
     *("torch", "torch.distributed", "torchvision", "timm", "rich.progress"),
     *("numba", "llvmlite.binding", "cv2"),  # ffcv itself starts numba's threads: left to the child
-    *("adafilter_dist.attempt", "adafilter_dist.commands.train", "adafilter_dist.commands.resume"),
+    *("adafilter_dist.attempt", "adafilter_dist.finish", "adafilter_dist.check"),
+    *(f"adafilter_dist.commands.{verb}" for verb in ("prepare", "train", "resume", "evaluate")),
 )
 _SET_CHILD_SUBREAPER = 36
 
@@ -35,8 +37,6 @@ _SET_CHILD_SUBREAPER = 36
 def main() -> int:
     """Serve until the other end closes the socket; in a child: the command's exit code."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    # As where it is not installed: drawing the figure takes as long as twenty of these steps.
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]
     for name in IMPORTS:
         importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) != 1:
@@ -68,13 +68,16 @@ def main() -> int:
             if not line:
                 return 0
             request = json.loads(line)
+            # Before the child exists: whoever asked may close its end of a pipe when it is told.
+            output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for descriptor in (wake_in, wake_out, control.detach()):
                     os.close(descriptor)
-                return _attempt(request)
+                return _attempt(request, output)
+            os.close(output)
             running.add(pid)
             _say(control, forked=pid)
 
@@ -105,16 +108,20 @@ def _children() -> set[int]:
     return {int(pid) for pid in Path(f"/proc/{me}/task/{me}/children").read_text().split()}
 
 
-def _attempt(request: dict[str, Any]) -> int:
+def _attempt(request: dict[str, Any], output: int) -> int:
     os.setsid()
     os.chdir(request["folder"])
+    if request["clean"]:
+        os.environ.clear()
     os.environ.update(request["environment"])
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
     os.close(output)
     os.close(nothing)
+    if not request["figures"]:
+        # As where it is not installed: drawing the figure takes as long as twenty of these steps.
+        sys.modules["matplotlib"] = None  # type: ignore[assignment]
     if request["stopped"]:
         os.kill(os.getpid(), signal.SIGSTOP)
     if request["before"]:
