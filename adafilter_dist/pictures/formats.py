@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -20,15 +22,16 @@ _NOT_PICTURES = {
 # Named in the advice to convert them; everything else that is no picture is only counted.
 _OTHER_PICTURES = {
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
-    *(".avif", ".avifs", ".emf", ".eps", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".pdf", ".ps"),
+    *(".avif", ".avifs", ".emf", ".eps", ".jp2", ".jxl", ".pdf", ".ps"),
     *(".dcm", ".exr", ".fit", ".fits", ".hdr", ".npy", ".svg", ".webp", ".wmf", ".xcf"),
 }
+_HEIF = {".heic", ".heics", ".heif", ".heifs", ".hif"}
 _SUFFIXES_NAMED = 6
 
 
 def picture_formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read, the usual ones first."""
-    Image.init()
+    _register()
     return tuple(name for name in Image.ID if is_picture_format(name))
 
 
@@ -38,9 +41,18 @@ def is_picture_format(name: str) -> bool:
 
 
 @cache
+def _register() -> None:
+    """Have Pillow know all its formats, and HEIF where pillow-heif is installed."""
+    Image.init()
+    # One that does not fit this Pillow is as good as none.
+    with contextlib.suppress(Exception):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
+@cache
 def picture_suffixes() -> frozenset[str]:
     """The suffixes of those formats, in lower case, each with its dot."""
-    formats = set(picture_formats())
+    formats = picture_formats()
     return frozenset(
         suffix for suffix, name in Image.registered_extensions().items() if name in formats
     )
@@ -62,6 +74,9 @@ def unread_by_suffix(names: Iterable[str]) -> str:
     if len(counts) > len(shown):
         rest = sum(counts.values()) - sum(count for _, count in shown)
         parts.append(f"{rest:,} of {len(counts) - len(shown)} other suffixes")
+    if _HEIF.intersection(counts):
+        parts[-1] += "; `pip install pillow-heif` has .heic read"
     others = sorted(_OTHER_PICTURES.intersection(counts))
-    advice = f"; convert {', '.join(others)} to PNG or JPEG to use them" if others else ""
-    return ", ".join(parts) + advice
+    if others:
+        parts[-1] += f"; convert {', '.join(others)} to PNG or JPEG to use them"
+    return ", ".join(parts)

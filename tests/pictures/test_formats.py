@@ -56,10 +56,20 @@ def test_no_program_is_run_whatever_a_file_is_called(
 
 
 def test_files_that_are_not_read_are_counted_by_suffix() -> None:
-    names = ["a.HEIC", "b.heic", "notes.txt", "README", "c.svg"]
+    names = ["a.JXL", "b.jxl", "notes.txt", "README", "c.svg"]
     assert unread_by_suffix(names) == (
-        "2 .heic, 1 .txt, 1 without a suffix, 1 .svg; convert .heic, .svg to PNG or JPEG to use "
-        "them"
+        "2 .jxl, 1 .txt, 1 without a suffix, 1 .svg; convert .jxl, .svg to PNG or JPEG to use them"
     )
+    assert unread_by_suffix(["a.heic"]) == "1 .heic; `pip install pillow-heif` has .heic read"
     many = [f"x.{letter}" for letter in "abcdefgh"]
     assert unread_by_suffix(many).endswith("1 .f, 2 of 2 other suffixes")
+
+
+@pytest.mark.may_skip("needs pillow-heif")
+def test_heif_is_read_where_pillow_heif_is_installed() -> None:
+    pytest.importorskip("pillow_heif")
+    assert is_picture("IMG_0001.HEIC")
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 100, 50)).save(file, "HEIF")
+    middle = stored_pixels(file.getvalue(), 32)[16, 16].astype(int)
+    assert abs(middle - (200, 100, 50)).max() <= 4
