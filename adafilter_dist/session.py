@@ -126,7 +126,8 @@ def build_session(recipe: Recipe, world: World, watch: Watch | None = None) -> S
     prepared, notices = read_from_nodes(
         open_prepared(recipe), recipe, world, found, watch or Watch()
     )
-    notices = [*complaints(found), *notices, *compiling]
+    ours = [] if prepared.notice is None else [prepared.notice]
+    notices = [*complaints(found), *ours, *notices, *compiling]
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
     backbone = load_backbone(recipe, len(prepared.classes))

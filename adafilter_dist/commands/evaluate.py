@@ -103,6 +103,8 @@ def _evaluate(
         )
         if world.first:
             console = Console()
+            if prepared.notice:
+                console.print(prepared.notice, highlight=False, markup=False, soft_wrap=True)
             path = folder / f"evaluation-{split}.json"
             atomic.write_json(path, results.to_dict())
             print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)

@@ -26,7 +26,7 @@ def read(sample: Sample) -> bytes | NDArray[np.uint8]:
     except FileNotFoundError:
         raise BadPicture("no such file") from None
     except OSError as error:
-        raise BadPicture(f"cannot be read: {error.strerror}") from None
+        raise BadPicture(f"cannot be read: {error.strerror or error}") from None
 
 
 def content_hash(sample: Sample) -> bytes:

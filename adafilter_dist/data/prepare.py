@@ -278,5 +278,6 @@ def _explained(folder: Path) -> Iterator[None]:
                 "data.prepared to a folder with more space"
             ) from None
         raise UserError(
-            f"{where}: cannot be written ({error.strerror}); set data.prepared to a folder of yours"
+            f"{where}: cannot be written ({error.strerror or error}); set data.prepared to a "
+            "folder of yours"
         ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from adafilter_dist.data.split import Indices, Purpose, cut_fraction, keep_fract
 from adafilter_dist.data.split import SplitName as SplitName
 from adafilter_dist.data.store import open_store
 from adafilter_dist.errors import UserError
+from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.command import prepare_line
 from adafilter_dist.recipe.schema import Data, Recipe
 
@@ -26,7 +27,8 @@ class Prepared:
     """Two stores, their labels, and how validation and label fraction are cut from training.
 
     ``validation``: how many of the last pictures of the train store are the data's own validation
-    split. Where it is 0, ``val_fraction`` of the training pictures is.
+    split. Where it is 0, ``val_fraction`` of the training pictures is. ``notice``: a line on what
+    may be amiss with them.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Prepared:
     label_fraction: float
     split_seed: int
     validation: int = 0
+    notice: str | None = None
 
     def split(self, name: SplitName) -> tuple[Path, Indices, Indices]:
         """(store, indices into it, their labels) of a split; int64, indices ascending.
@@ -101,7 +104,15 @@ def open_prepared(recipe: Recipe, *, known: str | None = None) -> Prepared:
     damage = damage_of(folder, manifest)
     if damage:
         raise UserError(f"{damage}; {again}")
-    return from_manifest(folder, manifest, recipe.data)
+    prepared = from_manifest(folder, manifest, recipe.data)
+    if manifest.decoding == DECODING:
+        return prepared
+    notice = (
+        f"{folder}: prepared by adafilter {manifest.adafilter}, which read some kinds of pictures "
+        f"otherwise (ink, 16 bits); to have them compared, and those that differ prepared again, "
+        f"{again}"
+    )
+    return replace(prepared, notice=notice)
 
 
 def require_origin(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
