@@ -10,6 +10,7 @@ from adafilter_dist.atomic import write_json
 from adafilter_dist.checkpoint.store import Loaded
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.plan import Plan
+from adafilter_dist.run_data import keep_run_data
 from adafilter_dist.run_folder import RunFolder
 from adafilter_dist.session import Session
 from adafilter_dist.surroundings import ended_before
@@ -32,6 +33,7 @@ def tell_start(
     world, recipe = session.world, plan.verdict.recipe
     step = loaded.position.step if loaded else 0
     write_json(run.path / "environment.json", environment)
+    keep_run_data(run.path, session.prepared)
     lost = max(0, plan.last_step - (loaded.manifest["step"] if loaded else 0))
     attempt = run.ownership.attempt
     after = ended_before(run.path, attempt)
@@ -56,7 +58,7 @@ def tell_start(
         run.keep(recipe)
         changes = {key: list(pair) for key, pair in plan.verdict.changes.items()}
         metrics.event("changed", changes=changes)
-    for line in (*plan.verdict.notices, *session.notices, session.loader.notice):
+    for line in (*plan.verdict.notices, *plan.notices, *session.notices, session.loader.notice):
         if line:
             metrics.say(line)
     metrics.say(

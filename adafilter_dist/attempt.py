@@ -30,6 +30,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import require_end, translate_step
 from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.removal import nothing_left
+from adafilter_dist.run_data import may_differ
 from adafilter_dist.run_folder import RunFolder, describe_environment, started
 from adafilter_dist.run_space import require_run_space, space_of_run
 from adafilter_dist.saving import Saving
@@ -69,6 +70,8 @@ def run_attempt(
         if plan.done:
             if world.first:
                 show_finished(run, console, every_gate=every_gate)
+                for line in plan.notices:
+                    say(f"note: {line}")
             return 0
         number = from_first(world, lambda: run.enter(plan.verdict.recipe))
         with nothing_left(run), failures_noted(run, world, number):
@@ -101,7 +104,7 @@ class _Attempt:
         self._stop = around.stop
         self._console = console
         self._every_gate = every_gate
-        self._data_may_differ = any(key.partition(".")[0] == "data" for key in allow)
+        self._data_may_differ = may_differ(allow)
 
     def train(self) -> Outcome:
         """Build, load, train to the end or a stop, and note how it ended."""
@@ -113,7 +116,7 @@ class _Attempt:
             saver = Saver(run.ownership, keep=recipe.checkpoint.keep)
             run.status("running", phase="starting", step=self._plan.last_step, **started())
         try:
-            session = build_session(recipe, world, self._while_staging())
+            session = build_session(recipe, world, self._while_staging(), self._plan.data)
             loaded = self._go_on(session, saver)
             position = loaded.position if loaded else Position()
             environment = describe_environment(

@@ -9,18 +9,24 @@ from pathlib import Path
 from adafilter_dist.metrics import read_lines
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import Verdict, begin, judge
+from adafilter_dist.run_data import judge_data, read_run_data
 from adafilter_dist.run_folder import find_run
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which run, as which recipe; ``last_step`` is how far the attempts before it came."""
+    """Which run, as which recipe; ``last_step`` is how far the attempts before it came.
+
+    ``data`` is the fingerprint of the data that the run began on, where it is known.
+    """
 
     path: Path
     verdict: Verdict
     before: Recipe | None
     done: bool
     last_step: int
+    data: str | None = None
+    notices: tuple[str, ...] = ()
 
 
 def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
@@ -34,10 +40,14 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
     status = run.read_status()
     longer = before is not None and recipe.train.epochs > before.train.epochs
     rows = [row.get("step", 0) for row in read_lines(run.path / "metrics.jsonl")]
+    done = status.get("state") == "finished" and not longer
+    known = read_run_data(run.path)
     return Plan(
         run.path,
         verdict,
         before,
-        done=status.get("state") == "finished" and not longer,
+        done=done,
         last_step=max([status.get("step") or 0, *rows]),
+        data=known.fingerprint if known else None,
+        notices=judge_data(run.path, verdict.recipe, recipe.resume, allow, done=done),
     )

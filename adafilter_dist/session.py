@@ -114,17 +114,20 @@ class Session:
             self.ema.load(state.ema)
 
 
-def build_session(recipe: Recipe, world: World, watch: Watch | None = None) -> Session:
+def build_session(
+    recipe: Recipe, world: World, watch: Watch | None = None, data: str | None = None
+) -> Session:
     """Open the prepared data, load the weights, convert, and wire up engine and step.
 
-    ``watch`` is for the time in which data are copied to the nodes. Collective. Raises UserError
+    ``watch`` is for the time in which data are copied to the nodes, ``data`` the fingerprint of the
+    data that the run began on. Collective. Raises UserError
     for whatever the user must mend first.
     """
     set_arithmetic(recipe)
     compiling = keep_compiled(recipe, world.device)
     found = gather(world)
     prepared, notices = read_from_nodes(
-        open_prepared(recipe), recipe, world, found, watch or Watch()
+        open_prepared(recipe, known=data), recipe, world, found, watch or Watch()
     )
     ours = [] if prepared.notice is None else [prepared.notice]
     notices = [*complaints(found), *ours, *notices, *compiling]

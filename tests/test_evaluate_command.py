@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -16,6 +17,7 @@ from adafilter_dist import load
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.prepared import open_prepared
 from adafilter_dist.recipe import dump_recipe, load_recipe
+from adafilter_dist.run_data import keep_run_data
 from tests.small_run import small_run
 
 
@@ -102,3 +104,102 @@ def test_a_run_without_a_best_model_says_how_to_get_one(
     shutil.copy(run_dir / "recipe.yaml", tmp_path / "recipe.yaml")
     assert main(["evaluate", str(tmp_path)]) == 2
     assert f"adafilter resume {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.fixture
+def copied(run_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the run, which knows its data, and the folder of its own copy of the pictures."""
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    recipe = load_recipe([f"recipe={run_dir / 'recipe.yaml'}"])
+    assert recipe.data.root is not None
+    shutil.copytree(recipe.data.root, pictures)
+    shutil.copytree(run_dir / "best", run / "best")
+    own = load_recipe([f"recipe={run_dir / 'recipe.yaml'}", f"data.root={pictures}"])
+    (run / "recipe.yaml").write_text(dump_recipe(own))
+    keep_run_data(run, open_prepared(own))
+    return run, pictures
+
+
+def prepare_again(run: Path, *words: str) -> None:
+    assert main(["prepare", f"recipe={run / 'recipe.yaml'}", *words]) == 0
+
+
+def one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says that ends with exit code 2."""
+    capsys.readouterr()
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "compact"])
+@pytest.mark.parametrize("known", ["by data.json", "by its model"])
+def test_other_classes_than_the_runs_are_refused(
+    copied: tuple[Path, Path], verb: str, known: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, pictures = copied
+    if known == "by its model":  # a run of the first release without a checkpoint
+        (run / "data.json").unlink()
+    one = min(path.name for path in (pictures / "train").iterdir())
+    for split in ("train", "test"):
+        (pictures / split / one).rename(pictures / split / "zebra")
+    prepare_again(run)
+    line = one_line([verb, str(run)], capsys)
+    assert f"no class {one} any more, class zebra not known to the run" in line
+    for split in ("train", "test"):  # one class more
+        shutil.copytree(pictures / split / "zebra", pictures / split / one)
+    prepare_again(run)
+    line = one_line([verb, str(run)], capsys)
+    assert ": class zebra not known to the run" in line and str(run) in line
+    if verb == "evaluate":
+        assert "zebra not known" in one_line([verb, str(run), "--other-data"], capsys)
+    assert not list(run.glob("evaluation-*")) and not (run / "compact").exists()
+
+
+def test_other_pictures_than_the_runs_are_measured_when_asked_for(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, pictures = copied
+    words = ["evaluate", str(run), "--no-gates"]
+    assert main(words) == 0
+    own = figures(run)
+    victim = next((pictures / "test").rglob("*.*"))
+    victim.unlink()
+    prepare_again(run)
+    line = one_line(words, capsys)
+    assert "pictures, labels or how they are stored (fingerprint " in line
+    assert "--other-data" in line and str(run) in line
+    assert "adafilter compact" in one_line(["compact", str(run)], capsys)
+    assert main([*words, "--other-data"]) == 0
+    recipe = load_recipe([f"recipe={run / 'recipe.yaml'}"])
+    name = f"test-{open_prepared(recipe).fingerprint[:8]}"
+    assert figures(run, name)["evaluation"]["n"] == own["evaluation"]["n"] - 1
+    assert figures(run) == own
+
+
+def test_pictures_may_have_moved_since(copied: tuple[Path, Path]) -> None:
+    run, pictures = copied
+    moved = pictures.rename(pictures.with_name("moved"))
+    assert main(["evaluate", str(run), f"data.root={moved}", "--no-gates"]) == 0
+
+
+def test_classes_in_another_order_are_told_apart_by_name(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = copied
+    assert main(["evaluate", str(run), "--split", "val", "--no-gates"]) == 0
+    before = figures(run, "val")["evaluation"]
+    # The same model with its logits the other way round.
+    weights, config = run / "best" / "model.safetensors", run / "best" / "config.json"
+    state = safetensors.torch.load_file(weights)
+    for name in ("weight", "bias"):
+        (key,) = (key for key in state if key.endswith(f"fc.{name}"))
+        state[key] = state[key].flip(0).contiguous()
+    safetensors.torch.save_file(state, weights)
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"classes": told["classes"][::-1]}))
+    assert main(["evaluate", str(run), "--split", "val", "--no-gates"]) == 0
+    after = figures(run, "val")["evaluation"]
+    assert after["top1"] == before["top1"] and after["loss"] == pytest.approx(before["loss"])
+    assert after["confusion"] == [row[::-1] for row in before["confusion"]][::-1]
+    assert "classes in another order" in one_line(["compact", str(run)], capsys)

@@ -41,29 +41,30 @@ def run(words: list[str]) -> int:
     options = parser.parse_intermixed_args(words)
     if options.images is not None and options.images < 1:
         raise UserError(f"--images {options.images}: at least 1")
-    source, recipe = _find(options.words)
+    source, recipe, run = _find(options.words)
     out = options.out or (
         source.parent / "compact" if source.name == "best" else Path(f"{source}-compact")
     )
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out}: that is the export itself, which is kept")
-    return _compact(source, out.expanduser(), recipe, options.split, options.images, options.report)
+    out = out.expanduser()
+    return _compact(source, out, recipe, run, options.split, options.images, options.report)
 
 
-def _find(words: list[str]) -> tuple[Path, Recipe]:
-    """The export to compact and the recipe that knows its data."""
+def _find(words: list[str]) -> tuple[Path, Recipe, Path | None]:
+    """The export to compact, the recipe that knows its data, and the run where that is its own."""
     folder = Path(words[0]).expanduser()
     if "=" in words[0] or (folder / "recipe.yaml").is_file():
         run_folder, recipe = find_run_of(words)
-        return run_folder / "best", recipe
+        return run_folder / "best", recipe, run_folder
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: neither a run (recipe.yaml) nor an export (config.json)")
     if any(word.startswith("recipe=") for word in words[1:]):
         from adafilter_dist.recipe import load_recipe
 
-        return folder, load_recipe(words[1:])
+        return folder, load_recipe(words[1:]), None
     if (folder.parent / "recipe.yaml").is_file():
-        return folder, find_run_of([str(folder.parent), *words[1:]])[1]
+        return folder, find_run_of([str(folder.parent), *words[1:]])[1], folder.parent
     raise UserError(
         f"{folder}: an export does not know its pictures; add recipe=NAME (and its overrides), "
         "as for `adafilter train`"
@@ -71,7 +72,13 @@ def _find(words: list[str]) -> tuple[Path, Recipe]:
 
 
 def _compact(
-    source: Path, out: Path, recipe: Recipe, split: SplitName, images: int | None, report: SplitName
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    run: Path | None,
+    split: SplitName,
+    images: int | None,
+    report: SplitName,
 ) -> int:
     import torch
 
@@ -79,12 +86,16 @@ def _compact(
     from adafilter_dist.engine.world import join_world, set_arithmetic
     from adafilter_dist.models.backbones import resolve_preprocess
     from adafilter_dist.models.convert import AdaFilterNet
-    from adafilter_dist.models.export import load
+    from adafilter_dist.models.export import load, read_config
     from adafilter_dist.report.compacting import compact_export
+    from adafilter_dist.run_data import class_difference, read_run_data, require_run_data
 
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no best model in it yet: adafilter resume {source.parent}")
-    prepared = open_prepared(recipe)
+    data = read_run_data(run) if run is not None else None
+    prepared = open_prepared(recipe, known=data.fingerprint if data else None)
+    advice = f", or name the data whose pictures decide: adafilter compact {source} recipe=NAME"
+    require_run_data(source.parent, data, prepared, advice)
     for name, option in ((split, "--split"), (report, "--report")):
         if not len(prepared.split(name)[1]):
             raise UserError(f"{option} {name}: the recipe has data.val_fraction=0; use another")
@@ -94,7 +105,8 @@ def _compact(
         if not isinstance(net, AdaFilterNet):
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
         if net.classes != prepared.classes:
-            raise UserError(f"{source}: its classes are not those of the recipe's data")
+            what = class_difference(read_config(source)["classes"], prepared.classes)
+            raise UserError(f"{source}: its classes are not those in {prepared.folder}: {what}")
         dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         found = compact_export(
             net.to(world.device, dtype),

@@ -16,7 +16,7 @@ from adafilter_dist.recipe.engine import DDP, AnyEngine
 from adafilter_dist.recipe.identity import run_dir
 
 if TYPE_CHECKING:
-    from adafilter_dist.data.prepared import SplitName
+    from adafilter_dist.data.prepared import Prepared, SplitName
 
 HELP = "accuracy, gates and linear probe of a run's best model"
 
@@ -30,6 +30,12 @@ def run(words: list[str]) -> int:
     parser.add_argument(
         "--probe", action="store_true", help="also fit a linear probe on the frozen features"
     )
+    parser.add_argument(
+        "--other-data",
+        action="store_true",
+        help="measure on other pictures of the same classes, e.g. with data.root=FOLDER; written "
+        "to evaluation-SPLIT-FINGERPRINT.json",
+    )
     parser.add_argument("--no-gates", action="store_true", help="leave out permuted and mean gates")
     add_gates(parser)
     parser.add_argument(
@@ -38,7 +44,13 @@ def run(words: list[str]) -> int:
     options = parser.parse_intermixed_args(words)
     folder, recipe = find_run_of(options.words)
     return _evaluate(
-        folder, recipe, options.split, options.probe, not options.no_gates, options.gates
+        folder,
+        recipe,
+        options.split,
+        options.probe,
+        not options.no_gates,
+        options.gates,
+        options.other_data,
     )
 
 
@@ -67,24 +79,49 @@ def _with_ddp(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"engine": engine})
 
 
+def _named_alike(folder: Path, classes: list[str], prepared: Prepared) -> Prepared:
+    """The data with the model's numbers for the classes; UserError where the names differ."""
+    from adafilter_dist.data.renumbered import in_classes
+    from adafilter_dist.run_data import class_difference
+
+    if sorted(classes) != sorted(prepared.classes):
+        what = class_difference(classes, prepared.classes)
+        raise UserError(f"{folder}: its classes are not those in {prepared.folder}: {what}")
+    return in_classes(prepared, classes)
+
+
 def _evaluate(
-    folder: Path, recipe: Recipe, split: SplitName, probe: bool, gates: bool, every_gate: bool
+    folder: Path,
+    recipe: Recipe,
+    split: SplitName,
+    probe: bool,
+    gates: bool,
+    every_gate: bool,
+    other_data: bool,
 ) -> int:
     import torch
 
     from adafilter_dist.data.prepared import open_prepared
     from adafilter_dist.engine.world import join_world, set_arithmetic
     from adafilter_dist.models.backbones import resolve_preprocess
-    from adafilter_dist.models.export import load
+    from adafilter_dist.models.export import load, read_config
     from adafilter_dist.report.measure import measure
     from adafilter_dist.report.summary import print_summary
+    from adafilter_dist.run_data import read_run_data, require_run_data
 
     if not (folder / "best" / "config.json").is_file():
         raise UserError(
             f"{folder}: no best model in it yet; it is written after the first validation: "
             f"adafilter resume {folder}"
         )
-    prepared = open_prepared(recipe)
+    data = read_run_data(folder)
+    prepared = open_prepared(recipe, known=data.fingerprint if data else None)
+    path = folder / f"evaluation-{split}.json"
+    if other_data:
+        path = folder / f"evaluation-{split}-{prepared.fingerprint[:8]}.json"
+    else:
+        require_run_data(folder, data, prepared, ", or measure it on these: --other-data")
+    prepared = _named_alike(folder, read_config(folder / "best")["classes"], prepared)
     if split == "val" and not len(prepared.split("val")[1]):
         raise UserError("--split val: the recipe has data.val_fraction=0; use --split test")
     with join_world(recipe) as world:
@@ -105,7 +142,6 @@ def _evaluate(
             console = Console()
             if prepared.notice:
                 console.print(prepared.notice, highlight=False, markup=False, soft_wrap=True)
-            path = folder / f"evaluation-{split}.json"
             atomic.write_json(path, results.to_dict())
             print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)
     return 0

@@ -19,7 +19,7 @@ _BUSY = ("running", "stalled", "queued")
 # What makes a folder a run's. Two of them: a project may have a file of one of these names.
 _MARKS = ("recipe.yaml", "status.json", "attempts")
 _PARTS = (
-    *(*_MARKS, "recipe.json", "environment.json", "submitted.json"),
+    *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
     *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
     *("events.out.tfevents.*", ".*.tmp", ".*.gone"),

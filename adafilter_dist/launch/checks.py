@@ -38,14 +38,16 @@ class Checks:
         )
         if same not in self._seen:
             self._seen[same] = 0  # said once, whatever is wrong with it
-            self._seen[same] = space_of_run(_built(recipe).state_dict(), recipe)
+            self._seen[same] = space_of_run(_built(recipe, run).state_dict(), recipe)
         require_run_space(run, self._seen[same])
 
 
-def _built(recipe: Recipe) -> nn.Module:
+def _built(recipe: Recipe, run: Path) -> nn.Module:
     from adafilter_dist.data.prepared import open_prepared
     from adafilter_dist.methods import build_method
     from adafilter_dist.models.backbones import load_backbone
+    from adafilter_dist.run_data import read_run_data
 
-    prepared = open_prepared(recipe)
+    data = read_run_data(run)
+    prepared = open_prepared(recipe, known=data.fingerprint if data else None)
     return build_method(load_backbone(recipe, len(prepared.classes)), recipe).model
