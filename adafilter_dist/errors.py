@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST = 160
+
 
 class UserError(Exception):
     """Bad input. The message says what, where, what is allowed and what to do.
@@ -33,7 +35,22 @@ class LostPeerError(RankError):
     """Another rank ended, or gives no answer."""
 
 
+def closest(word: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
+    """The allowed word that looks most like ``word``, in any case, or an empty string."""
+    if len(word) > _LONGEST:  # comparing would take longer than the mistake is worth
+        return ""
+    by_case = {name.lower(): name for name in allowed}
+    match = difflib.get_close_matches(word.lower(), by_case, n=1, cutoff=cutoff)
+    return by_case[match[0]] if match else ""
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest allowed word, or an empty string."""
-    match = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    match = closest(word, allowed)
+    return f" (did you mean {match!r}?)" if match else ""
+
+
+def shown(text: str) -> str:
+    """``text`` in one line of a message: what cannot be printed escaped, a long one cut."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_LONGEST])
+    return f"{line}... ({len(text)} characters)" if len(text) > _LONGEST else line

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.comma_list import split_list
-from adafilter_dist.recipe.yaml_loader import read_yaml
+from adafilter_dist.recipe.scalars import plain
+from adafilter_dist.recipe.word import read_word
+from adafilter_dist.recipe.yaml_loader import YamlError
 
 _FIXED = ("recipe", "run_dir", "resume", "name")
 
@@ -38,6 +38,8 @@ def expand(words: Sequence[str]) -> list[Member]:
     for word in words:
         key, sign, text = word.partition("=")
         parts = split_list(text) if sign else [text]
+        if len(parts) > 1:  # blanks beside a comma belong to no value
+            parts = [part.strip() for part in parts]
         if len(parts) > 1:
             if key in _FIXED or key.partition(".")[0] == "launch":
                 mistakes.append(
@@ -59,12 +61,12 @@ def expand(words: Sequence[str]) -> list[Member]:
 
 def _broken(text: str) -> bool:
     try:
-        read_yaml(text)
-    except yaml.YAMLError:
+        read_word(text)
+    except YamlError:
         return True
     return False
 
 
 def _member(words: Sequence[str], keys: Sequence[str]) -> Member:
     given = dict(word.partition("=")[::2] for word in words)
-    return Member(tuple(words), {key: read_yaml(given[key]) for key in keys})
+    return Member(tuple(words), {key: plain(read_word(given[key])) for key in keys})

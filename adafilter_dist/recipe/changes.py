@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from adafilter_dist.errors import UserError, nearest
 from adafilter_dist.recipe.extension import LENGTH, Change, arrow, settle_length, with_optim
 from adafilter_dist.recipe.identity import flat, numbers_of
+from adafilter_dist.recipe.keys import keys_of
 from adafilter_dist.recipe.schema import Recipe
 
 # How this attempt was asked for, not what the run is: never written into the run's recipe.
@@ -114,7 +114,7 @@ def translate_step(
 
 def require_known(allow: Collection[str]) -> None:
     """UserError for what is no key and no section of a recipe, naming the nearest."""
-    known = sorted(set(_keys(Recipe)))
+    known = sorted(set(keys_of(Recipe)))
     lines = []
     for word in allow:
         if word not in known:
@@ -126,20 +126,6 @@ def require_known(allow: Collection[str]) -> None:
             )
     if lines:
         raise UserError("\n".join(lines))
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for key, field in section.model_fields.items():
-        yield prefix + key
-        for inner in _sections(field.annotation):
-            yield from _keys(inner, f"{prefix}{key}.")
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in typing.get_args(annotation):
-        yield from _sections(part)
 
 
 def covers(allow: Collection[str], key: str) -> bool:

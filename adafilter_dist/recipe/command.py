@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.load import load_recipe
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.word import as_word
 
 # What `prepare` looks at; the rest of a recipe may differ.
 _LOOKED_AT = {
@@ -32,7 +32,7 @@ def prepare_line(recipe: Recipe) -> str:
         except UserError:
             continue
         words = [
-            f"{key}={_text(value)}"
+            f"{key}={as_word(value)}"
             for key, value in _flat(recipe).items()
             if shipped.get(key) != value
         ]
@@ -43,7 +43,3 @@ def prepare_line(recipe: Recipe) -> str:
 def _flat(recipe: Recipe) -> dict[str, Any]:
     tree = recipe.model_dump(mode="json", include=_LOOKED_AT)
     return {f"{part}.{key}": value for part, keys in tree.items() for key, value in keys.items()}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field
 
-from adafilter_dist.recipe.section import Duration, Section
+from adafilter_dist.recipe.json_file import read_json_object, require_plain
+from adafilter_dist.recipe.scalars import plain
+from adafilter_dist.recipe.section import Duration, Section, Threads
 
 
 def _read(value: Any) -> Any:
     # The contents, not the place: a run that comes back must not depend on a file that moved.
-    if not isinstance(value, str):
-        return value
-    path = Path(value).expanduser()
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot be read: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError('must hold a JSON object, e.g. {"zero_optimization": {"stage": 2}}')
-    return found
+    if isinstance(value, str):
+        return read_json_object(value)
+    require_plain(value)
+    return plain(value)
+
+
+def _integer(value: Any) -> Any:
+    # True and 1.0 equal 1, and would be taken for it.
+    if isinstance(value, bool | float):
+        raise ValueError("must be an integer")
+    return value
 
 
 class AnyEngine(Section):
@@ -34,7 +33,7 @@ class AnyEngine(Section):
     timeout: Duration = Field(
         "10min", description="how long a rank is waited for before the others give up"
     )
-    threads: PositiveInt | None = Field(None, description="CPU threads per rank; default shared")
+    threads: Threads | None = Field(None, description="CPU threads per rank; default shared")
 
 
 class DDP(AnyEngine):
@@ -47,7 +46,7 @@ class DeepSpeed(AnyEngine):
     """DeepSpeed: optimizer state, gradients and weights shared out over the ranks."""
 
     name: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Literal[0, 1, 2, 3] = Field(
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_integer)] = Field(
         2, description="1 shares out the optimizer's state, 2 gradients too, 3 weights too"
     )
     config: Annotated[dict[str, Any], BeforeValidator(_read)] = Field(

@@ -6,11 +6,19 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from adafilter_dist.recipe.section import Duration, Section, check_duration, seconds
+from adafilter_dist.recipe.section import (
+    Count,
+    Duration,
+    Section,
+    Threads,
+    check_duration,
+    seconds,
+)
 
-_CLOCK = re.compile(r"^(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?$")
+_MOST_MINUTES = 366 * 24 * 60
+_CLOCK = re.compile(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
 
 
 def minutes(text: str) -> int:
@@ -18,7 +26,7 @@ def minutes(text: str) -> int:
 
     Raises ValueError for anything else.
     """
-    match = _CLOCK.match(text)
+    match = _CLOCK.fullmatch(text)
     if not match:
         return math.ceil(seconds(text) / 60)
     days, first, second, third = (int(part or 0) for part in match.groups())
@@ -33,12 +41,12 @@ def minutes(text: str) -> int:
 
 def _check_time(value: Any) -> Any:
     try:
-        if isinstance(value, bool) or minutes(str(value)) < 1:
+        if isinstance(value, bool) or not 1 <= minutes(str(value)) <= _MOST_MINUTES:
             raise ValueError
     except ValueError:
         raise ValueError(
             "is not a time limit; write it like '4h', '90min', '4:00:00', '1-12:00:00' or a "
-            "number of minutes"
+            "number of minutes, at most a year"
         ) from None
     return str(value)
 
@@ -78,14 +86,14 @@ class Launch(Section):
     cluster: Literal["auto", "slurm", "local"] = Field(
         "auto", description="auto: SLURM where sbatch answers, else processes of this machine"
     )
-    nodes: PositiveInt = 1
-    gpus_per_node: Annotated[int, Field(ge=0)] = Field(
+    nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
+    gpus_per_node: Annotated[int, Field(ge=0, le=1024)] = Field(
         1, description="0 for a run on CPUs; one process a GPU"
     )
-    tasks_per_node: PositiveInt | None = Field(
+    tasks_per_node: Threads | None = Field(
         None, description="processes a node; default gpus_per_node, for runs on CPUs 1"
     )
-    cpus_per_task: PositiveInt = Field(8, description="cores of each process, for decoding")
+    cpus_per_task: Threads = Field(8, description="cores of each process, for decoding")
     mem: Word | None = Field(None, description="memory a node, e.g. 64G; default the site's")
     time: Time = Field("4h", description="time limit of one turn; the run goes on after it")
     partition: Word | None = None
@@ -122,10 +130,10 @@ class Launch(Section):
     grace: OptionalDuration = Field(
         None, description="time between a preemption's signal and its end; default what SLURM says"
     )
-    max_restarts: PositiveInt = Field(
+    max_restarts: Count = Field(
         3, description="restarts in a row without progress after which the run is given up"
     )
-    parallel: PositiveInt | None = Field(None, description="jobs of a sweep that run at once")
+    parallel: Count | None = Field(None, description="jobs of a sweep that run at once")
     snapshot: bool = Field(True, description="run a copy of the code as it is at submission")
     srun_args: list[str] = Field([], description="further words for srun")
     additional_parameters: dict[str, str | int | bool] = Field(

@@ -5,31 +5,43 @@ Every key has a type, a default and a line of what it means; an unknown key is a
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from adafilter_dist.recipe.deepspeed_json import contradictions, without_auto
 from adafilter_dist.recipe.engine import DDP, DeepSpeed, Engine
 from adafilter_dist.recipe.launch import Launch
-from adafilter_dist.recipe.section import AbsolutePath, Duration, Section, check_duration
+from adafilter_dist.recipe.section import (
+    AbsolutePath,
+    AnyPath,
+    Batch,
+    Count,
+    Duration,
+    Epochs,
+    Fraction,
+    NotNegative,
+    Pixels,
+    Positive,
+    Section,
+    Threads,
+    check_duration,
+)
 from adafilter_dist.recipe.section import seconds as seconds
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+_MOST_STEPS = 1_000_000_000
+_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether ``model.weights`` is a local file, and not the name of published weights."""
+    return weights.endswith(_FILES) or "/" in weights
 
 
 def _every(value: Any) -> Any:
     # One validator for all three, so that a mistake is one line and not one for each.
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST_STEPS:
         return value
     try:
         return value if value == "auto" else check_duration(value)
@@ -39,7 +51,20 @@ def _every(value: Any) -> Any:
         ) from None
 
 
+def _expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    return value
+
+
 Every = Annotated[int | str, BeforeValidator(_every)]
+# Channels on the scale from 0 to 1, and how far they spread: a mean of 123 is one of 0 to 255.
+Mean = tuple[Fraction, Fraction, Fraction]
+Spread = Annotated[float, Field(gt=0.0, le=10.0)]
+Std = tuple[Spread, Spread, Spread]
+Aspect = Annotated[float, Field(gt=0.0, le=100.0)]
 
 
 class Data(Section):
@@ -62,10 +87,10 @@ class Data(Section):
     csv: AbsolutePath | None = Field(None, description="imagefolder: a CSV of path,label,split")
     download: bool = Field(True, description="let `prepare` fetch what is missing")
     classes: list[str] | None = Field(None, description="use only these classes")
-    train_per_class: PositiveInt | None = Field(
+    train_per_class: Count | None = Field(
         None, description="training pictures drawn per class (seeded); default all"
     )
-    test_per_class: PositiveInt | None = Field(
+    test_per_class: Count | None = Field(
         None, description="test pictures drawn per class (seeded); default all"
     )
     test_fraction: Fraction = Field(0.2, description="cut off where no test split is published")
@@ -82,21 +107,25 @@ class Data(Section):
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the training labels used, stratified"
     )
-    split_seed: int = 0
-    stored_size: PositiveInt = Field(256, description="shortest side of a stored picture, px")
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    stored_size: Pixels = Field(256, description="shortest side of a stored picture, px")
     stored_format: Literal["jpg", "raw"] = Field("jpg", description="raw: larger, faster")
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    resolution: PositiveInt | None = Field(
+    resolution: Pixels | None = Field(
         None, description="side of the network's input, px; default from the weights"
     )
-    eval_resize: PositiveInt | None = Field(
+    eval_resize: Pixels | None = Field(
         None, description="shortest side before the centre crop; default from the weights"
     )
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    mean: tuple[float, float, float] | None = Field(None, description="default from the weights")
-    std: tuple[float, float, float] | None = Field(None, description="default from the weights")
+    mean: Annotated[Mean, Field(strict=False)] | None = Field(
+        None, description="default from the weights"
+    )
+    std: Annotated[Std, Field(strict=False)] | None = Field(
+        None, description="default from the weights"
+    )
     loader: Literal["auto", "ffcv", "torchvision"] = "auto"
-    num_workers: Annotated[int, Field(ge=1)] | None = Field(
+    num_workers: Threads | None = Field(
         None, description="decoding threads per rank; default the cores of this rank"
     )
     on_bad: Literal["error", "skip"] = "error"
@@ -119,15 +148,17 @@ class Data(Section):
 class Augment(Section):
     """Training augmentation, all of it a pure function of (seed, epoch, sample index)."""
 
-    scale: tuple[Fraction, Fraction] = Field((0.08, 1.0), description="area of the random crop")
-    ratio: tuple[PositiveFloat, PositiveFloat] = Field((3 / 4, 4 / 3), description="its aspect")
+    scale: tuple[Fraction, Fraction] = Field(
+        (0.08, 1.0), strict=False, description="area of the random crop"
+    )
+    ratio: tuple[Aspect, Aspect] = Field((3 / 4, 4 / 3), strict=False, description="its aspect")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip")
     policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    randaugment_ops: PositiveInt = 2
+    randaugment_ops: Annotated[int, Field(ge=1, le=100)] = 2
     randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     erasing: Fraction = Field(0.0, description="probability of erasing a random box")
-    mixup: NonNegativeFloat = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
-    cutmix: NonNegativeFloat = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
+    mixup: NotNegative = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
+    cutmix: NotNegative = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
 
     @model_validator(mode="after")
     def _check(self) -> Augment:
@@ -160,19 +191,23 @@ class Model(Section):
 class Gate(Section):
     """The recurrent gate shared by all gated layers."""
 
-    hidden: PositiveInt = Field(128, description="common size d and LSTM width")
+    hidden: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        128, description="common size d and LSTM width"
+    )
     estimator: Literal["straight_through", "identity", "gumbel", "semhash"] = "straight_through"
-    temperature: PositiveFloat = 1.0
+    temperature: Positive = 1.0
     input_norm: Literal["layer_norm", "none"] = "layer_norm"
-    init_scale: PositiveFloat = Field(4.0, description="factor on the logit weights at the start")
-    bias: float = Field(0.0, description="logit bias at the start; 0 is balanced")
+    init_scale: Positive = Field(4.0, description="factor on the logit weights at the start")
+    bias: Annotated[float, Field(ge=-1e4, le=1e4)] = Field(
+        0.0, description="logit bias at the start; 0 is balanced"
+    )
 
 
 class Sparsity(Section):
     """Regulariser of the gates (not in the paper)."""
 
     kind: Literal["none", "l1", "target", "decide"] = "none"
-    weight: NonNegativeFloat = 0.0
+    weight: NotNegative = 0.0
     target: Fraction = Field(0.5, description="wanted mean gate for kind=target")
 
     @model_validator(mode="after")
@@ -188,7 +223,9 @@ class AdaFilter(Section):
     name: Literal["adafilter"] = "adafilter"
     gate: Gate = Gate()
     sparsity: Sparsity = Sparsity()
-    layers: str = Field(".*", description="regular expression; convolutions it matches are gated")
+    layers: Annotated[str, AfterValidator(_expression)] = Field(
+        ".*", description="regular expression; convolutions it matches are gated"
+    )
     fixed_statistics: Literal["none", "frozen", "both"] = Field(
         "none",
         description="branches whose BatchNorm keeps the pre-trained statistics in training; there "
@@ -215,18 +252,18 @@ class Optim(Section):
     """Optimizer and learning-rate schedule. Rates are for the global batch as given."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.01
-    lr_gate: PositiveFloat | None = Field(None, description="default lr")
-    lr_head: PositiveFloat | None = Field(None, description="default lr")
+    lr: Positive = 0.01
+    lr_gate: Positive | None = Field(None, description="default lr")
+    lr_head: Positive | None = Field(None, description="default lr")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     nesterov: bool = False
-    weight_decay: NonNegativeFloat = Field(1e-4, description="not on biases and BatchNorm")
+    weight_decay: NotNegative = Field(1e-4, description="not on biases and BatchNorm")
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    step_epochs: list[PositiveInt] = Field(
+    step_epochs: list[Epochs] = Field(
         [], description="schedule=step: the rate is multiplied by step_gamma after these epochs"
     )
-    step_gamma: PositiveFloat = 0.1
-    schedule_epochs: PositiveInt | None = Field(
+    step_gamma: Positive = 0.1
+    schedule_epochs: Epochs | None = Field(
         None,
         description="length of the schedule in epochs; default train.epochs; afterwards the last "
         "rate is held",
@@ -236,7 +273,7 @@ class Optim(Section):
         description="when a run goes on with more epochs: the schedule over the new length, or "
         "over the length it had",
     )
-    warmup_epochs: NonNegativeFloat = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0.0, le=1e5)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
     @model_validator(mode="after")
@@ -260,12 +297,12 @@ class Ema(Section):
 class Train(Section):
     """Length, batch and arithmetic of the training."""
 
-    epochs: PositiveInt = 30
-    global_batch: PositiveInt = 256
-    micro_batch: Annotated[int, Field(ge=2)] = Field(
+    epochs: Epochs = 30
+    global_batch: Batch = 256
+    micro_batch: Annotated[int, Field(ge=2, le=1 << 20)] = Field(
         32, description="samples whose statistics are taken together; part of the numbers"
     )
-    micro_batches_per_forward: PositiveInt = Field(
+    micro_batches_per_forward: Batch = Field(
         1,
         description="micro-batches of a rank that go through the network together, each with its "
         "own statistics: the same numbers, fewer and larger kernels, more memory",
@@ -281,8 +318,8 @@ class Train(Section):
         "first use on a CPU; reference: as plain PyTorch modules",
     )
     channels_last: bool = True
-    clip_norm: PositiveFloat | None = None
-    evaluate_every: PositiveInt = Field(1, description="epochs between validations")
+    clip_norm: Positive | None = None
+    evaluate_every: Epochs = Field(1, description="epochs between validations")
 
     @model_validator(mode="after")
     def _check(self) -> Train:
@@ -314,7 +351,7 @@ class Checkpoint(Section):
         description="how long a process on another machine may be silent before its run is "
         "taken over",
     )
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[int, Field(ge=2, le=10_000)] = 2
 
 
 class Evaluate(Section):
@@ -330,7 +367,7 @@ class Log(Section):
     to: list[Literal["tensorboard", "wandb"]] = Field(
         ["tensorboard"], description="beside console and metrics.jsonl; skipped if not installed"
     )
-    every: PositiveInt = Field(
+    every: Count = Field(
         20, description="steps between training rows in metrics.jsonl; a short run has ten at least"
     )
 
@@ -338,8 +375,8 @@ class Log(Section):
 class Recipe(Section):
     """One experiment, complete and fixed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    run_dir: Path | None = Field(None, description="default runs/<name>/<8 hex of the run hash>")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    run_dir: AnyPath | None = Field(None, description="default runs/<name>/<8 hex of the run hash>")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     deterministic: bool = False
     resume: str = Field("auto", description="auto, never, or the path of a run folder")
@@ -371,7 +408,7 @@ class Recipe(Section):
         if self.optim.warmup_epochs >= self.train.epochs and self.optim.warmup_epochs > 0:
             raise ValueError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of "
-                f"train.epochs={self.train.epochs}"
+                f"train.epochs={self.train.epochs}; give less than that"
             )
         if isinstance(self.engine, DeepSpeed):
             _check_deepspeed(self.engine, self.train, self.deterministic)

@@ -64,7 +64,7 @@ def test_time_limits_in_all_spellings_unquoted_on_the_command_line_and_in_files(
 ) -> None:
     on_the_line = load(file, f"launch.time={text}")
     assert minutes(on_the_line.launch.time) == TIMES[text]
-    file.write_text(file.read_text() + "launch: {nodes: 2}\nseed: 1\n")
+    file.write_text(file.read_text() + "seed: 1\n")
     file.write_text(file.read_text() + "launch:\n  time: " + text + "\n")
     in_file = load(file)
     assert minutes(in_file.launch.time) == TIMES[text]
