@@ -12,6 +12,7 @@ from adafilter_dist.commands.resume import add_allow_mismatch
 from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.changes import require_known
+from adafilter_dist.status.submitted import rank_log
 
 if TYPE_CHECKING:
     from adafilter_dist.launch.target import Target
@@ -103,7 +104,7 @@ def _train(
         lines = {"status": f"adafilter status {folder}", "cancel": submit.cancel_line(cluster, job)}
     else:
         say(f"{'run':<8}{left[0].run}")
-        say(f"{'log':<8}{done.logs[0].replace('%t', '0')}")
+        say(f"{'log':<8}{rank_log(done.logs[0], 0)}")
         lines = submit.command_lines(program, left[0].run, cluster, job)
     for name, line in lines.items():
         say(f"{name:<8}{line}")

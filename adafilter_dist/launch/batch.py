@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import adafilter_dist
+from adafilter_dist.data.printable import printable
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch.job import Job
 from adafilter_dist.recipe.launch import Launch, minutes
@@ -42,12 +43,11 @@ class Batch:
 
     def script(self, members: int) -> str:
         """The sbatch script, as it is submitted for so many members."""
-        slurm = _submitit()
+        _submitit()
+        from adafilter_dist.launch.percent import sbatch_text
+
         count = {"map_count": members} if members > 1 else {}
-        text: str = slurm._make_sbatch_string(
-            command=self._command(), folder=self.folder, **self.parameters(), **count
-        )
-        return text
+        return sbatch_text(self._command(), self._patterns(), **self.parameters(), **count)
 
     def submit(self, jobs: Sequence[Job]) -> list[str]:
         """Submit one job, or several as an array; their ids (1234, or 1234_0, 1234_1 ...).
@@ -55,11 +55,14 @@ class Batch:
         Raises UserError with what sbatch says where it refuses.
         """
         slurm = _submitit()
-        executor = slurm.SlurmExecutor(self.folder, python=self._python())
+        from adafilter_dist.launch.percent import literal_folder
+
+        executor = slurm.SlurmExecutor(self._patterns(), python=self._python())
         executor.update_parameters(**self.parameters())
         said = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said):  # submitit passes on what its error holds, too
+            # submitit passes on what its error holds, too.
+            with literal_folder(), contextlib.redirect_stderr(said):
                 if len(jobs) == 1:
                     submitted = [executor.submit(jobs[0])]
                 else:
@@ -146,6 +149,16 @@ class Batch:
             for name, value in self.launch.environment.items()
         ]
         return lines
+
+    def _patterns(self) -> Path:
+        """The folder, unless SLURM cannot write logs there; a percent sign is no hindrance."""
+        odd = next((c for c in str(self.folder) if c == "\\" or not c.isprintable()), None)
+        if odd is not None:
+            raise UserError(
+                f"{printable(self.folder)}: SLURM cannot write logs to a path with "
+                f"{printable(odd)} in it; submit from another folder, or set run_dir"
+            )
+        return self.folder
 
     def _python(self) -> str:
         return f"{_DEAF} {self.launch.python or shlex.quote(sys.executable)}"

@@ -23,7 +23,13 @@ class Submitted:
 
     def log_of(self, rank: int) -> Path:
         """Where the output of a rank goes."""
-        return Path(self.log.replace("%t", str(rank)))
+        return rank_log(self.log, rank)
+
+
+def rank_log(log: str, rank: int) -> Path:
+    """The log of a rank, whose number stands for %t in the file's name."""
+    path = Path(log)
+    return path.with_name(path.name.replace("%t", str(rank)))
 
 
 def read_submitted(run: Path, problems: list[str]) -> Submitted | None:

@@ -57,7 +57,9 @@ def _came_back(run: Run, *reasons: tuple[str, str], lost: int = 0) -> None:
 def undisturbed(stage: Stage) -> Ended:
     """Two jobs at once on the same two nodes: one is left alone, one crashes and loses a node."""
     with Cluster(stage.folder / "cluster") as cluster:
-        first, second = (stage.run(cluster, name=name) for name in ("first", "second"))
+        # One of them in a folder that SLURM and submitit would read as patterns.
+        names = ("first", "second 50%j of %t%A_%a")
+        first, second = (stage.run(cluster, name=name) for name in names)
         for run in (first, second):
             run.submit("launch.additional_parameters={hold: true}")
         _give_a_bug(second)
@@ -244,7 +246,7 @@ def rank_killed(stage: Stage) -> Ended:
 def sweep(stage: Stage) -> Ended:
     """An array of four, each of one process; the same words again run none of them."""
     with Cluster(stage.folder / "cluster") as cluster:
-        run = stage.run(cluster)
+        run = stage.run(cluster, name="50%j of %t%A_%a")
         words = [f"recipe={RECIPE}", f"data.prepared={stage.data}", "train.epochs=1"]
         words += ["launch.nodes=1", "launch.tasks_per_node=1", "optim.lr=0.005,0.01", "seed=0,1"]
         words += ["engine=deepspeed", "train.precision=fp32"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,44 @@ def test_bash_takes_every_script() -> None:
         text = (GOLDEN / f"{name}.sbatch").read_text()
         done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [[], ["seed=0,1"]])
+def test_percent_signs_of_a_path_are_no_patterns(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    folder = tmp_path / "50%j of %t%A_%a"
+    folder.mkdir()
+    (folder / "birds.yaml").write_text(RECIPE)
+    monkeypatch.chdir(folder)
+    assert main(["submit", "recipe=birds.yaml", "--dry-run", *words]) == 0
+    script = capsys.readouterr().out
+    job = "%A_%a" if words else "%j"
+    doubled = str(folder).replace("%", "%%")
+    assert re.search(rf"^#SBATCH --output='{re.escape(doubled)}/.*/{job}_0_log.out'$", script, re.M)
+    # srun itself doubles wrongly, so it stands in the folder.
+    assert re.search(rf"^cd '{re.escape(str(folder))}/", script, re.M)
+    assert re.search(rf"^srun .*--output {job}_%t_log.out ", script, re.M)
+    # What is no pattern stays as it is.
+    assert re.search(rf"-m adafilter_dist.launch.percent '{re.escape(str(folder))}/", script)
+
+
+@pytest.mark.parametrize(("name", "shown"), [("a\\b", "\\"), ("two\nlines", "\\n")])
+def test_paths_that_slurm_cannot_write_to_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    shown: str,
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "birds.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path / name)
+    assert main(["submit", "recipe=birds.yaml", "--dry-run"]) == 2
+    assert f"cannot write logs to a path with {shown} in it" in capsys.readouterr().err
 
 
 def test_paths_with_spaces_are_quoted(
