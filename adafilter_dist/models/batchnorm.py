@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models import groups
@@ -15,6 +16,16 @@ from adafilter_dist.models.ops.norm import Norm
 from adafilter_dist.models.ops.passes import Passes
 from adafilter_dist.models.ops.passes_reference import accumulation_dtype
 from adafilter_dist.models.statistics import StepStatistics
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
 class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
@@ -195,9 +206,17 @@ def holds_activation(module: nn.Module) -> bool:
 
 def is_plain(module: nn.Module) -> bool:
     """Whether this BatchNorm2d computes what torch's does, timm's activation aside."""
-    return isinstance(module, nn.BatchNorm2d) and (
-        type(module).forward is nn.BatchNorm2d.forward or holds_activation(module)
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and (type(module).forward is nn.BatchNorm2d.forward or holds_activation(module))
+        and "forward" not in module.__dict__
+        and not parametrize.is_parametrized(module)
     )
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to the module's forward or backward."""
+    return any(getattr(module, name) for name in _HOOKS)
 
 
 def replace_batchnorm(model: nn.Module) -> nn.Module:
@@ -218,6 +237,11 @@ def replace_batchnorm(model: nn.Module) -> nn.Module:
 def _replacement(source: nn.Module, path: str) -> nn.Module:
     if isinstance(source, MicroBatchNorm2d):
         return source
+    if parametrize.is_parametrized(source) or "forward" in source.__dict__:
+        raise UserError(
+            f"{path} is a BatchNorm2d whose weight is parametrised or whose forward was replaced, "
+            "which would be lost; use a plain one there (parametrize.remove_parametrizations)"
+        )
     if not isinstance(source, nn.BatchNorm2d) or not is_plain(source):
         raise UserError(
             f"{path} is a {type(source).__name__}; only BatchNorm2d can be trained here, because "
@@ -226,5 +250,12 @@ def _replacement(source: nn.Module, path: str) -> nn.Module:
     if holds_activation(source):
         copy = MicroBatchNormAct2d.from_batchnorm(source)
         copy.drop, copy.act = source.drop, source.act
-        return copy
-    return MicroBatchNorm2d.from_batchnorm(source)
+        return _with_hooks(copy, source)
+    return _with_hooks(MicroBatchNorm2d.from_batchnorm(source), source)
+
+
+def _with_hooks(copy: nn.Module, source: nn.Module) -> nn.Module:
+    # The very dictionaries: whoever attached a hook can remove it.
+    for name in _HOOKS:
+        setattr(copy, name, getattr(source, name))
+    return copy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,14 @@ from adafilter_dist.models.batchnorm import (
     replace_batchnorm,
 )
 from adafilter_dist.models.behind import absorb
+from adafilter_dist.models.equality import Source
 from adafilter_dist.models.gate import RecurrentGate
 from adafilter_dist.models.gated import GatedConvBN
 from adafilter_dist.models.head import find_head
+from adafilter_dist.models.modes import aside
 from adafilter_dist.models.pairs import Pair, Pairs, find_pairs
 from adafilter_dist.models.report import ConversionReport, GatedLayer, ParameterCounts
-from adafilter_dist.models.trace import evaluating
 from adafilter_dist.recipe.schema import Gate
-
-# Two evaluations of one network may differ by rounding; relative to the largest output.
-_TOLERANCE = 1e-3
 
 
 class AdaFilterNet(nn.Module):
@@ -74,19 +72,19 @@ def convert(
 ) -> AdaFilterNet:
     """Make `model` an AdaFilter network, reusing its modules: `model` itself is used up.
 
-    The network is run once on `example_input` (N, C, H, W), or on noise (2, 3, size, size), to
-    check that it still computes the same. Every Conv2d directly followed by a BatchNorm2d whose
-    path matches `layers` (re.search) is gated; `ungated` says what happens to the other
-    convolutions and BatchNorms; `head` is the classifier's path (default the last nn.Linear);
-    `seed` draws the gate's initial weights. Raises UserError if nothing can be gated or the
-    network computes something else afterwards.
+    A copy is run on `example_input` (N, C, H, W), or on noise (2, 3, size, size), in evaluation and
+    in training mode, before and afterwards, to check that it still computes the same. Every Conv2d
+    directly followed by a BatchNorm2d whose path matches `layers` (re.search) is gated; `ungated`
+    says what happens to the other convolutions and BatchNorms; `head` is the classifier's path
+    (default the last nn.Linear); `seed` draws the gate's initial weights. Raises UserError if
+    nothing can be gated or the network computes something else afterwards, naming the layer.
     """
     example = _example(model, size) if example_input is None else example_input
-    pairs = find_pairs(model, example, layers)
-    with evaluating(model):
-        before = model(example)
+    source = aside(model)
+    pairs = find_pairs(source, example, layers)
+    before = Source.of(source, example, copied=source is not model)
     net = convert_pairs(model, pairs, gate=gate, ungated=ungated, head=head, seed=seed)
-    _check_same(net, example, before)
+    before.check(net, pairs)
     return net
 
 
@@ -202,26 +200,3 @@ def _example(model: nn.Module, size: int) -> Tensor:
     reference = next(model.parameters())
     noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     return noise.to(reference.device, reference.dtype)
-
-
-def _check_same(net: AdaFilterNet, example: Tensor, before: Any) -> None:
-    if not isinstance(before, Tensor):
-        raise UserError(
-            f"{type(net.backbone).__name__} returns a {type(before).__name__} in evaluation mode; "
-            "AdaFilter needs a network that returns one tensor of logits"
-        )
-    try:
-        with evaluating(net):
-            after = net(example)
-    except Exception as error:
-        raise UserError(
-            f"{type(net.backbone).__name__} cannot be gated: it reaches into its convolutions or "
-            f"BatchNorms ({type(error).__name__}: {error}). Leave those layers out with a pattern"
-        ) from error
-    error_size = float((after - before).abs().max()) / max(1.0, float(before.abs().max()))
-    if not error_size <= _TOLERANCE:
-        raise UserError(
-            f"{type(net.backbone).__name__} computes something else after conversion (relative "
-            f"difference {error_size:.2g}): it uses its convolutions in a way that was not seen. "
-            "Leave such layers out with a pattern"
-        )

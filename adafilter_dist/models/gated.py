@@ -27,6 +27,8 @@ class GatedConvBN(nn.Module):
     frozen_weight: Tensor
     frozen_bias: Tensor | None
     kernels: Kernels = "auto"
+    takes_behind = True
+    """Its forward takes what stands behind it in a block: `residual` and `relu`."""
 
     def __init__(
         self, conv: nn.Conv2d, batchnorm: nn.BatchNorm2d, gate: RecurrentGate, index: int

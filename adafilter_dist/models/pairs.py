@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.batchnorm import is_plain
+from adafilter_dist.models.batchnorm import hooked, is_plain
 from adafilter_dist.models.trace import ConvCall, Trace, trace
 
 
@@ -42,7 +42,7 @@ def find_pairs(model: nn.Module, example: Tensor, layers: str = ".*") -> Pairs:
     except re.error as error:
         raise UserError(f"layers={layers!r} is not a regular expression: {error}") from error
     seen = trace(model, example)
-    judge = _Judge(model, seen)
+    judge = _Judge(model, seen, _in_training(model, example))
     gated: list[Pair] = []
     left_out: list[tuple[str, str]] = []
     for call in {call.name: call for call in seen.convs}.values():
@@ -64,6 +64,13 @@ def find_pairs(model: nn.Module, example: Tensor, layers: str = ".*") -> Pairs:
     return Pairs(tuple(gated), tuple(left_out), seen.found_by)
 
 
+def _in_training(model: nn.Module, example: Tensor) -> Trace | None:
+    try:
+        return trace(model, example, training=True)
+    except UserError:  # it needs targets, or more of a batch
+        return None
+
+
 def _nothing_to_gate(model: nn.Module, left_out: list[tuple[str, str]]) -> str:
     if not left_out:
         return f"{type(model).__name__} has no Conv2d: AdaFilter has nothing to gate"
@@ -79,9 +86,9 @@ def _nothing_to_gate(model: nn.Module, left_out: list[tuple[str, str]]) -> str:
 class _Judge:
     """Says what speaks against gating a convolution."""
 
-    def __init__(self, model: nn.Module, seen: Trace) -> None:
+    def __init__(self, model: nn.Module, seen: Trace, training: Trace | None) -> None:
         self.modules = dict(model.named_modules())
-        self.seen = seen
+        self.seen, self.training = seen, training
         every = list(model.named_modules(remove_duplicate=False))
         self.registrations = Counter(id(module) for _, module in every)
         self.owners: dict[int, list[str]] = {}
@@ -98,7 +105,22 @@ class _Judge:
             or self._objection_to_module(call.name, conv)
             or self._objection_to_module(call.readers[0], self.modules[call.readers[0]])
             or _objection_to_conv(conv)
+            or _objection_to_batchnorm(call.readers[0], self.modules[call.readers[0]])
+            or self._objection_in_training(call)
         )
+
+    def _objection_in_training(self, call: ConvCall) -> str | None:
+        """A pair in evaluation must be one in training too, where it runs there."""
+        if self.training is None:
+            return None
+        for name in (call.name, call.readers[0]):
+            if self.training.calls[name] > 1:
+                return f"in training {name} is used {self.training.calls[name]} times in a forward"
+        for other in self.training.convs:
+            if other.name == call.name and other.readers != call.readers:
+                readers = ", ".join(other.readers) or "nobody"
+                return f"in training its output is read by {readers}"
+        return None
 
     def _objection_to_readers(self, call: ConvCall) -> str | None:
         readers = [
@@ -134,9 +156,17 @@ class _Judge:
 def _objection_to_conv(conv: nn.Conv2d) -> str | None:
     if parametrize.is_parametrized(conv):
         return "its weight is parametrised"
-    if conv._forward_pre_hooks or conv._forward_hooks:
+    if hooked(conv):
         return "hooks are attached to it"
+    if "forward" in conv.__dict__:
+        return "its forward was replaced"
     state = {name for name, _ in conv.named_parameters()} | {n for n, _ in conv.named_buffers()}
     if not state <= {"weight", "bias"} or not isinstance(conv.weight, nn.Parameter):
         return f"its class {type(conv).__name__} keeps a state of its own"
+    return None
+
+
+def _objection_to_batchnorm(name: str, batchnorm: nn.Module) -> str | None:
+    if hooked(batchnorm):
+        return f"hooks are attached to its BatchNorm {name}"
     return None

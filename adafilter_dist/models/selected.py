@@ -35,6 +35,7 @@ class SelectedConv(nn.Module):
     bias: Tensor
     tuned_row: Tensor
     frozen_row: Tensor
+    takes_behind = True
 
     def __init__(self, layer: GatedConvBN, gate: LeanGate) -> None:
         super().__init__()

@@ -1,23 +1,22 @@
 """What a network does, in order: its convolutions, and who reads their outputs.
 
-torch.fx finds it without running anything; where it cannot follow the code, one real forward in
-evaluation mode is watched instead.
+torch.fx finds it without running anything; where it cannot follow the code, one real forward is
+watched instead. Both see one mode: what the network does in the other one is traced by itself.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.modes import in_mode
 
 _WATCHED = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
 
@@ -39,12 +38,12 @@ class Trace:
     calls: Counter[str] = field(default_factory=Counter)
 
 
-def trace(model: nn.Module, example: Tensor) -> Trace:
-    """Trace `model` in evaluation mode; `example` (N, C, H, W) is used where torch.fx fails.
+def trace(model: nn.Module, example: Tensor, training: bool = False) -> Trace:
+    """Trace `model` in one mode; `example` (N, C, H, W) is used where torch.fx fails.
 
     Raises UserError where the forward itself fails.
     """
-    with evaluating(model):
+    with in_mode(model, training):
         try:
             return _trace_by_fx(model)
         except Exception:  # code that symbolic tracing cannot follow raises anything
@@ -56,19 +55,6 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
                 f"{type(model).__name__} does not run on an input of shape "
                 f"{tuple(example.shape)}: {type(error).__name__}: {error}"
             ) from error
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; every module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class _Tracer(fx.Tracer):

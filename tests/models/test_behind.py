@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from adafilter_dist.models.behind import absorb
-from adafilter_dist.models.convert import AdaFilterNet, convert
+from adafilter_dist.models.convert import AdaFilterNet, convert, convert_pairs
 from adafilter_dist.models.gated import set_kernels
+from adafilter_dist.models.pairs import find_pairs
+from tests.models.networks import network
 
 
 class Block(nn.Module):
@@ -46,33 +51,63 @@ def net_of(block: nn.Module) -> AdaFilterNet:
     )
 
 
-def calls_of(net: nn.Module, kind: type[nn.Module]) -> int:
+class _Relus(TorchFunctionMode):
+    """Counts what nn.ReLU calls; a gated layer calls the method."""
+
     count = 0
 
-    def hook(*_: object) -> None:
-        nonlocal count
-        count += 1
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is F.relu
+        return func(*args, **(kwargs or {}))
 
-    handles = [m.register_forward_hook(hook) for m in net.modules() if type(m) is kind]
-    net(torch.randn(2, 3, 6, 6, dtype=torch.float64))
-    for handle in handles:
-        handle.remove()
-    return count
+
+def relus_of(net: nn.Module) -> int:
+    with _Relus() as relus:
+        net(torch.randn(2, 3, 6, 6, dtype=next(net.parameters()).dtype))
+    return relus.count
 
 
 def test_a_residual_and_a_relu_are_taken_over() -> None:
-    assert calls_of(net_of(Block()), nn.ReLU) == 0
+    assert relus_of(net_of(Block())) == 0
 
 
 @pytest.mark.parametrize("kind", [ChoosesByTraining, ReadsItTwice])
 def test_a_block_that_is_more_than_that_is_left_alone(kind: type[nn.Module]) -> None:
-    assert calls_of(net_of(kind()), nn.ReLU) == 1
+    assert relus_of(net_of(kind())) == 1
 
 
 def test_a_relu_that_somebody_listens_to_is_left_alone() -> None:
     block = Block()
-    block.relu.register_forward_hook(lambda *_: None)
-    assert calls_of(net_of(block), nn.ReLU) == 1
+    handle = block.relu.register_forward_hook(lambda *_: None)
+    net = net_of(block)
+    assert relus_of(net) == 1
+    handle.remove()
+    assert relus_of(net) == 1  # it was there when the network was converted
+
+
+def test_a_relu_is_there_for_who_listens_later() -> None:
+    net, heard = net_of(Block()), []
+    relu = net.backbone.get_submodule("1.relu")
+    handle = relu.register_forward_hook(lambda *_: heard.append(1))
+    assert relus_of(net) == 1 and heard == [1]
+    handle.remove()
+    assert relus_of(net) == 0
+    with torch.nn.modules.module.register_module_forward_hook(lambda m, *_: heard.append(m)):
+        assert relus_of(net) == 1 and relu in heard
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "taken"),
+    [("resnet18", 20, 17), ("resnet50", 53, 49), ("densenet121", 59, 59)],
+)
+def test_as_many_layers_as_ever_take_it_over(name: str, pairs: int, taken: int) -> None:
+    model = network(name, torch.float32)
+    net = convert_pairs(model, find_pairs(model, torch.empty(2, 3, 32, 32)))
+    took: list[bool] = []
+    for layer in net.gated_layers.values():
+        layer.register_forward_pre_hook(lambda *each: took.append(bool(each[2])), with_kwargs=True)
+    net(torch.randn(2, 3, 32, 32))
+    assert (len(took), sum(took)) == (pairs, taken)
 
 
 def test_class_paths_and_state_stay() -> None:
@@ -91,12 +126,7 @@ def test_a_pickle_is_rewritten_again() -> None:
     again = pickle.loads(pickle.dumps(net))
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(again(x), net(x))
-    relus: list[nn.Module] = []
-    for module in again.modules():
-        if isinstance(module, nn.ReLU):
-            module.register_forward_hook(lambda module, *_: relus.append(module))
-    again(x)
-    assert not relus  # taken over there too
+    assert relus_of(again) == 0  # taken over there too
     assert type(again.backbone).__name__ == "ResNet"
 
 

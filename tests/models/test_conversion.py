@@ -19,8 +19,9 @@ from adafilter_dist.models.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.convert import convert
 from adafilter_dist.models.gate import observe_gates
 from adafilter_dist.models.gated import GatedConvBN
+from adafilter_dist.models.modes import in_mode
 from adafilter_dist.models.pairs import find_pairs
-from adafilter_dist.models.trace import ConvCall, _trace_by_forward, _trace_by_fx, evaluating
+from adafilter_dist.models.trace import ConvCall, _trace_by_forward, _trace_by_fx
 from tests.models.networks import Pairs, images, network, pairs
 
 
@@ -65,7 +66,7 @@ def test_downsample_runs_after_the_branch_it_is_added_to() -> None:
 def test_watching_a_forward_finds_what_fx_finds(name: str) -> None:
     options = {"init_weights": False} if name == "googlenet" else {}
     model = models.get_model(name, weights=None, **options)
-    with evaluating(model):
+    with in_mode(model, training=False):
         by_fx, by_forward = _trace_by_fx(model), _trace_by_forward(model, torch.randn(2, 3, 32, 32))
     assert by_fx.calls == by_forward.calls
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
@@ -344,3 +345,124 @@ def test_frozen_leftovers_keep_their_statistics_and_cost_no_backward() -> None:
     assert seen == [False]
     assert torch.equal(early.running_mean, before)
     assert not early.weight.requires_grad
+
+
+def dropped_between(self: Pairs, x: Tensor) -> Tensor:
+    x = self.bn1(F.dropout2d(self.conv1(x), 0.5) if self.training else self.conv1(x)).relu()
+    return self.end(self.bn2(self.conv2(x)).relu())
+
+
+def twice_in_training(self: Pairs, x: Tensor) -> Tensor:
+    x = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+    return self.end(self.bn2(self.conv2(x)) if self.training else x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "layer", "words"),
+    [
+        (dropped_between, "conv1", "in training its output is read by dropout2d"),
+        (twice_in_training, "conv2", "in training conv2 is used 2 times in a forward"),
+    ],
+)
+def test_a_pair_is_one_in_training_too(
+    forward: Callable[[Pairs, Tensor], Tensor], layer: str, words: str
+) -> None:
+    model, x = pairs(forward), images(4, 16)
+    source = copy.deepcopy(model)
+    net = convert(model, size=16)
+    assert dict(net.report.left_out)[layer] == words and len(net.gated_layers) == 1
+    outputs = []
+    for each in (source, net):
+        torch.manual_seed(1)
+        outputs.append(each.train()(x))
+    torch.testing.assert_close(*outputs)
+
+
+class Still(nn.BatchNorm2d):
+    def train(self, mode: bool = True) -> Still:
+        super().train(False)
+        return self
+
+
+class FreezesByName(Pairs):
+    def train(self, mode: bool = True) -> FreezesByName:
+        super().train(mode)
+        self.bn2.train(False)
+        return self
+
+
+def test_a_batchnorm_that_stays_in_evaluation_mode_is_refused_by_name() -> None:
+    model = pairs()
+    model.bn2 = Still(4).double()
+    with pytest.raises(UserError, match=r"bn2 \(Still\) stays in evaluation mode in training"):
+        convert(model, size=16)
+    frozen = FreezesByName().double().eval()
+    with pytest.raises(UserError, match=r"bn2 \(BatchNorm2d\) stays in evaluation mode"):
+        convert(frozen, size=16)
+
+
+def test_what_is_attached_to_a_batchnorm_is_not_lost() -> None:
+    model = pairs()
+    model.bn1.register_forward_hook(lambda module, inputs, output: -output)
+    assert reasons(model)["conv1"] == "hooks are attached to its BatchNorm bn1"
+    x = images(2, 16)
+    before = model(x)
+    assert torch.equal(convert(model, size=16)(x), before)
+    model = pairs()
+    parametrizations.weight_norm(model.bn1, dim=None)
+    assert "not a plain BatchNorm2d" in reasons(model)["conv1"]
+    with pytest.raises(UserError, match="bn1 is a BatchNorm2d whose weight is parametrised"):
+        convert(model, size=16)
+
+
+def test_a_convolution_whose_forward_was_replaced_is_left_out() -> None:
+    model, x = pairs(), images(2, 16)
+    conv = model.conv1
+    conv.forward = lambda y: 2 * nn.Conv2d.forward(conv, y)  # type: ignore[method-assign]
+    assert reasons(model)["conv1"] == "its forward was replaced"
+    before = model(x)
+    assert torch.equal(convert(model, size=16)(x), before)
+
+
+def test_the_layer_that_a_network_reaches_into_is_named() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.bn(self.conv(x)) * self.bn.running_mean.mean()
+            return y
+
+    model = pairs()
+    model.conv3 = nn.Sequential(Reads(), nn.Conv2d(4, 6, 1)).double()  # type: ignore[assignment]
+    with pytest.raises(
+        UserError, match=r"reaches into .*, first in conv3\.0 \(Reads\) \(Attribute"
+    ):
+        convert(model, size=16)
+
+
+class DropsFilters(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.dropout(x, 0.5, self.training))
+
+
+def test_a_difference_in_training_alone_is_refused_by_name() -> None:
+    """Both branches would draw: those of the source's one convolution are not to be had."""
+    model = pairs()
+    model.conv2 = DropsFilters(4, 4, 3, padding=1).double()
+    with pytest.raises(
+        UserError, match=r"in training mode \(.*\), first in conv2 \(DropsFilters\)"
+    ):
+        convert(model, size=16)
+
+
+def test_modules_keep_their_modes_and_generators_their_state() -> None:
+    model = pairs().train()
+    model.bn1.eval()
+    state = torch.get_rng_state()
+    net = convert(model, size=16)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert net.training and not net.gated_layers["conv1"].training
+    assert net.gated_layers["conv2"].training
+    assert not any(norm.step_sums.any() for norm in net.modules() if hasattr(norm, "step_sums"))
