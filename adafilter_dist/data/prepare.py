@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -258,11 +259,18 @@ def _remove_leftovers(folder: Path) -> None:
 def _quiet_pictures() -> Iterator[None]:
     """Without the warnings of broken EXIF blocks and odd palettes: they do no harm to the pixels.
 
-    Around everything, because the filters are the process's and not a thread's.
+    Without Pillow's log of broken files too: they are listed. Around everything, because filters
+    and loggers are the process's and not a thread's.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("PIL")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

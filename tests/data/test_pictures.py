@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,6 +7,7 @@ from PIL import Image
 
 from adafilter_dist.data.pictures import decode, stored_pixels
 from adafilter_dist.pictures.modes import BadPicture
+from tests.pictures.odd_pictures import encoded, without_adobe_marker
 from tests.real_pictures import photographs
 
 
@@ -18,12 +16,6 @@ def photo() -> Image.Image:
     """A photograph, wider than high, 300x200."""
     with Image.open(photographs()[10]) as picture:
         return picture.convert("RGB").resize((300, 200), Image.Resampling.BICUBIC)
-
-
-def encoded(picture: Image.Image, format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format, **options)
-    return file.getvalue()
 
 
 def pixels(picture: Image.Image) -> NDArray[np.int64]:
@@ -107,41 +99,8 @@ def test_cmyk_jpeg_without_a_marker_is_read_as_one_with_it(photo: Image.Image) -
     assert np.abs(pixels(decode(content)) - by_opencv).max() <= 2
 
 
-def without_adobe_marker(jpeg: bytes) -> bytes:
-    start = jpeg.index(b"\xff\xee")
-    length = int.from_bytes(jpeg[start + 2 : start + 4], "big")
-    assert jpeg[start + 4 : start + 9] == b"Adobe"
-    return jpeg[:start] + jpeg[start + 2 + length :]
-
-
 def test_cmyk_tiff_is_read_as_it_is(photo: Image.Image) -> None:
     assert mean_difference(decode(encoded(photo.convert("CMYK"), "TIFF")), photo) < 2
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_undone(photo: Image.Image, orientation: int) -> None:
-    to_stored = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = photo if to_stored is None else photo.transpose(to_stored)
-    assert mean_difference(decode(encoded(stored, "JPEG", exif=exif, quality=98)), photo) < 3
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM"])
-def test_truncated_picture_is_bad(photo: Image.Image, format: str) -> None:
-    content = encoded(photo, format)
-    stored_pixels(content, 64)
-    with pytest.raises(BadPicture):
-        stored_pixels(content[: len(content) * 2 // 3], 64)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +339,16 @@ def test_splits_are_disjoint_stratified_and_nested(tmp_path: Path) -> None:
     assert set(whole.split("val")[1].tolist()) == parts["val"]
     assert set(whole.split("train")[1].tolist()) > parts["train"]
     assert len(open_prepared(recipe(root, val_fraction=0)).split("val")[1]) == 0
+
+
+def test_pillow_says_nothing_of_broken_files(
+    root: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "TIFF")
+    broken = bytearray(file.getvalue())
+    at = broken.index(struct.pack("<HHII", 277, 3, 1, 3))  # samples a pixel
+    broken[at + 8 : at + 10] = struct.pack("<H", 255)
+    (root / "train" / "dog" / "broken.tif").write_bytes(broken)
+    assert "1 of 15 pictures cannot be used" in refused(root)
+    assert not caplog.records and not recwarn.list

@@ -39,7 +39,7 @@ def tiff(
     strip: bytes,
     *,
     order: str = "<",
-    more: Mapping[int, int] | None = None,
+    more: Mapping[int, Sequence[int]] | None = None,
 ) -> bytes:
     """An uncompressed TIFF of one strip; ``bits`` of each sample, ``more`` tags of shorts."""
     tags: dict[int, Sequence[int]] = {
@@ -52,7 +52,7 @@ def tiff(
         277: [len(bits)],
         278: [height],
         279: [len(strip)],
-        **{tag: [value] for tag, value in (more or {}).items()},
+        **(more or {}),
     }
     after = 8 + 2 + 12 * len(tags) + 4
     bits_at, strip_at = after, after + 2 * len(bits)

@@ -40,6 +40,7 @@ def test_orientation_is_followed(photo: Image.Image, format: str, orientation: i
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "MPO", "AVIF"])
 def test_the_first_frame_is_read_or_the_one_that_is_open(photo: Image.Image, format: str) -> None:
+    require(format)
     second = photograph(3)
     content = encoded(photo, format, save_all=True, append_images=[second], quality=90)
     assert difference(read_picture(content), photo) < 6
@@ -52,9 +53,16 @@ def test_the_first_frame_is_read_or_the_one_that_is_open(photo: Image.Image, for
 TRUNCATED = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF", "AVIF", "JPEG2000", "TGA", "PCX"]
 
 
-@pytest.mark.parametrize("format", [*TRUNCATED, "ICO", "QOI", "SGI", "DDS"])
+def require(format: str) -> None:
+    Image.init()
+    if format not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {format}")
+
+
+@pytest.mark.parametrize("format", [*TRUNCATED, "ICO", "SGI"])
 @pytest.mark.parametrize("part", [0.4, 0.99])
 def test_a_truncated_file_is_bad(photo: Image.Image, format: str, part: float) -> None:
+    require(format)
     content = encoded(photo, format)
     read_picture(content)
     with pytest.raises(BadPicture):
