@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from adafilter_dist import __version__
-from adafilter_dist.errors import UserError, nearest
+from adafilter_dist.errors import UserError, nearest, shown
 from adafilter_dist.said import exit_code
 
 # Before torch is imported: threads that wait for each other by spinning starve one another as soon
@@ -26,8 +26,41 @@ def _usage() -> str:
     for verb in VERBS:
         module = importlib.import_module(f"adafilter_dist.commands.{verb}")
         lines.append(f"  {verb:<10} {module.HELP}")
-    lines += ["", "adafilter VERB --help says more; adafilter --version tells the version."]
+    lines += ["", "e.g. adafilter train recipe=demo optim.lr=0.02"]
+    lines += ["adafilter VERB --help says more; adafilter --version tells the version."]
     return "\n".join(lines)
+
+
+# What other tools call it.
+_OTHER_NAMES = {
+    **dict.fromkeys(("run", "fit", "start", "finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("continue", "restart"), "resume"),
+    **dict.fromkeys(("sbatch", "slurm", "launch", "sweep"), "submit"),
+    **dict.fromkeys(("ls", "list", "ps", "queue", "show"), "status"),
+    **dict.fromkeys(("log", "tail", "follow"), "logs"),
+    **dict.fromkeys(("delete", "remove", "clean"), "rm"),
+    **dict.fromkeys(("eval", "test", "validate", "predict"), "evaluate"),
+    **dict.fromkeys(("info", "summary", "describe"), "inspect"),
+    **dict.fromkeys(("download", "fetch", "data"), "prepare"),
+    **dict.fromkeys(("check", "env", "version", "info-env"), "doctor"),
+}
+
+
+def _no_verb(word: str, rest: Sequence[str]) -> str:
+    """What to say of a first word that is no verb: the verb, or the command, that was meant."""
+    from adafilter_dist.recipe.find import recipe_names
+    from adafilter_dist.recipe.keys import means_recipe
+
+    verb = next((known for known in VERBS if known == word.strip("-").lower()), "")
+    verb = verb or _OTHER_NAMES.get(word.strip("-").lower(), "")
+    if not verb and word.rstrip(",") in recipe_names():
+        return f"{shown(word)}: a verb comes first: adafilter train recipe={word.rstrip(',')}"
+    key, sign, value = word.partition("=")
+    if sign or (means_recipe(key) and rest):
+        right = f"recipe={value or rest[0]}" if means_recipe(key) else word
+        return f"{shown(word)}: a verb comes first, e.g. adafilter train {shown(right)}"
+    hint = f" (did you mean {verb!r}?)" if verb else nearest(word, VERBS)
+    return f"{shown(word)!r} is not a verb{hint}; there are: {', '.join(VERBS)}"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -43,9 +76,7 @@ def main(words: Sequence[str] | None = None) -> int:
             print(__version__)
             return 0
         if verb not in VERBS:
-            raise UserError(
-                f"{verb!r} is not a verb{nearest(verb, VERBS)}; there are: {', '.join(VERBS)}"
-            )
+            raise UserError(_no_verb(verb, rest))
         module = importlib.import_module(f"adafilter_dist.commands.{verb}")
         return int(module.run(rest))
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafilter_dist.commands.evaluate import find_run_of
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.hints import no_run
 
 if TYPE_CHECKING:
     from adafilter_dist.data.prepared import SplitName
@@ -19,10 +20,11 @@ HELP = "drop the filters that are never chosen from a run's best model"
 
 def run(words: list[str]) -> int:
     """Parse ``RUN | EXPORT recipe=NAME [--out FOLDER] ...``, write the folder, show figures."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "adafilter compact",
         description=f"{HELP}: gates that are the same for all calibration pictures are taken for "
         "granted. Accuracy before and after is shown; the folder is read by adafilter_dist.load.",
+        examples=["adafilter compact runs/demo/1a2b3c4d --images 512"],
     )
     parser.add_argument("--out", type=Path, help="default: RUN/compact, or EXPORT-compact")
     parser.add_argument(
@@ -57,6 +59,8 @@ def _find(words: list[str]) -> tuple[Path, Recipe, Path | None]:
     if "=" in words[0] or (folder / "recipe.yaml").is_file():
         run_folder, recipe = find_run_of(words)
         return run_folder / "best", recipe, run_folder
+    if wrong := no_run(words[0], words[1:]):
+        raise UserError(wrong)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: neither a run (recipe.yaml) nor an export (config.json)")
     if any(word.startswith("recipe=") for word in words[1:]):

@@ -6,7 +6,6 @@ pydantic or rich are what is missing.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import platform
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.shared_memory import shared_memory, shortage
 
 HELP = "show what is installed and missing, and how to get it"
@@ -50,7 +50,7 @@ class Row:
 
 def run(words: list[str]) -> int:
     """Print the table; 0 if the core is complete, otherwise 1."""
-    parser = argparse.ArgumentParser("adafilter doctor", description=HELP)
+    parser = Parser("adafilter doctor", description=HELP + ".", examples=["adafilter doctor"])
     parser.parse_args(words)
     missing = 0
     for title, rows in _sections():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafilter_dist import atomic
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.commands.resume import add_gates
 from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 from adafilter_dist.kept_recipe import read_kept
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.engine import DDP, AnyEngine
+from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.recipe.identity import run_dir
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ HELP = "accuracy, gates and linear probe of a run's best model"
 
 def run(words: list[str]) -> int:
     """Parse ``RUN | recipe=NAME ... [--split test|val] [--probe] [--no-gates]`` and measure."""
-    parser = argparse.ArgumentParser(
-        "adafilter evaluate", description=f"{HELP}; written to RUN/evaluation-SPLIT.json."
+    parser = Parser(
+        "adafilter evaluate",
+        description=f"{HELP}; written to RUN/evaluation-SPLIT.json.",
+        examples=[
+            "adafilter evaluate runs/demo/1a2b3c4d --split val",
+            "adafilter evaluate recipe=food101 data.root=/data/food-101 --probe",
+        ],
     )
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument(
@@ -69,6 +75,8 @@ def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
             )
         read_kept(folder)
         return folder, _with_ddp(recipe)
+    if wrong := no_run(words[0], words[1:]):
+        raise UserError(wrong)
     folder = Path(words[0]).expanduser()
     read_kept(folder)
     return folder, _with_ddp(load_recipe([f"recipe={folder / 'recipe.yaml'}", *words[1:]]))

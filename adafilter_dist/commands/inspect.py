@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.console import Console
 from adafilter_dist.recipe import load_recipe
 
@@ -12,9 +11,13 @@ HELP = "show gated layers, parameters, operations and memory of a recipe"
 
 def run(words: list[str]) -> int:
     """Print the description; UserError for a recipe that cannot be built."""
-    parser = argparse.ArgumentParser("adafilter inspect", description=HELP)
+    parser = Parser(
+        "adafilter inspect",
+        description=HELP + ".",
+        examples=["adafilter inspect recipe=food101 --classes 101"],
+    )
     parser.add_argument("--classes", type=int, help="number of classes; default from the data")
-    parser.add_argument("recipe", nargs="*", metavar="recipe=NAME key=value ...")
+    parser.add_argument("recipe", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
     given = parser.parse_intermixed_args(words)
     recipe = load_recipe(given.recipe)
     # Imported here: --help and a mistyped recipe need not wait for the models.

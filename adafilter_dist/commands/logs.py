@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch.queue import Queue
 from adafilter_dist.status import RunStatus, is_run, read_runs
@@ -22,7 +22,11 @@ _OVER = ("finished", "stopped", "failed", "killed", "cancelled", "lost")
 
 def run(words: list[str]) -> int:
     """Parse ``RUN [--rank N] [--follow] [--lines N | --all]`` and print."""
-    parser = argparse.ArgumentParser(prog="adafilter logs", description=HELP + ".")
+    parser = Parser(
+        prog="adafilter logs",
+        description=HELP + ".",
+        examples=["adafilter logs runs/demo/1a2b3c4d --rank 1 --follow"],
+    )
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="of this rank; default 0")
     parser.add_argument(

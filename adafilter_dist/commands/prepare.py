@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.console import Console
 from adafilter_dist.recipe import load_recipe
 
@@ -18,11 +17,13 @@ is left as it is, so running it again costs a look."""
 
 def run(words: list[str]) -> int:
     """Run the verb with its words; 0 when everything is ready. Raises UserError."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="adafilter prepare",
         description=_DESCRIPTION,
-        epilog="example: adafilter prepare recipe=food101 data.root=/data/food-101",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[
+            "adafilter prepare recipe=demo",
+            "adafilter prepare recipe=food101 data.root=/data/food-101",
+        ],
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help="recipe=NAME and overrides")
     recipe = load_recipe(parser.parse_args(words).words)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.disk import gib
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch.queue import Queue
@@ -28,11 +28,10 @@ _PARTS = (
 
 def run(words: list[str]) -> int:
     """Parse ``RUN ... [--yes]``, ask, and remove; nothing unless all of them can be."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="adafilter rm",
         description=f"{HELP}. It asks first; runs that are running or queued are refused.",
-        epilog="example:\n  adafilter rm runs/demo/1a2b3c4d",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=["adafilter rm runs/demo/1a2b3c4d"],
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask")

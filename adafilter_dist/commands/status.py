@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch.queue import Queue
 from adafilter_dist.status import RunStatus, find_runs, is_run, read_runs
@@ -27,9 +27,14 @@ def run(words: list[str]) -> int:
 
     With ``--watch`` again and again until Ctrl-C.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="adafilter status",
         description=f"{HELP}. A line a run; a single RUN is shown in full; a sweep by its values.",
+        examples=[
+            "adafilter status",
+            "adafilter status runs/demo/1a2b3c4d",
+            "adafilter status runs --watch 10",
+        ],
     )
     parser.add_argument(
         "paths", nargs="*", metavar="RUN | ROOT", help="runs and folders of runs; default ./runs"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.commands.resume import add_allow_mismatch
 from adafilter_dist.console import Console
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, nearest, shown
 from adafilter_dist.recipe.changes import require_known
+from adafilter_dist.recipe.find import recipe_names
+from adafilter_dist.recipe.hints import wrong_words
+from adafilter_dist.recipe.keys import means_recipe
 from adafilter_dist.status.submitted import rank_log
 
 if TYPE_CHECKING:
@@ -19,24 +22,25 @@ if TYPE_CHECKING:
 
 HELP = "train, evaluate or prepare as a job of a SLURM cluster"
 _VERBS = ("train", "evaluate", "prepare")
-_EPILOG = """\
-examples:
-  %(prog)s recipe=food101 launch.partition=gpu launch.gpus_per_node=8 launch.time=8h
-  %(prog)s recipe=food101 launch=@mysite launch.nodes=2        # a site's settings; later words win
-  %(prog)s recipe=food101 optim.lr=0.01,0.02 seed=0,1,2        # a sweep: six runs, one array
-  %(prog)s recipe=food101 --dry-run                            # the sbatch script, nothing else
-  %(prog)s resume=runs/food101/1a2b3c4d                        # go on with a run
+_EXAMPLES = (
+    "recipe=food101 launch.partition=gpu launch.gpus_per_node=8 launch.time=8h",
+    "recipe=food101 launch=@mysite launch.nodes=2        # a site's settings; later words win",
+    "recipe=food101 optim.lr=0.01,0.02 seed=0,1,2        # a sweep: six runs, one array",
+    "recipe=food101 --dry-run                            # the sbatch script, nothing else",
+    "resume=runs/food101/1a2b3c4d                        # go on with a run",
+)
+_MORE = """\
 A job that is preempted, comes to its time limit or loses a node saves and is requeued; one that you
 cancel saves and stays. The same words again submit nothing that is queued, running or finished."""
 
 
 def run(words: list[str], program: str = "adafilter submit") -> int:
     """Parse ``[VERB] recipe=NAME | resume=RUN key=value ... [--dry-run]``, submit and return."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description=f"{HELP}; without SLURM, in the background of this machine.",
-        epilog=_EPILOG.replace("%(prog)s", program),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=[f"{program} {example}" for example in _EXAMPLES],
+        more=_MORE,
     )
     parser.add_argument(
         "words", nargs="*", metavar="key=value", help="train (default), evaluate or prepare first"
@@ -53,7 +57,12 @@ def run(words: list[str], program: str = "adafilter submit") -> int:
     if rest and "=" not in rest[0]:
         verb = rest.pop(0)
     if verb not in _VERBS:
-        raise UserError(f"{verb!r}: not a verb of {program}; there are: {', '.join(_VERBS)}")
+        if verb in recipe_names() or means_recipe(verb):
+            raise UserError(wrong_words([verb, *rest])[0])
+        raise UserError(
+            f"{shown(verb)!r}: not a verb of {program}{nearest(verb, _VERBS)}; there are: "
+            f"{', '.join(_VERBS)}"
+        )
     console = Console()
     if verb == "train":
         return _train(rest, options.allow_mismatch, options.dry_run, program, console)

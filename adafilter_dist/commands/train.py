@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
+from adafilter_dist.commands.parser import Parser
 from adafilter_dist.commands.resume import add_allow_mismatch, add_gates
 from adafilter_dist.console import Console
 from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
@@ -14,10 +13,15 @@ HELP = "train a recipe; the same words again go on where it stopped"
 
 def run(words: list[str]) -> int:
     """Parse ``recipe=NAME key=value ... [--check] [--cfg] [--allow-mismatch KEY]`` and train."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="adafilter train",
         description=f"{HELP}. One process, or under torchrun one a GPU.",
-        epilog=f"recipes: {', '.join(recipe_names())}",
+        examples=[
+            "adafilter train recipe=demo",
+            "adafilter train recipe=demo train.epochs=1 optim.lr=0.02",
+            "adafilter train recipe=food101 data.root=/data/food-101 --check",
+        ],
+        more=f"recipes: {', '.join(recipe_names())}",
     )
     parser.add_argument("recipe", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
     parser.add_argument(

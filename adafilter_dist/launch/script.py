@@ -65,7 +65,7 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
         return
     from adafilter_dist.engine.deepspeed_import import require_deepspeed
     from adafilter_dist.launch.target import find_targets
-    from adafilter_dist.recipe.shares import require_job_shares
+    from adafilter_dist.recipe.shares import require_shares
     from adafilter_dist.run_folder import RunFolder
 
     target, *others = find_targets(words, allow)
@@ -77,7 +77,10 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
     if owner is not None and is_alive(target.run, owner):
         raise UserError(f"{target.run} is in use by {owner.name}; wait for its end, or stop it")
     recipe = _placed(target.recipe, ranks)
-    require_job_shares(recipe)
+    # sbatch's options and RANKS say how many, and not the keys of launch:
+    launch = recipe.launch
+    where = f"{launch.nodes} x {launch.processes_per_node} processes"
+    require_shares(recipe, launch.world_size, where)
     require_deepspeed(recipe)
     make_folder(target.run)
     if not (target.run / "recipe.yaml").exists():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from adafilter_dist.errors import shown
 from adafilter_dist.recipe.find import recipe_names
-from adafilter_dist.recipe.keys import all_keys, meant
+from adafilter_dist.recipe.keys import all_keys, means_recipe, meant
 
 _EXPECTED = "expected key=value, e.g. recipe=demo or optim.lr=0.01"
 
@@ -64,3 +65,21 @@ def _words(word: str, value: str) -> str:
         text if text == "..." and not key else shlex.quote(f"{key}={text}")
         for key in (meant(word) or word).split(" or ")
     )
+
+
+def no_run(word: str, rest: Sequence[str]) -> str:
+    """What to say where a run's folder is expected and ``word`` is none, empty if it may be one."""
+    if Path(word).expanduser().exists():
+        return ""
+    if "=" in word:
+        return (
+            f"{shown(word)}: expected a run's folder, as in runs/demo/1a2b3c4d; by its words a run "
+            "goes on with adafilter train recipe=... again"
+        )
+    bare = next((name for name in (word, *rest[:1]) if name in recipe_names()), "")
+    if bare and (bare == word or means_recipe(word)):
+        return (
+            f"{shown(word)}: expected a run's folder, as in runs/demo/1a2b3c4d (recipe={bare} "
+            "names a recipe)"
+        )
+    return ""
