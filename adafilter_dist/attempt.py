@@ -238,8 +238,9 @@ class _Attempt:
             require_progress(self._run.path, self._run.ownership.attempt, step, allowed)
 
     def _while_staging(self) -> Watch:
+        staged = self._recipe.data.stage_to is not None
         return Watch(
-            tick=lambda: self._run.tick(phase="staging"),
+            tick=lambda: self._run.tick(phase="staging" if staged else "verifying"),
             stopped=lambda: self._stop.raised,
             tell=self._say,
         )

@@ -28,7 +28,7 @@ TIMEOUT = "3s"
 
 
 @contextmanager
-def joined(stage_to: str) -> Iterator[tuple[World, list[str]]]:
+def joined(stage_to: str | None) -> Iterator[tuple[World, list[str]]]:
     """The world, and the lines that reading from the nodes gives, once copied."""
     chosen = recipe(
         data={"name": "imagefolder", "stage_to": stage_to},
@@ -61,7 +61,7 @@ def found() -> None:
 def slow_copies() -> None:
     """Copies that take twice as long as a collective may; on the second node there is none."""
 
-    def stage(data: Prepared, place: Path, beat: Beat) -> Copy:
+    def stage(data: Prepared, place: Path, beat: Beat, *, whole: bool) -> Copy:
         until = time.monotonic() + 6
         while time.monotonic() < until:
             beat(1, 2)
@@ -78,7 +78,7 @@ def slow_copies() -> None:
 def silent_copier() -> None:
     """The second node's copier hangs."""
 
-    def stage(data: Prepared, place: Path, beat: Beat) -> Copy:
+    def stage(data: Prepared, place: Path, beat: Beat, *, whole: bool) -> Copy:
         beat(0, 2)
         if os.environ["RANK"] == "2":
             time.sleep(60)
@@ -90,13 +90,19 @@ def silent_copier() -> None:
 
 
 def damaged_source() -> None:
-    def stage(data: Prepared, place: Path, beat: Beat) -> Copy:
+    def stage(data: Prepared, place: Path, beat: Beat, *, whole: bool) -> Copy:
         if os.environ["RANK"] == "2":
             raise UserError("train.beton is damaged")
         return Copy(data.folder.parent / "copy", reused=True)
 
     node_copies.stage = stage
     with joined("/scratch"):
+        pass
+
+
+def verified() -> None:
+    """Nobody copies: the first rank of each node verifies the shared files."""
+    with joined(None):
         pass
 
 

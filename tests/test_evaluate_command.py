@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -203,3 +204,27 @@ def test_classes_in_another_order_are_told_apart_by_name(
     assert after["top1"] == before["top1"] and after["loss"] == pytest.approx(before["loss"])
     assert after["confusion"] == [row[::-1] for row in before["confusion"]][::-1]
     assert "classes in another order" in one_line(["compact", str(run)], capsys)
+
+
+def test_a_flipped_bit_is_told_before_it_is_measured_and_prepare_mends_it(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = copied
+    recipe = load_recipe([f"recipe={run / 'recipe.yaml'}"])
+    path = open_prepared(recipe).test_store
+    content = path.read_bytes()
+    words = [str(run), "--no-gates"]
+    assert main(["evaluate", *words]) == 0
+    for verb in ("evaluate", "compact"):
+        place = path if verb == "evaluate" else path.with_name("train.beton")
+        damaged = bytearray(place.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        place.write_bytes(damaged)
+        line = one_line([verb, str(run)], capsys)
+        assert line.startswith(f"error: {place} is damaged: its sha256 is not the recorded one")
+        command = shlex.split(line.rpartition("run: adafilter ")[2])
+        assert "data.verify=always" in command
+        assert main([*command, "model.weights=null"]) == 0
+        assert "preparing again" in capsys.readouterr().out
+    assert path.read_bytes() == content
+    assert main(["evaluate", *words]) == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
+from adafilter_dist.data.manifest import Manifest, StoredSplit
 from adafilter_dist.nodes import Found, complaints, first_of_node
 from adafilter_dist.shared_memory import ENOUGH, shared_memory, shortage
 from tests.engine.joining import Rank, outputs, start
@@ -67,15 +69,18 @@ def test_the_first_rank_of_each_node() -> None:
     }
 
 
-def run(folder: Path, what: str, world_size: int) -> list[Rank]:
+def run(folder: Path, what: str, world_size: int, recorded: bytes | None = None) -> list[Rank]:
+    """Ranks with a folder of two stores, and a manifest that says what these should hold."""
     shared, copy = folder / "shared", folder / "copy"
     for place in (shared, copy):
         place.mkdir()
         for name in ("train", "test"):
             (place / f"{name}.beton").write_bytes(b"data")
-    meeting = folder / "meeting"
+    if recorded is not None:
+        write_manifest(shared, recorded)
+    places = {"SHARED": str(shared), "ADAFILTER_CACHE": str(folder / "cache")}
     return [
-        start(folder, rank, world_size, meeting, f"tests.node_ranks:{what}", SHARED=str(shared))
+        start(folder, rank, world_size, folder / "meeting", f"tests.node_ranks:{what}", **places)
         for rank in range(world_size)
     ]
 
@@ -121,3 +126,47 @@ def test_a_copier_that_falls_silent_is_given_up(tmp_path: Path) -> None:
 def test_damaged_shared_files_end_all_ranks(tmp_path: Path) -> None:
     for code, text in outputs(run(tmp_path, "damaged_source", 3)):
         assert (code, text.strip().splitlines()[-1]) == (2, "error: train.beton is damaged"), text
+
+
+def write_manifest(folder: Path, content: bytes) -> None:
+    """A manifest for stores that hold ``content``."""
+    splits = {
+        name: StoredSplit(
+            file=f"{name}.beton",
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            pictures=0,
+        )
+        for name in ("train", "test")
+    }
+    Manifest(
+        adafilter="0",
+        settings={},
+        fingerprint="f",
+        sources="",
+        root=folder,
+        classes=["a"],
+        skipped=0,
+        duplicates=0,
+        notes=[],
+        **splits,
+    ).write(folder)
+
+
+@pytest.mark.distributed
+def test_shared_files_are_verified_by_one_rank_a_node(tmp_path: Path) -> None:
+    ended, shared = outputs(run(tmp_path, "verified", 3, recorded=b"data")), tmp_path / "shared"
+    assert [code for code, _ in ended] == [0] * 3, ended
+    told = [json.loads(text.splitlines()[-1]) for _, text in ended]
+    assert all(one == told[0] | {"ticks": one["ticks"]} for one in told)
+    assert Path(told[0]["store"]).parent == shared
+    assert all(f"{shared} on {here()} verified" in line for line in told[0]["lines"])
+    assert 1 <= len(told[0]["lines"]) <= 2  # two nodes of one name: the second may know already
+
+
+@pytest.mark.distributed
+def test_shared_files_that_are_not_as_recorded_end_all_ranks(tmp_path: Path) -> None:
+    for code, text in outputs(run(tmp_path, "verified", 3, recorded=b"dato")):
+        line = text.strip().splitlines()[-1]
+        assert code == 2 and "train.beton is damaged: its sha256 is not the recorded" in line, text
+        assert "adafilter prepare" in line and "data.verify=always" in line

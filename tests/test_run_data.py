@@ -174,3 +174,23 @@ def test_training_notes_its_data_before_it_begins(
     assert main(["train", *small, "train.epochs=2", "optim.schedule_on_extend=hold"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--allow-mismatch data" in line
+
+
+def test_training_does_not_begin_on_a_damaged_store(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = words(place, "engine.device=cpu", "engine.threads=1")
+    assert main(["prepare", *small]) == 0
+    recipe = load_recipe(small)
+    path = open_prepared(recipe).train_store
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert main(["train", *small]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path} is damaged") and "adafilter prepare" in line
+    assert not run_dir(recipe).exists()
+    assert main(["prepare", *small]) == 0
+    assert "preparing again" in capsys.readouterr().out
+    assert bytes(content) != path.read_bytes()

@@ -91,6 +91,7 @@ def _compact(
     from adafilter_dist.models.backbones import resolve_preprocess
     from adafilter_dist.models.convert import AdaFilterNet
     from adafilter_dist.models.export import load, read_config
+    from adafilter_dist.node_copies import verify_on_nodes
     from adafilter_dist.report.compacting import compact_export
     from adafilter_dist.run_data import class_difference, read_run_data, require_run_data
 
@@ -105,6 +106,7 @@ def _compact(
             raise UserError(f"{option} {name}: the recipe has data.val_fraction=0; use another")
     with join_world(recipe) as world:
         set_arithmetic(recipe)
+        notices = verify_on_nodes(prepared, recipe, world)
         net, _ = load(source)
         if not isinstance(net, AdaFilterNet):
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
@@ -126,7 +128,7 @@ def _compact(
         )
         if world.first:
             console = Console(soft_wrap=True, highlight=False)
-            for line in found.lines():
+            for line in (*notices, *found.lines()):
                 console.print(line, markup=False)
             console.print(f"{'written':<12} {out}", markup=False)
     return 0

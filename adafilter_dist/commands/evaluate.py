@@ -113,6 +113,7 @@ def _evaluate(
     from adafilter_dist.engine.world import join_world, set_arithmetic
     from adafilter_dist.models.backbones import resolve_preprocess
     from adafilter_dist.models.export import load, read_config
+    from adafilter_dist.node_copies import verify_on_nodes
     from adafilter_dist.report.measure import measure
     from adafilter_dist.report.summary import print_summary
     from adafilter_dist.run_data import read_run_data, require_run_data
@@ -134,6 +135,7 @@ def _evaluate(
         raise UserError("--split val: the recipe has data.val_fraction=0; use --split test")
     with join_world(recipe) as world:
         set_arithmetic(recipe)
+        notices = verify_on_nodes(prepared, recipe, world)
         model, _ = load(folder / "best")
         dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         results = measure(
@@ -148,8 +150,9 @@ def _evaluate(
         )
         if world.first:
             console = Console()
-            if prepared.notice:
-                console.print(prepared.notice, highlight=False, markup=False, soft_wrap=True)
+            for line in (*notices, prepared.notice):
+                if line:
+                    console.print(line, highlight=False, markup=False, soft_wrap=True)
             atomic.write_json(path, results.to_dict())
             print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)
     return 0

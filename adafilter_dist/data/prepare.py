@@ -32,6 +32,7 @@ from adafilter_dist.data.prepared import (
 )
 from adafilter_dist.data.sources.download import Say
 from adafilter_dist.data.space import require_space
+from adafilter_dist.data.verifying import DamagedStore, remember, verify
 from adafilter_dist.data.writing import write_folder
 from adafilter_dist.disk import existing_parent
 from adafilter_dist.errors import UserError
@@ -106,6 +107,10 @@ def prepare(recipe: Recipe, console: Console, start: Look | None = None) -> Prep
 
     start = start or look(recipe)
     if start.gone:
+        manifest = _present(folder, data)
+        damage = _damage(folder, manifest, data, say) if manifest is not None else ""
+        if damage:
+            raise UserError(f"{damage}; to prepare it again, put back {start.gone}")
         say(f"already prepared: {folder}; not compared with {start.gone}")
         return open_prepared(recipe)
     if start.listing is None:
@@ -132,19 +137,20 @@ def _settle(
     if manifest is None:
         _replace(folder, listing, [ours], data, console)
         return
-    known, damage = _known(folder, manifest, ours), damage_of(folder, manifest)
-    if (
-        known is not None
-        and known.sources == ours.sources
-        and manifest.decoding == DECODING
-        and not damage
-    ):
-        if known.lists != ours.lists or manifest.format == 1:
-            _note(folder, manifest, ours)
-        say(f"already prepared: {folder}")
-        return
-    origins = _with(folder, manifest, ours)
-    if not same_pictures(manifest, listing, folder, data, console):
+    known, origins = _known(folder, manifest, ours), _with(folder, manifest, ours)
+    unchanged = (
+        known is not None and known.sources == ours.sources and manifest.decoding == DECODING
+    )
+    if unchanged or same_pictures(manifest, listing, folder, data, console):
+        damage = _damage(folder, manifest, data, say)
+        if not damage:
+            # Copied, moved or touched, but the same pictures: next time the quick look is enough.
+            if known != ours or manifest.format == 1:
+                _note(folder, manifest, ours)
+            say(f"already prepared: {folder}")
+            return
+        say(f"{damage}: preparing again")
+    else:
         others = [origin for origin in origins if origin is not ours]
         if known is None or others:
             of = (others or manifest.known_origins(folder))[0].described(folder)
@@ -154,15 +160,24 @@ def _settle(
                 "remove this one"
             )
         origins = [ours]
-        say(f"{damage or _changed(manifest, known, ours, data)}: preparing again")
-    elif damage:
-        say(f"{damage}: preparing again")
-    else:
-        # Copied, moved or touched, but the same pictures: next time the quick look is enough.
-        _note(folder, manifest, ours)
-        say(f"already prepared: {folder}")
-        return
+        say(f"{_changed(manifest, known, ours, data)}: preparing again")
     _replace(folder, listing, origins, data, console)
+
+
+def _damage(folder: Path, manifest: Manifest, data: Data, say: Say) -> str:
+    """What is wrong with the stores, empty where nothing is; every byte is read if it has to be."""
+    damage = damage_of(folder, manifest)
+    if damage or data.verify == "never":
+        return damage
+    try:
+        verified = verify(folder, manifest, always=data.verify == "always")
+    except DamagedStore as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or folder}: cannot be read ({error.strerror})"
+    if verified is not None:
+        say(verified.line(str(folder)))
+    return ""
 
 
 def _known(folder: Path, manifest: Manifest, ours: Origin) -> Origin | None:
@@ -228,12 +243,14 @@ def _replace(
     try:
         scratch.mkdir()
         require_space(scratch, _samples(listing), data)
-        write_folder(scratch, listing, data, console, origins)
+        written = write_folder(scratch, listing, data, console, origins)
         atomic.fsync_folder(scratch)
         if folder.exists():
             folder.rename(old)
         scratch.rename(folder)
         atomic.fsync_folder(folder.parent)
+        for split in (written.train, written.test):  # they were read back while they were hashed
+            remember(folder / split.file, split.sha256)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -24,7 +24,7 @@ from adafilter_dist.atomic import fsync_folder, make_folder, write_json
 from adafilter_dist.data.lock import exclusive
 from adafilter_dist.data.manifest import Manifest, StoredSplit, read_manifest
 from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.store import damaged
+from adafilter_dist.data.verifying import DamagedStore, forget
 from adafilter_dist.disk import existing_parent, gib
 
 RECORD = "staged.json"
@@ -65,8 +65,8 @@ def copy_folder(place: Path, manifest: Manifest) -> Path:
     return place / f"{manifest.fingerprint}-{files.hexdigest()[:8]}"
 
 
-def stage(prepared: Prepared, place: Path, beat: Beat) -> Copy:
-    """Have a good copy of the prepared files in ``place``.
+def stage(prepared: Prepared, place: Path, beat: Beat, *, whole: bool = False) -> Copy:
+    """Have a good copy of the prepared files in ``place``; ``whole``: read one that is there.
 
     Raises NotStaged where there can be none, UserError where the shared files are damaged.
     """
@@ -79,7 +79,7 @@ def stage(prepared: Prepared, place: Path, beat: Beat) -> Copy:
         make_folder(place)
         lock = place / f".{folder.name}.lock"
         with exclusive(lock, lambda: None, lambda: beat(0, total)) as locked:
-            if is_good(folder, manifest):
+            if is_good(folder, manifest, whole=whole, beat=lambda done: beat(done, total)):
                 return Copy(folder, reused=True)
             _copy(prepared.folder, folder, manifest, lambda done: beat(done, total), alone=locked)
     except OSError as error:
@@ -90,10 +90,16 @@ def stage(prepared: Prepared, place: Path, beat: Beat) -> Copy:
     return Copy(folder, reused=False)
 
 
-def is_good(folder: Path, manifest: Manifest) -> bool:
+def is_good(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    whole: bool = False,
+    beat: Callable[[int], None] = lambda done: None,
+) -> bool:
     """Whether the copy is whole, by a quick look: sizes, times, and the digests it was made with.
 
-    One that belongs to somebody else is read whole.
+    With ``whole``, and where it belongs to somebody else, all of it is read.
     """
     try:
         record = json.loads((folder / RECORD).read_text())
@@ -101,7 +107,8 @@ def is_good(folder: Path, manifest: Manifest) -> bool:
             path = folder / split.file
             if record.get(split.file) != _seen(path, split) or path.stat().st_size != split.size:
                 return False
-            if folder.stat().st_uid != os.getuid() and _digest(path) != split.sha256:
+            own = folder.stat().st_uid == os.getuid()
+            if (whole or not own) and _digest(path, beat) != split.sha256:
                 return False
     except (OSError, ValueError, AttributeError):
         return False
@@ -158,7 +165,8 @@ def _copy_file(
         with contextlib.suppress(OSError):  # what is read back is to come from the disk
             os.posix_fadvise(copy.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if digest.hexdigest() != split.sha256:
-        raise damaged(source / split.file, "its sha256 is not the recorded one")
+        forget(source / split.file)
+        raise DamagedStore(source / split.file, "its sha256 is not the recorded one")
     written = _digest(to / split.file, lambda read: beat(before + done + read))
     if written != split.sha256:
         raise NotStaged(f"{to.parent}: what was written there reads back as something else")

@@ -33,8 +33,8 @@ def write_folder(
     data: Data,
     console: Console,
     origins: Sequence[Origin],
-) -> None:
-    """Write everything that a prepared folder holds.
+) -> Manifest:
+    """Write everything that a prepared folder holds, and give its manifest.
 
     ``origins`` are the places that have these pictures, the last one that of the listing.
 
@@ -55,7 +55,7 @@ def write_folder(
     cut = len(train.stored) - validation
     splits = [train.stored[:cut], test.stored, *([train.stored[cut:]] if validation else [])]
     contents = [[(stored.sample.label, stored.content) for stored in split] for split in splits]
-    Manifest(
+    manifest = Manifest(
         adafilter=__version__,
         settings=settings_of(data),
         fingerprint=fingerprint(data, listing.classes, contents),
@@ -70,7 +70,9 @@ def write_folder(
         skipped=len(bad),
         duplicates=duplicates,
         notes=[*listing.notes, *dark_notes([*train.stored, *test.stored])],
-    ).write(folder)
+    )
+    manifest.write(folder)
+    return manifest
 
 
 def _write_store(path: Path, intake: Intake, data: Data, console: Console) -> Written:

@@ -11,7 +11,9 @@ from typing import Any
 from adafilter_dist.recipe.schema import AdaFilter, Method, Optim, Recipe
 
 # Where things lie and who reads them does not change the numbers.
-_DATA_PLACES = {"root", "prepared", "download", "loader", "num_workers", "csv", "stage_to"}
+_DATA_PLACES = {
+    *("root", "prepared", "download", "loader", "num_workers", "csv", "stage_to", "verify"),
+}
 # Nor does how often the validation set is looked at, nor how many micro-batches share a forward:
 # statistics, penalties and draws are those of each, so rounding is all that differs, as between
 # numbers of ranks.

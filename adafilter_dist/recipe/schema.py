@@ -129,6 +129,11 @@ class Data(Section):
         None, description="decoding threads per rank; default the cores of this rank"
     )
     on_bad: Literal["error", "skip"] = "error"
+    verify: Literal["once", "always", "never"] = Field(
+        "once",
+        description="compare the prepared files with their sha256: once a node and version of a "
+        "file, at every start, or never",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Data:
