@@ -352,3 +352,13 @@ def test_pillow_says_nothing_of_broken_files(
     (root / "train" / "dog" / "broken.tif").write_bytes(broken)
     assert "1 of 15 pictures cannot be used" in refused(root)
     assert not caplog.records and not recwarn.list
+
+
+def test_files_that_are_not_read_are_named_by_suffix(root: Path) -> None:
+    for name in ("a.HEIC", "b.heic", "c.svg"):
+        (root / "train" / "dog" / name).write_text("x")
+    with Image.open(root / "train" / "dog" / "000.jpg") as picture:
+        picture.save(root / "train" / "dog" / "read.gif")
+    done, said = prepared(root)
+    assert len(done.train_labels) == 10
+    assert "2 .heic, 1 .svg; `pip install pillow-heif` has .heic read; convert .svg to PNG" in said

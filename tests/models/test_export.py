@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,16 @@ def test_importing_the_package_does_not_import_torch() -> None:
     with pytest.raises(AttributeError, match="no attribute 'konvert'"):
         adafilter_dist.konvert  # noqa: B018
     assert all(hasattr(adafilter_dist, name) for name in adafilter_dist.__all__)
+
+
+def test_the_stored_size_travels_and_older_exports_have_none(tmp_path: Path) -> None:
+    stored = replace(PREPROCESS, stored_size=44)
+    export_model(tmp_path, build(METHODS[1]), classes=CLASSES, preprocess=stored)
+    _, transform = load(tmp_path)
+    assert torch.equal(transform(picture()), evaluation_transform(stored)(picture()))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("stored_size") == 44 and "stored_size" not in config["preprocess"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, older = load(tmp_path)
+    assert torch.equal(older(picture()), evaluation_transform(PREPROCESS)(picture()))
+    assert not torch.equal(older(picture()), transform(picture()))
