@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from adafilter_dist.models.ops.norm import Affine, Norm
 from adafilter_dist.models.ops.passes import Passes
+from adafilter_dist.models.ops.passes_reference import cast
 
 
 def gated_norm(
@@ -108,7 +109,7 @@ class _GatedNorm(torch.autograd.Function):
         dy1, dy2 = (*dy, None)[:2]
         small = (grads.weight1, grads.bias1, grads.weight2, grads.bias2)
         affine = (
-            grad.to(of.dtype)
+            cast(grad, of.dtype)
             for grad, of in zip(small, (weight1, bias1, weight2, bias2), strict=True)
         )
-        return dy1, dy2, grads.gates.to(gates.dtype), *affine, dz, None, None, None, None
+        return dy1, dy2, cast(grads.gates, gates.dtype), *affine, dz, None, None, None, None

@@ -20,6 +20,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in `dtype`; x itself where that is its own.
+
+    In an autograd.Function that torch 2.11 compiles, the output of a `to` or `contiguous` that does
+    nothing gets no gradient: zero, without a word.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over images and pixels: y (N, C, H, W) -> (C,) each."""
     var, mean = torch.var_mean(_wide(y), (0, 2, 3), correction=0)
@@ -33,7 +42,7 @@ def coefficients(
 
     So that a1 y1 + a2 y2 + b is G BN1(y1) + (1 - G) BN2(y2), for gates G (N, C).
     """
-    g = gates.to(norm1.mean.dtype)
+    g = cast(gates, norm1.mean.dtype)
     rstd1, scale1, shift1 = _scale_and_shift(norm1)
     rstd2, scale2, shift2 = _scale_and_shift(norm2)
     other = 1 - g
@@ -54,7 +63,7 @@ def gradients(
 
     ``pixels`` are those of all images together.
     """
-    g = gates.to(s0.dtype)
+    g = cast(gates, s0.dtype)
     other = 1 - g
     s1, s2 = s1 * first.rstd, s2 * second.rstd  # of the gradient times what was normalised
     dgates = (first.weight * s1 - second.weight * s2) + (first.bias - second.bias) * s0
@@ -143,7 +152,7 @@ def spread(
 
 
 def _scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
-    weight, bias = (each.to(norm.mean.dtype) for each in norm.affine())
+    weight, bias = (cast(each, norm.mean.dtype) for each in norm.affine())
     rstd = (norm.var + norm.eps).rsqrt()
     scale = weight * rstd
     return rstd, scale, bias - norm.mean * scale
@@ -160,11 +169,14 @@ def _gradient_of_input(
 
 
 def _wide(y: Tensor) -> Tensor:
-    return y.to(accumulation_dtype(y.dtype))
+    return cast(y, accumulation_dtype(y.dtype))
 
 
 def _narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
-    return y.to(dtype).contiguous(memory_format=torch.channels_last)
+    y = cast(y, dtype)
+    if y.is_contiguous(memory_format=torch.channels_last):
+        return y
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def _over_pixels(coefficient: Tensor) -> Tensor:

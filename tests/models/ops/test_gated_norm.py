@@ -224,10 +224,19 @@ def test_keeps_no_more_for_backward_than_the_convolutions_outputs_and_its_own(pa
     assert len(large) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    "used",
+    [
+        (True, True),
+        pytest.param((True, False), marks=pytest.mark.slow),
+        pytest.param((False, True), marks=pytest.mark.slow),
+    ],
+)
 def test_its_graph_does_not_break_when_compiled(used: tuple[bool, bool]) -> None:
-    """As on a GPU, where the passes are operators; here they are the reference's."""
+    """As on a GPU, where the passes are operators; here they are the reference's.
+
+    Compiled by torch 2.11, what a `to` without effect gave in an autograd.Function has no gradient.
+    """
     of = given((2, 3, 4, 4))
 
     def layer(*leaves: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,3 +247,4 @@ def test_its_graph_does_not_break_when_compiled(used: tuple[bool, bool]) -> None
     ours = with_gradients(compiled(*leaves), of, used)
     for one, other in zip(ours, with_gradients(layer(*leaves), of, used), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        assert one.any()
