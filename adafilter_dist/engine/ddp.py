@@ -43,7 +43,8 @@ class DDPEngine(Replicated):
         self.dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
         # Parameters keep their identity through to(), so the groups stay right.
-        self.model = model.to(world.device, self.dtype).to(memory_format=layout)
+        placed: Any = model.to(world.device, self.dtype)  # torch 2.11's types know no memory_format
+        self.model = placed.to(memory_format=layout)
         self._world = world
         self._clip_norm = recipe.train.clip_norm
         self._weight = world.world_size / recipe.train.micro_batches

@@ -169,7 +169,8 @@ def _channels_last(model: nn.Module, *, parameters: bool) -> None:
     From ZeRO-1 on they stay that, as views of flat memory; the frozen filters do not.
     """
     if parameters:
-        model.to(memory_format=torch.channels_last)
+        whole: Any = model  # torch 2.11's types know no memory_format
+        whole.to(memory_format=torch.channels_last)
     for buffer in model.buffers():
         if buffer.ndim == 4:
             buffer.data = buffer.contiguous(memory_format=torch.channels_last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,7 @@ def test_it_follows_what_changes() -> None:
 def test_the_simulation_agrees() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARK), "--lives", "2000", "--stall", "2", "--write", "30"],
+        env={**os.environ, "PYTHONPATH": str(BENCHMARK.parents[1])},
         capture_output=True,
         text=True,
         timeout=120,

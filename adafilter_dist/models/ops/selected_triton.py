@@ -6,6 +6,7 @@ For CUDA; one operator to torch.compile, no gradient. Importing this needs trito
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -191,7 +192,8 @@ def _shared_memory(device: torch.device) -> int:
     """Bytes that one program may use; 64 KiB where there is no GPU, as in the interpreter."""
     if device.type != "cuda":
         return 64 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # not all in torch 2.11's types
+    return int(properties.shared_memory_per_block_optin)
 
 
 def _check(
