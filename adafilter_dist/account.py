@@ -70,6 +70,11 @@ def tell_start(
     if session.engine.described:
         metrics.say(session.engine.described)
     if loaded is None:
+        if lost:
+            metrics.say(
+                f"warning: there is no checkpoint in {run.checkpoints}: all {lost} steps are done "
+                "again"
+            )
         return
     repeated = f", {lost} steps are done again" if lost else ""
     metrics.say(f"going on from step {step} ({loaded.folder}){repeated}")

@@ -13,6 +13,7 @@ from rich.console import Console as RichConsole
 
 from adafilter_dist import memory
 from adafilter_dist.account import Outcome, resume_line, tell_end, tell_start
+from adafilter_dist.best import mend_best
 from adafilter_dist.checkpoint.files import DamagedError
 from adafilter_dist.checkpoint.saver import Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
@@ -221,7 +222,7 @@ class _Attempt:
             steps = session.steps_per_epoch
             old, step = self._plan.before, loaded.position.step
             require_end(old, self._recipe, step, steps, run=run.path)
-        return loaded
+        return replace(loaded, position=mend_best(session, run, checkpoints, loaded, self._say))
 
     def _translated(self, loaded: Loaded, session: Session) -> Position:
         """The position in batches of this recipe, where --allow-mismatch let their size change."""

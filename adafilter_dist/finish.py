@@ -10,8 +10,8 @@ import torch.distributed as dist
 from rich.console import Console
 
 from adafilter_dist.atomic import write_text
+from adafilter_dist.best import load_best, what_is_wrong
 from adafilter_dist.metrics import Metrics
-from adafilter_dist.models.export import load
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.measure import measure
 from adafilter_dist.report.results import Results
@@ -35,7 +35,7 @@ def finish(
     recipe, world = session.recipe, session.world
     metrics.say("evaluating the best model on the test set")
     dist.barrier()  # rank 0 has written best/
-    model, _ = load(run.path / "best")
+    model = load_best(run.path)
     results = measure(
         model.to(world.device, session.engine.dtype),
         recipe,
@@ -76,6 +76,13 @@ def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False)
     for path in kept:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # figures/ can be deleted
             print(path.read_text())
+    wrong = what_is_wrong(run.path)
+    if wrong:
+        console.print(
+            f"warning: {wrong}; there is no checkpoint left to write it from",
+            markup=False,
+            soft_wrap=True,
+        )
     console.print(
         f"already finished: {run.path}; resume=never starts another",
         markup=False,

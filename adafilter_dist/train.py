@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
+from adafilter_dist.best import write_best
 from adafilter_dist.checkpoint.store import Position
 from adafilter_dist.data.batch import DeviceBatch, MicroBatch
 from adafilter_dist.data.loader import EvalLoader
@@ -18,7 +17,6 @@ from adafilter_dist.errors import DivergedError
 from adafilter_dist.evaluate import evaluate
 from adafilter_dist.gate_watch import GateWatch
 from adafilter_dist.metrics import Metrics
-from adafilter_dist.models.export import export_model
 from adafilter_dist.preemption import DELAY
 from adafilter_dist.run_folder import RunFolder
 from adafilter_dist.saving import Saving
@@ -219,23 +217,13 @@ class Trainer:
 
     def _export(self, *, last: bool) -> bool:
         """Write best/; False where the disk refused and a later epoch may try again."""
-        session = self.session
-        with session.whole_model() as model, torch.no_grad():
-            if not session.world.first:
-                return True
-            try:
-                self._run.ownership.check()
-                export_model(
-                    self._run.path / "best",
-                    replace(session.built, model=model),
-                    classes=session.prepared.classes,
-                    preprocess=session.preprocess,
-                )
-            except OSError as error:
-                if last:
-                    raise
-                self._metrics.say(f"warning: best/ not written: {error}; training goes on")
-                return False
+        try:
+            write_best(self.session, self._run)
+        except OSError as error:
+            if last:
+                raise
+            self._metrics.say(f"warning: best/ not written: {error}; training goes on")
+            return False
         return True
 
     def save(self) -> None:

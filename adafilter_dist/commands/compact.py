@@ -86,6 +86,7 @@ def _compact(
 ) -> int:
     import torch
 
+    from adafilter_dist.best import load_best
     from adafilter_dist.data.prepared import open_prepared
     from adafilter_dist.engine.world import join_world, set_arithmetic
     from adafilter_dist.models.backbones import resolve_preprocess
@@ -107,7 +108,7 @@ def _compact(
     with join_world(recipe) as world:
         set_arithmetic(recipe)
         notices = verify_on_nodes(prepared, recipe, world)
-        net, _ = load(source)
+        net = load_best(source.parent) if source.name == "best" else load(source)[0]
         if not isinstance(net, AdaFilterNet):
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
         if net.classes != prepared.classes:

@@ -109,10 +109,11 @@ def _evaluate(
 ) -> int:
     import torch
 
+    from adafilter_dist.best import load_best
     from adafilter_dist.data.prepared import open_prepared
     from adafilter_dist.engine.world import join_world, set_arithmetic
     from adafilter_dist.models.backbones import resolve_preprocess
-    from adafilter_dist.models.export import load, read_config
+    from adafilter_dist.models.export import read_config
     from adafilter_dist.node_copies import verify_on_nodes
     from adafilter_dist.report.measure import measure
     from adafilter_dist.report.summary import print_summary
@@ -120,8 +121,8 @@ def _evaluate(
 
     if not (folder / "best" / "config.json").is_file():
         raise UserError(
-            f"{folder}: no best model in it yet; it is written after the first validation: "
-            f"adafilter resume {folder}"
+            f"{folder}: no best model in it; it is written after the first validation, and again "
+            f"where it is gone: adafilter resume {folder}"
         )
     data = read_run_data(folder)
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)
@@ -136,7 +137,7 @@ def _evaluate(
     with join_world(recipe) as world:
         set_arithmetic(recipe)
         notices = verify_on_nodes(prepared, recipe, world)
-        model, _ = load(folder / "best")
+        model = load_best(folder)
         dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         results = measure(
             model.to(world.device, dtype),

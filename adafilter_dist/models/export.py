@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adafilter_dist import __version__
 from adafilter_dist.atomic import write_bytes, write_json
@@ -23,7 +25,7 @@ from adafilter_dist.models.head import replace_head
 from adafilter_dist.models.pairs import Pair, Pairs
 from adafilter_dist.models.preprocess import Preprocess, Transform, evaluation_transform
 from adafilter_dist.models.selected import InferenceNet, for_inference
-from adafilter_dist.models.weights import read_state
+from adafilter_dist.models.weights import read_state, sha256_of_tensors
 from adafilter_dist.recipe.schema import Gate
 
 FORMAT = 1
@@ -77,8 +79,13 @@ def write_files(folder: Path, config: dict[str, Any], model: nn.Module) -> None:
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    write_json(folder / "config.json", config)
-    write_bytes(folder / "model.safetensors", safetensors.torch.save(state))
+    write_json(folder / "config.json", {**config, "sha256": _seal_of(config)})
+    digest = {"sha256": sha256_of_tensors(state)}
+    write_bytes(folder / "model.safetensors", safetensors.torch.save(state, digest))
+
+
+def _seal_of(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]:
@@ -99,7 +106,7 @@ def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]
     if "compact" in config:
         assert isinstance(model, AdaFilterNet)
         model = for_inference(model, read_constant(config["compact"]))
-    state = read_state(folder / "model.safetensors")
+    state = read_weights(folder)
     floating = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     try:
         model.to(floating).load_state_dict(state)
@@ -113,6 +120,17 @@ def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]
     elif fast and isinstance(model, AdaFilterNet):
         model = for_inference(model)
     return model, evaluation_transform(preprocess)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an export; UserError if they are missing, or not what was written."""
+    path = folder / "model.safetensors"
+    state = read_state(path)
+    with safetensors.safe_open(path, "pt") as file:
+        known = (file.metadata() or {}).get("sha256")  # none in those of earlier versions
+    if known is not None and known != sha256_of_tensors(state):
+        raise UserError(f"{path} is damaged: its tensors are not those that were written (sha256)")
+    return state
 
 
 def folder_of(path: Path) -> Path:
@@ -143,16 +161,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of an export; UserError if it is missing, damaged or of another format."""
     path = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: Any = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing; give the best/ folder of a run, or an export"
         ) from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: it holds no configuration")
     if config.get("format") not in (FORMAT, COMPACT_FORMAT):
         raise UserError(
             f"{path} has format {config.get('format')}, this version reads {FORMAT} and "
             f"{COMPACT_FORMAT}; install a newer adafilter-dist"
+        )
+    known = config.pop("sha256", None)  # none in those of earlier versions
+    if known is not None and known != _seal_of(config):
+        raise UserError(
+            f"{path} is damaged or was edited (sha256): put back what was there; if the edit is "
+            'meant, take out its line "sha256"'
         )
     return config

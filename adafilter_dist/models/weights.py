@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors
@@ -25,8 +25,13 @@ def sha256_of_file(path: Path) -> str:
 
 def sha256_of_state(module: nn.Module) -> str:
     """Hex digest of a module's state: names, shapes and bytes in order of name."""
+    return sha256_of_tensors(module.state_dict())
+
+
+def sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
+    """Hex digest of named tensors: names, shapes and bytes in order of name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(array.shape)} {array.dtype}\n".encode())
         digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torchvision import models
@@ -103,7 +104,11 @@ def test_damaged_and_missing_files_are_short_errors(tmp_path: Path) -> None:
         load(tmp_path)
     export_model(tmp_path, build(METHODS[1]), classes=CLASSES, preprocess=PREPROCESS)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "classes": ["one"]}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "classes": ["b", "a", "c"]}))
+    with pytest.raises(UserError, match="damaged or was edited"):
+        load(tmp_path)
+    unsealed = {key: value for key, value in config.items() if key != "sha256"}
+    (tmp_path / "config.json").write_text(json.dumps({**unsealed, "classes": ["one"]}))
     with pytest.raises(UserError, match="do not fit together"):
         load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "format": 99}))
@@ -116,6 +121,26 @@ def test_damaged_and_missing_files_are_short_errors(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="cannot be read as weights"):
         load(tmp_path)
+
+
+def test_a_flipped_bit_of_the_weights_is_noticed_and_what_has_no_sha256_is_read(
+    tmp_path: Path,
+) -> None:
+    built = build(METHODS[1])
+    export_model(tmp_path, built, classes=CLASSES, preprocess=PREPROCESS)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load(tmp_path)
+    # As earlier versions wrote them.
+    safetensors.torch.save_file(built.model.state_dict(), path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, _ = load(tmp_path)
+    assert model.classes == CLASSES
 
 
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "mobilenet_v3_large"])
