@@ -72,6 +72,7 @@ def load_backbone(recipe: Recipe, num_classes: int) -> Backbone:
     preprocess = resolve_preprocess(recipe)
     zoo = zoo_of(name)
     module = build_architecture(name, preprocess.crop, recipe.seed)
+    _require_size(module, recipe, preprocess.crop)
     head = find_head(module)
     if weights is None:
         source, digest = f"random weights of seed {recipe.seed}", sha256_of_state(module)
@@ -92,6 +93,26 @@ def load_backbone(recipe: Recipe, num_classes: int) -> Backbone:
             if isinstance(part, nn.BatchNorm2d):
                 part.momentum = recipe.model.bn_momentum
     return Backbone(module, head, preprocess, name, source, digest)
+
+
+def _require_size(module: nn.Module, recipe: Recipe, crop: int) -> None:
+    """UserError where the network cannot take pictures of another size than its usual one."""
+    weights = recipe.model.weights
+    named = weights is not None and not _is_file(weights)
+    usual = zoo_of(recipe.model.name).preprocess(weights if named else None).crop
+    if crop == usual:
+        return
+    module.eval()
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, 3, crop, crop))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"data.resolution={crop}: {recipe.model.name} cannot take pictures of {crop} px "
+            f"({said}); it is made for data.resolution={usual}"
+        ) from None
+    module.train()
 
 
 def fetch_weights(recipe: Recipe) -> str:

@@ -332,6 +332,18 @@ def test_timm_weights_come_from_the_hubs_cache(
         load_backbone(recipe("timm/resnt18"), 7)
 
 
+def test_a_size_that_a_network_cannot_take_is_one_line() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(UserError) as caught:
+        load_backbone(recipe("timm/levit_128s", None, resolution=128), 3)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("data.resolution=128: timm/levit_128s cannot take pictures of 128 px (")
+    assert line.endswith("it is made for data.resolution=224")
+    assert load_backbone(recipe("timm/levit_128s", None), 3).preprocess.crop == 224
+    module = load_backbone(recipe("resnet18", None, resolution=64), 3).module
+    assert module.training and module.bn1.num_batches_tracked == 0  # type: ignore[union-attr]
+
+
 def test_timm_preprocessing_is_its_own() -> None:
     timm = pytest.importorskip("timm")
     got = resolve_preprocess(recipe("timm/tf_efficientnet_lite0"))
