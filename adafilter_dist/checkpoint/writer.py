@@ -10,9 +10,11 @@ and dies with it. Imports no torch.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import mmap
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +22,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adafilter_dist.checkpoint.files import FROZEN_COPIES
 from adafilter_dist.checkpoint.publish import Content, publish
+from adafilter_dist.disk import gib
 from adafilter_dist.ownership import LostRunError, Ownership
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -56,26 +60,26 @@ def _serve(
     ownership: Ownership, keep: int, descriptor: int, request: Mapping[str, Any]
 ) -> dict[str, Any]:
     began = time.monotonic()
-    step = request["step"]
-    try:
-        with mmap.mmap(descriptor, request["bytes"], prot=mmap.PROT_READ) as memory:
-            whole = memoryview(memory)
-            images = {name: whole[a:b] for name, (a, b) in request["images"].items()}
-            frozen = request["frozen"]
-            if isinstance(frozen, list):
-                frozen = whole[frozen[0] : frozen[1]]
-            content = Content(step, images, request["record"], request["about"], frozen)
-            try:
-                beside = [Path(path) for path in request["beside"]]
-                done = publish(ownership, content, keep=keep, beside=beside)
-            finally:
-                # The memory can only be closed once nothing looks into it.
-                for view in (*images.values(), content.frozen, whole):
-                    if isinstance(view, memoryview):
-                        view.release()
-    except (OSError, ValueError, LostRunError) as error:
-        lost = isinstance(error, LostRunError)
-        return {"step": step, "error": str(error), "lost": lost}
+    step, place = request["step"], ownership.run / "checkpoints"
+    with mmap.mmap(descriptor, request["bytes"], prot=mmap.PROT_READ) as memory:
+        whole = memoryview(memory)
+        images = {name: whole[a:b] for name, (a, b) in request["images"].items()}
+        frozen = request["frozen"]
+        if isinstance(frozen, list):
+            frozen = whole[frozen[0] : frozen[1]]
+        content = Content(step, images, request["record"], request["about"], frozen)
+        try:
+            beside = [Path(path) for path in request["beside"]]
+            done = publish(ownership, content, keep=keep, beside=beside)
+        except (OSError, ValueError, LostRunError) as error:
+            # Nothing of it may outlive this block: its traceback looks into the memory.
+            lost = isinstance(error, LostRunError)
+            return {"step": step, "error": _reason(error, place, content), "lost": lost}
+        finally:
+            # The memory can only be closed once nothing looks into it.
+            for view in (*images.values(), content.frozen, whole):
+                if isinstance(view, memoryview):
+                    view.release()
     return {
         "step": step,
         "folder": done.folder.name,
@@ -83,6 +87,18 @@ def _serve(
         "frozen": done.frozen,
         "seconds": time.monotonic() - began,
     }
+
+
+def _reason(error: Exception, place: Path, content: Content) -> str:
+    """Why a save failed, in a line; of a full disk also what it needs."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    needed = sum(len(image) for image in content.images.values())
+    if isinstance(content.frozen, memoryview):
+        needed += len(FROZEN_COPIES) * len(content.frozen)
+    free = gib(shutil.disk_usage(place).free)
+    over = " and the quota is used up" if error.errno == errno.EDQUOT else ""
+    return f"no space in {place}: {gib(needed)} are needed, {free} are free{over}"
 
 
 if __name__ == "__main__":

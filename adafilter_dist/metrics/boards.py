@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ class TensorBoard:
     def __init__(self, run_dir: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        _leave_threads_quiet()
         # What an interrupted run wrote past its checkpoint is hidden, not shown twice.
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
@@ -37,6 +39,24 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _leave_threads_quiet() -> None:
+    """Print no traceback of TensorBoard's own thread where the disk refuses.
+
+    The error is raised once more where the next value is written, and told of there.
+    """
+    before = threading.excepthook
+    if getattr(before, "leaves_quiet", False):
+        return
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        name = type(args.thread).__name__
+        if not (name == "_AsyncWriterThread" and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    hook.leaves_quiet = True  # type: ignore[attr-defined]
+    threading.excepthook = hook
 
 
 class WeightsAndBiases:

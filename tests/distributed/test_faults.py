@@ -66,7 +66,8 @@ def test_a_full_disk_is_told_of_and_nothing_is_lost_once_there_is_room(
 ) -> None:
     with small_disk(tmp_path / "disk", "200m") as disk:
         run = disk / "run"
-        process = start(["train", *words, *SHORT, f"run_dir={run}"], folder=tmp_path)
+        boards = ["log.to=[tensorboard]"]
+        process = start(["train", *words, *SHORT, *boards, f"run_dir={run}"], folder=tmp_path)
         with watched(process) as training:
             await_event(run, "saved")
             ballast = disk / "ballast"
@@ -77,9 +78,12 @@ def test_a_full_disk_is_told_of_and_nothing_is_lost_once_there_is_room(
                 except OSError:
                     pass
             training.wait_for("not saved: ")
-            assert "No space left" in training.output and "training goes on" in training.output
+            (line,) = [line for line in training.output.splitlines() if "not saved: " in line]
+            assert f"no space in {run / 'checkpoints'}: " in line and "MiB are needed, " in line
+            assert line.endswith("MiB are free; training goes on")
             ballast.unlink()
             assert training.end().code == 0, training.output
+        assert "Traceback" not in training.output
         kinds = {event["kind"] for event in read_lines(run / "events.jsonl")}
         assert {"save_failed", "saved", "finished"} <= kinds
         assert differences(run, undisturbed) == []
