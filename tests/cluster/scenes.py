@@ -257,7 +257,7 @@ def sweep(stage: Stage) -> Ended:
             lambda: "4 members: 4 finished" in run.type(found[1]), 240, "the sweep", interval=2
         )
         shown = run.type(found[1])
-        assert "best of the finished: optim.lr=" in shown, shown
+        assert "best of the finished by validation (*): optim.lr=" in shown, shown
         again = run.type(f"python {SUBMIT} {' '.join(words)}")
         assert again.count("already finished") == 4 and "submitted" not in again, again
         return Ended([])

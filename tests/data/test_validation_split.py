@@ -23,6 +23,7 @@ from adafilter_dist.data.summary import summarise
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from tests.data import trees
+from tests.distributed.launch import adafilter
 
 COUNTS = {
     **{"train/cat": 6, "train/dog": 4},
@@ -159,3 +160,21 @@ def test_prepared_with_another_test_split_is_other_data(root: Path, tmp_path: Pa
     prepared(root, prepared=tmp_path / "here", test_split="val")
     with pytest.raises(UserError, match=r"data\.test_split=val, now None"):
         prepared(root, prepared=tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_training_chooses_the_best_by_it(root: Path) -> None:
+    words = ["recipe=imagefolder", "model.name=resnet18", "model.weights=null", f"data.root={root}"]
+    words += ["data.stored_size=32", "data.resolution=32", "data.eval_resize=32", "train.epochs=1"]
+    words += ["train.global_batch=4", "train.micro_batch=2", "optim.warmup_epochs=0"]
+    words += ["data.val_fraction=0", "evaluate.probe=false", "engine.threads=1", "run_dir=run"]
+    prepared(root)
+    for verb in (["train"], ["evaluate", "--split", "val"]):
+        ended = adafilter(*verb, *words, folder=root.parent)
+        assert ended.code == 0, ended.output
+    lines = (root.parent / "run/metrics.jsonl").read_text().splitlines()
+    (row,) = (r for r in map(json.loads, lines) if r.get("split") == "val")
+    # Of the five pictures, which val_fraction=0 does not take away.
+    assert row["top1"] * 5 == pytest.approx(round(row["top1"] * 5))
+    evaluated = json.loads((root.parent / "run/evaluation-val.json").read_text())
+    assert evaluated["evaluation"]["n"] == 5
