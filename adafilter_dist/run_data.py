@@ -129,14 +129,14 @@ def class_difference(trained: Sequence[str], now: Sequence[str]) -> str:
         return ""
     gone = [name for name in trained if name not in now]
     new = [name for name in now if name not in trained]
-    parts = [f"no class {_names(gone)} any more"] if gone else []
-    parts += [f"class {_names(new)} not known to the run"] if new else []
+    parts = [f"no {_names(gone)} any more"] if gone else []
+    parts += [f"{_names(new)} not known to the run"] if new else []
     return ", ".join(parts) or "the classes in another order"
 
 
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ("class " if len(names) == 1 else "classes ") + ", ".join(names[:_SHOWN]) + more
 
 
 def _resume(run: Path) -> str:

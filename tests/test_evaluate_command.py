@@ -147,6 +147,7 @@ def test_other_classes_than_the_runs_are_refused(
     prepare_again(run)
     line = one_line([verb, str(run)], capsys)
     assert f"no class {one} any more, class zebra not known to the run" in line
+    assert "--other-data" not in line  # which would be refused too
     for split in ("train", "test"):  # one class more
         shutil.copytree(pictures / split / "zebra", pictures / split / one)
     prepare_again(run)

@@ -126,12 +126,15 @@ def _evaluate(
         )
     data = read_run_data(folder)
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)
+    classes = read_config(folder / "best")["classes"]
     path = folder / f"evaluation-{split}.json"
     if other_data:
         path = folder / f"evaluation-{split}-{prepared.fingerprint[:8]}.json"
     else:
-        require_run_data(folder, data, prepared, ", or measure it on these: --other-data")
-    prepared = _named_alike(folder, read_config(folder / "best")["classes"], prepared)
+        alike = sorted(classes) == sorted(prepared.classes)
+        advice = ", or measure it on these: --other-data" if alike else ""
+        require_run_data(folder, data, prepared, advice)
+    prepared = _named_alike(folder, classes, prepared)
     if split == "val" and not len(prepared.split("val")[1]):
         raise UserError("--split val: the recipe has data.val_fraction=0; use --split test")
     with join_world(recipe) as world:
