@@ -50,7 +50,13 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {match!r}?)" if match else ""
 
 
+def printable(text: str) -> str:
+    """``text`` with what cannot be printed escaped: line ends too."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def shown(text: str) -> str:
     """``text`` in one line of a message: what cannot be printed escaped, a long one cut."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_LONGEST])
-    return f"{line}... ({len(text)} characters)" if len(text) > _LONGEST else line
+    line = printable(text[: _LONGEST + 1])
+    cut = len(line) > _LONGEST
+    return f"{line[:_LONGEST]}... ({len(text)} characters)" if cut else line

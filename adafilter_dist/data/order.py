@@ -24,7 +24,7 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
     if steps == 0:
         raise UserError(
             f"train.global_batch={global_batch} is larger than the training split of {samples} "
-            f"samples; allowed is 1 to {samples}"
+            f"samples; set it to a multiple of train.micro_batch, at most {samples}"
         )
     return steps
 

@@ -48,7 +48,7 @@ def _bare(word: str, rest: list[str]) -> str:
     """What was meant by a word without an =; takes what belongs to it from ``rest``."""
     bare = word.strip(" ,;:")
     if bare in recipe_names() or bare.endswith((".yaml", ".yml")):
-        return f"{shown(word)}: did you mean {shlex.quote(f'recipe={bare}')}?"
+        return f"{shown(word)}: did you mean {shown(shlex.quote(f'recipe={bare}'))}?"
     key, colon, value = word.partition(":")
     if meant(key) in all_keys() and (colon or rest):
         if rest and not value and "=" not in rest[0] and not rest[0].startswith("-"):
@@ -62,7 +62,7 @@ def _words(word: str, value: str) -> str:
     """``key=value`` with the key that ``word`` stands for."""
     text = value.strip(" ,;") or "..."
     return " or ".join(
-        text if text == "..." and not key else shlex.quote(f"{key}={text}")
+        shown(f"{key}=..." if text == "..." else shlex.quote(f"{key}={text}"))
         for key in (meant(word) or word).split(" or ")
     )
 

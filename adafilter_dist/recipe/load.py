@@ -39,8 +39,8 @@ def load_recipe(words: Sequence[str]) -> Recipe:
         if key == "recipe":
             named.append(text)
         elif key != key.strip() or means_recipe(key):
-            right = f"{meant(key) or key.strip()}={text.strip(' ,;')}"
-            mistakes.append(f"{shown(word)}: did you mean {shlex.quote(right)}?")
+            right = f"{meant(key) or key.strip() or 'KEY'}={text.strip(' ,;')}"
+            mistakes.append(f"{shown(word)}: did you mean {shown(shlex.quote(right))}?")
         elif key == "launch" and text and text[0] not in "@{":
             mistakes.append(
                 f"{shown(word)}: a site file is named as launch=@{shown(text)}, a key as "

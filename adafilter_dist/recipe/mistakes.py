@@ -10,21 +10,22 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from adafilter_dist.errors import closest, nearest, shown
+from adafilter_dist.errors import closest, nearest, printable, shown
 from adafilter_dist.recipe.keys import meant, sections_in
 from adafilter_dist.recipe.scalars import Integer, Real
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.tree import KINDS
 from adafilter_dist.recipe.word import as_word
 
-_MOST = 12
+_MOST = 20
+_LONGEST = 600
 _TYPES = ("str", "int", "float", "bool")  # members of a union, in pydantic's words
 # Where a text may have several lines, or is somebody else's.
 _FREE = ("launch.setup", "engine.config")
 
 
 def lines_of(error: ValidationError) -> list[str]:
-    """A line for each key that is wrong, a dozen at most."""
+    """A line for each key that is wrong, 20 at most."""
     by_key: dict[str, str] = {}
     for item in error.errors(include_url=False):
         key = ".".join(map(str, item["loc"]))
@@ -33,13 +34,13 @@ def lines_of(error: ValidationError) -> list[str]:
         if len(by_key) < _MOST or stem in by_key:
             by_key.setdefault(stem, _line(item))
     left = len({str(item["loc"]) for item in error.errors(include_url=False)}) - len(by_key)
-    return limited(list(by_key.values()), left)
+    return limited([line for lines in by_key.values() for line in lines.split("\n")], left)
 
 
 def limited(lines: list[str], left: int = 0) -> list[str]:
-    """At most a dozen lines, and how many more mistakes there are."""
+    """At most 20 lines, and how many more mistakes there are."""
     left += max(0, len(lines) - _MOST)
-    return lines[:_MOST] + (
+    return [printable(line) for line in lines[:_MOST]] + (
         [f"and {left} more mistakes"] if left > 0 and len(lines) >= _MOST else []
     )
 
@@ -143,7 +144,7 @@ def _line(item: ErrorDetails) -> str:
         if item["loc"] and isinstance(item["loc"][-1], int):
             return f"{key.rpartition('.')[0]}: has too few values"
         return f"{key}: missing; the recipe must say it"
-    message = shown(item["msg"].removeprefix("Value error, "))
+    message = printable(item["msg"].removeprefix("Value error, "))[:_LONGEST]
     if item["type"] == "union_tag_invalid":
         context = item.get("ctx", {})
         allowed = [w.strip(" '") for w in str(context.get("expected_tags", "")).split(",")]
@@ -158,7 +159,8 @@ def _line(item: ErrorDetails) -> str:
         text = written(value)
         return f"{key}={text}: not known{nearest(text, allowed)}; allowed: {', '.join(allowed)}"
     if not key or (item["type"] == "value_error" and isinstance(value, dict)):
-        message = "\n".join(map(shown, item["msg"].removeprefix("Value error, ").splitlines()))
+        lines = item["msg"].removeprefix("Value error, ").split("\n")
+        message = "\n".join(printable(line)[:_LONGEST] for line in lines)
         return f"{key}: {message}" if key else message
     if item["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{key}={written(value)}: a section of keys; write {key}.KEY=VALUE"
