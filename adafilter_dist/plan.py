@@ -12,6 +12,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import Verdict, begin, judge
 from adafilter_dist.run_data import judge_data, read_run_data
 from adafilter_dist.run_folder import find_run
+from adafilter_dist.salvage import whole
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
     verdict = judge(before, recipe, allow, run=run.path) if before else begin(recipe)
     status = run.read_status()
     longer = before is not None and recipe.train.epochs > before.train.epochs
-    rows = [row.get("step", 0) for row in read_lines(run.path / "metrics.jsonl")]
+    rows = [whole(row, "step") or 0 for row in read_lines(run.path / "metrics.jsonl")]
     done = status.get("state") == "finished" and not longer
     # Its end comes once more where best/ is gone: from a checkpoint, not by training all again.
     done = done and not (can_be_mended(run.path) and what_is_wrong(run.path))
@@ -50,7 +51,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
         verdict,
         before,
         done=done,
-        last_step=max([status.get("step") or 0, *rows]),
+        last_step=max([whole(status, "step") or 0, *rows]),
         data=known.fingerprint if known else None,
         notices=judge_data(run.path, verdict.recipe, recipe.resume, allow, done=done),
     )

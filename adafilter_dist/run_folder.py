@@ -65,7 +65,7 @@ class RunFolder:
             status = json.loads((self.path / "status.json").read_text())
         except (FileNotFoundError, NotADirectoryError):
             return {}  # a place that cannot be is refused by enter()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             # It tells others how the run stands; what the run goes on from are its checkpoints.
             self._say(f"{self.path / 'status.json'}: cannot be read, and is written anew: {error}")
             return {}

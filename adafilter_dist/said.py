@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -35,6 +36,13 @@ def _said(command: Callable[[], int]) -> int:
             for line in str(error).splitlines():
                 print(f"error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # Any path that a user gives can be one; the first look at it finds out.
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        print(f"error: {name[:40]}... is too long a name ({len(name)} characters)", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -11,6 +11,8 @@ from adafilter_dist.__main__ import main
 from adafilter_dist.checkpoint.files import write_manifest
 from adafilter_dist.errors import UserError
 from adafilter_dist.kept_recipe import keep, read_kept, recipe_file, seal
+from adafilter_dist.launch.target import job_of
+from adafilter_dist.metrics import cut_after
 from adafilter_dist.plan import make_plan
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.identity import run_hash
@@ -141,3 +143,49 @@ def test_without_its_copy_the_hash_in_the_checkpoints_tells(
     edit(run, "lr: 0.005", "lr: 0.5")
     with pytest.raises(UserError, match=r"optim\.lr: 0\.005 -> 0\.5"):
         read_kept(run)
+
+
+LONG = "a" * 400
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["resume", LONG],
+        ["evaluate", LONG],
+        ["compact", LONG],
+        ["rm", LONG],
+        ["status", LONG],
+        ["logs", LONG],
+        ["train", "recipe=demo", f"resume={LONG}"],
+        ["train", "recipe=demo", f"run_dir={LONG}"],
+        ["train", "recipe=demo", f"name={LONG}"],
+        ["submit", f"resume={LONG}"],
+    ],
+    ids=lambda words: " ".join(words)[:20],
+)
+def test_a_name_of_400_letters_is_one_line(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", '{"step": "9", "state": 3}', '{"step": [1], "epoch": {}}', "[" * 100_000],
+    ids=["empty", "list", "null", "text", "nested", "deep"],
+)
+def test_damaged_files_of_a_run_are_read_leniently(run: Path, content: str) -> None:
+    for name in ("status.json", "metrics.jsonl", "events.jsonl", "submitted.json"):
+        (run / name).write_text(content + "\n")
+    plan = make_plan(load_recipe([f"recipe={run / 'recipe.yaml'}", f"resume={run}"]), [])
+    assert (plan.last_step, plan.done) == (0, False)
+    assert job_of(run) is None
+    cut_after(run / "metrics.jsonl", 5, 1)
+    cut_after(run / "metrics.jsonl", 5, 1, ending=True)

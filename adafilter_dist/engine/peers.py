@@ -25,6 +25,7 @@ _SIGNS = (
     "Broken pipe",
     "Socket Timeout",
     "Timed out waiting",
+    "Timed out after",
     "timed out",
     "remote process exited",
     "NCCL communicator was aborted",

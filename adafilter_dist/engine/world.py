@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,10 +141,13 @@ def _meet(rank: int, world_size: int, timeout: timedelta) -> Meeting:
         if sign_of_loss(error) is None:
             raise
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        came = re.search(r"(\d+)/(\d+) clients joined", str(error))
+        said = f"{came[1]} of {came[2]} came" if came else str(error).splitlines()[0]
         raise RankError(
             f"rank {rank} on {socket.gethostname()}: the ranks did not meet at {address} within "
-            f"{timeout.total_seconds():.0f} s ({str(error).splitlines()[0]}); the other ranks' "
-            "output says why"
+            f"{timeout.total_seconds():.0f} s ({said}); the other ranks' output says why, if they "
+            "were started at all: check that WORLD_SIZE processes are, that MASTER_ADDR and "
+            "MASTER_PORT are the same for all, and that no firewall is between"
         ) from None
 
 

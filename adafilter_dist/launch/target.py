@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -126,10 +125,7 @@ class Target:
 
 def job_of(run: Path) -> str | None:
     """The SLURM job that a run was last given to."""
-    try:
-        known = json.loads((run / "submitted.json").read_text())
-    except (OSError, ValueError):
-        return None
+    known = read_object(run / "submitted.json", [])  # what is damaged, `status` says
     return str(known.get("job")) if known.get("cluster") == "slurm" else None
 
 

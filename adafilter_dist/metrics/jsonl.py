@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist import atomic
+from adafilter_dist.salvage import whole
 
 
 def _plain(value: Any) -> Any:
@@ -33,7 +34,7 @@ def encode(row: Mapping[str, Any]) -> str:
 def _decode(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 
@@ -71,11 +72,13 @@ def cut_after(path: Path, step: int, evaluated: int | None = None, *, ending: bo
     """
 
     def stays(row: dict[str, Any]) -> bool:
-        if row.get("step", 0) > step:
+        if (whole(row, "step") or 0) > step:
             return False
         if row.get("kind") != "evaluation" or evaluated is None:
             return True
-        return row.get("epoch", 0) < evaluated and not (ending and row.get("split") == "test")
+        return (whole(row, "epoch") or 0) < evaluated and not (
+            ending and row.get("split") == "test"
+        )
 
     if path.exists():
         atomic.write_bytes(path, _join([line for line, row in _whole_lines(path) if stays(row)]))

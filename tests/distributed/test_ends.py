@@ -9,7 +9,7 @@ import pytest
 
 from adafilter_dist.metrics import read_lines
 from tests.distributed.conftest import run_folder
-from tests.distributed.launch import adafilter
+from tests.distributed.launch import adafilter, free_port, rank_environment, start, wait
 
 pytestmark = pytest.mark.distributed
 
@@ -49,3 +49,16 @@ def test_a_diverging_run_names_step_and_rate_and_keeps_the_last_good(
     assert "at step" in ended.output and "1e+30" in ended.output
     status = json.loads((run_folder(tmp_path) / "status.json").read_text())
     assert status["state"] == "failed"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_never_come_are_one_line(words: list[str], tmp_path: Path, rank: int) -> None:
+    place = rank_environment(rank, 2, free_port())
+    more = ["engine.timeout=3s"]
+    ended = wait(start(["train", *words, *more], folder=tmp_path, environment=place), 120)
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    (line,) = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: rank {rank} on ") and f":{place['MASTER_PORT']} within" in line
+    assert "WORLD_SIZE processes" in line and ("1 of 2 came" in line) == (rank == 0)
+    assert not (tmp_path / "runs").exists()
