@@ -62,8 +62,6 @@ def look(recipe: Recipe) -> Look:
     folder = prepared_folder(data)
     ours = origin_of(data, folder)  # first: a list that changes while it is read must look changed
     manifest = _present(folder, data)
-    if manifest is None:
-        _require_writable(folder)
     known = _known(folder, manifest, ours) if manifest else None
     try:
         listing = list_dataset(data)
@@ -80,6 +78,8 @@ def look(recipe: Recipe) -> Look:
                 f"{manifest.known_origins(folder)[0].described(folder)}"
             ) from None
         return Look(None, ours, gone=_gone(data))
+    if manifest is None:
+        _require_writable(folder)
     same_lists = known is not None and known.lists and known.lists == ours.lists
     if same_lists and not any(sample.path.exists() for sample in _samples(listing)):
         return Look(None, ours, gone=f"the pictures, none of which is in {root_of(data)}")

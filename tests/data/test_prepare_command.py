@@ -40,7 +40,9 @@ def test_bad_input_is_short_and_exits_with_2(
     assert "skipped 1: 1 empty file" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("missing", ["data.root={}/gone", "data.csv={}/gone.csv"])
+@pytest.mark.parametrize(
+    "missing", ["data.root={}/gone", "data.csv={}/gone.csv", "data.root={}/a-file"]
+)
 def test_a_place_that_is_missing_is_seen_before_weights_are_fetched(
     missing: str,
     tmp_path: Path,
@@ -48,6 +50,7 @@ def test_a_place_that_is_missing_is_seen_before_weights_are_fetched(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "weights"))
+    (tmp_path / "a-file").write_text("")
     line = ["prepare", "recipe=imagefolder", missing.format(tmp_path), "model.name=resnet152"]
     assert main([*line, "model.weights=IMAGENET1K_V2"]) == 2
     said = capsys.readouterr()
