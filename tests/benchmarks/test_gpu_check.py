@@ -27,7 +27,12 @@ def part(name: str, source: str, limit: int = 60, packages: tuple[str, ...] = ()
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, SCRIPT, *words], capture_output=True, text=True, timeout=250, check=False
+        [sys.executable, SCRIPT, *words],
+        env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
     )
 
 
