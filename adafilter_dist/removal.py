@@ -15,7 +15,8 @@ from adafilter_dist.ownership import LostRunError
 if TYPE_CHECKING:
     from adafilter_dist.run_folder import RunFolder
 
-_SUFFIX = ".removed"
+REMOVED = ".removed"
+"""Ends the hidden name of what is being deleted."""
 
 
 def remove_folder(folder: Path) -> None:
@@ -24,9 +25,9 @@ def remove_folder(folder: Path) -> None:
     What an interrupted removal left beside it is deleted too. Raises OSError; the folder is then
     there as it was, or gone.
     """
-    gone = folder.with_name(f".{folder.name[:100]}.{os.getpid()}{_SUFFIX}")
+    gone = folder.with_name(f".{folder.name[:100]}.{os.getpid()}{REMOVED}")
     folder.rename(gone)
-    for left in {gone, *folder.parent.glob(f".*{_SUFFIX}")}:
+    for left in {gone, *folder.parent.glob(f".*{REMOVED}")}:
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:

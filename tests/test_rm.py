@@ -49,6 +49,8 @@ def test_runs_are_removed_and_others_stay(runs: Path, capsys: pytest.CaptureFixt
         make(runs / name)
     for name in ("jobs", "code", "figures", "best"):
         (runs / "a" / name).mkdir()
+    # What a removal left that was interrupted when it took the run back.
+    (runs / "a" / ".status.json.7.removed").touch()
     assert main(["rm", "runs/demo/a", str(runs / "b") + "/", "--yes"]) == 0
     assert [path.name for path in runs.iterdir()] == ["c"]
     assert capsys.readouterr().out.splitlines() == ["removed runs/demo/a", f"removed {runs / 'b'}"]

@@ -11,7 +11,7 @@ from adafilter_dist.disk import gib
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch.queue import Queue
 from adafilter_dist.ownership import claim
-from adafilter_dist.removal import remove_folder
+from adafilter_dist.removal import REMOVED, remove_folder
 from adafilter_dist.status import RunStatus, read_runs
 
 HELP = "remove runs, with all that they saved"
@@ -22,7 +22,7 @@ _PARTS = (
     *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
     *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
-    *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
+    *("events.out.tfevents.*", ".*.tmp", ".*.gone", f".*{REMOVED}"),
 )
 
 
@@ -60,10 +60,12 @@ def _removable(folders: Sequence[Path]) -> list[RunStatus]:
     if mistakes:
         raise UserError("\n".join(mistakes))
     runs = read_runs(folders, Queue())
-    for found in runs:
-        if found.state in _BUSY:
-            how = f"scancel {found.job}" if found.job else "stop it by Ctrl-C, or kill its process"
-            mistakes.append(f"{found.run}: {found.state}; {how} first")
+    for status in runs:
+        if status.state in _BUSY:
+            how = (
+                f"scancel {status.job}" if status.job else "stop it by Ctrl-C, or kill its process"
+            )
+            mistakes.append(f"{status.run}: {status.state}; {how} first")
     if mistakes:
         raise UserError("\n".join(mistakes))
     return runs
@@ -93,9 +95,9 @@ def _some(names: Sequence[str]) -> str:
 def _agreed(runs: Sequence[RunStatus]) -> bool:
     if not sys.stdin.isatty():
         raise UserError("nobody can be asked here: add --yes to remove without")
-    for found in runs:
-        step = f" at step {found.step}" if found.step else ""
-        print(f"{found.run}: {found.state}{step}, {gib(_size(Path(found.run)))}")
+    for status in runs:
+        step = f" at step {status.step}" if status.step else ""
+        print(f"{status.run}: {status.state}{step}, {gib(_size(Path(status.run)))}")
     what = "it" if len(runs) == 1 else f"these {len(runs)} runs"
     try:
         return input(f"remove {what}? [y/N] ").strip().lower() in ("y", "yes")
