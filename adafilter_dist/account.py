@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
 from typing import Any, Literal
 
 from adafilter_dist.atomic import write_json
 from adafilter_dist.checkpoint.store import Loaded
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.plan import Plan
+from adafilter_dist.resuming import resume_line
 from adafilter_dist.run_data import keep_run_data
 from adafilter_dist.run_folder import RunFolder
 from adafilter_dist.session import Session
@@ -98,8 +97,3 @@ def tell_end(
         metrics.say(
             f"stopped by {reason} at step {step}, {saved}; go on with: {resume_line(run.path)}"
         )
-
-
-def resume_line(path: Path) -> str:
-    """The command that continues a run."""
-    return f"adafilter resume {shlex.quote(str(path))}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 
 from adafilter_dist import memory
-from adafilter_dist.account import Outcome, resume_line, tell_end, tell_start
+from adafilter_dist.account import Outcome, tell_end, tell_start
 from adafilter_dist.best import mend_best
 from adafilter_dist.checkpoint.files import DamagedError
 from adafilter_dist.checkpoint.saver import Saver
@@ -31,6 +31,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import require_end, translate_step
 from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.removal import nothing_left
+from adafilter_dist.resuming import resume_line
 from adafilter_dist.run_data import may_differ
 from adafilter_dist.run_folder import RunFolder, describe_environment, started
 from adafilter_dist.run_space import require_run_space, space_of_run

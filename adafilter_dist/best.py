@@ -14,6 +14,7 @@ from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
 from adafilter_dist.engine.peers import from_first
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.export import export_model, load, read_config, read_weights
+from adafilter_dist.resuming import resume_line
 from adafilter_dist.run_folder import RunFolder
 from adafilter_dist.session import Session
 
@@ -46,7 +47,7 @@ def load_best(run: Path) -> nn.Module:
     try:
         return load(run / "best")[0]
     except UserError as error:
-        raise UserError(f"{error}; to write it again: adafilter resume {run}") from None
+        raise UserError(f"{error}; to write it again: {resume_line(run)}") from None
 
 
 def can_be_mended(run: Path) -> bool:
@@ -86,10 +87,10 @@ def mend_best(
         say(f"warning: {wrong}. It is written again from {place}")
         return str(place)
 
-    found = from_first(session.world, look)
-    if found is None:
+    source = from_first(session.world, look)
+    if source is None:
         return position
-    if found:
+    if source:
         if place != loaded.folder:
             session.load_full_state(checkpoints.load(place).state)
         write_best(session, run)

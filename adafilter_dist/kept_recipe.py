@@ -7,10 +7,8 @@ recipe.yaml is replaced it holds two.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,6 +18,8 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import covers
 from adafilter_dist.recipe.identity import flat, numbers_of, run_hash
+from adafilter_dist.recipe.word import as_word
+from adafilter_dist.resuming import resume_line
 
 _NAME = "recipe.json"
 
@@ -70,12 +70,14 @@ def read_kept(run: Path, allow: Collection[str] = ()) -> Recipe:
     ]
     if not edited:
         return kept[-1]
-    said = ", ".join(f"{key}: {_shown(then.get(key))} -> {_shown(now.get(key))}" for key in edited)
-    words = " ".join(f"{key}={_shown(now.get(key))}" for key in edited)
-    allowed = " ".join(f"--allow-mismatch {key}" for key in edited)
+    differences = ", ".join(
+        f"{key}: {as_word(then.get(key))} -> {as_word(now.get(key))}" for key in edited
+    )
+    words = [f"{key}={as_word(now.get(key))}" for key in edited]
+    words += [word for key in edited for word in ("--allow-mismatch", key)]
     raise UserError(
-        f"{path} was edited, the run has other numbers ({said}): put back what was there; to go on "
-        f"with the new ones: adafilter resume {run} {words} {allowed}"
+        f"{path} was edited, the run has other numbers ({differences}): put back what was "
+        f"there; to go on with the new ones: {resume_line(run, *words)}"
     )
 
 
@@ -104,11 +106,6 @@ def _require_hash(run: Path, recipe: Recipe, allow: Collection[str]) -> None:
             raise UserError(
                 f"{run / 'recipe.yaml'} was edited: {folder.name} is of a run with the hash "
                 f"{known}, this recipe's is {run_hash(recipe)}; put back what was there, or name "
-                f"what may differ: adafilter resume {run} --allow-mismatch optim"
+                f"what may differ: {resume_line(run, '--allow-mismatch', 'optim')}"
             )
         return
-
-
-def _shown(value: Any) -> str:
-    """A value as a word of the command line has it."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adafilter_dist.atomic import write_json
 from adafilter_dist.checkpoint.files import DamagedError, read_manifest
@@ -14,6 +12,8 @@ from adafilter_dist.data import manifest as prepared_manifest
 from adafilter_dist.data.prepared import Prepared, prepared_folder, require_origin
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.resuming import resume_line
+from adafilter_dist.salvage import read_object
 
 NAME = "data.json"
 _SHOWN = 3
@@ -40,10 +40,10 @@ def read_run_data(run: Path) -> RunData | None:
 
     Runs of the first release have no data.json.
     """
-    noted = _json(run / NAME)
+    noted = read_object(run / NAME, [])
     if isinstance(noted.get("fingerprint"), str) and isinstance(noted.get("classes"), list):
         return RunData(noted["fingerprint"], noted["classes"])
-    classes = _json(run / "best" / "config.json").get("classes")
+    classes = read_object(run / "best" / "config.json", []).get("classes")
     for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         try:
             fingerprint = read_manifest(folder / "manifest.json").get("data_fingerprint")
@@ -92,7 +92,9 @@ def judge_data(
     except UserError as error:
         if resume not in ("auto", "never"):
             return (f"{str(error).partition('; ')[0]}; the run goes on with the data it began on",)
-        goes_on = "" if done else f"; on the data it began on this run goes on by: {_resume(run)}"
+        goes_on = (
+            "" if done else f"; on the data it began on this run goes on by: {resume_line(run)}"
+        )
         raise UserError(f"{error}{goes_on}") from None
     return ()
 
@@ -137,17 +139,3 @@ def class_difference(trained: Sequence[str], now: Sequence[str]) -> str:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ("class " if len(names) == 1 else "classes ") + ", ".join(names[:_SHOWN]) + more
-
-
-def _resume(run: Path) -> str:
-    from adafilter_dist.account import resume_line
-
-    return resume_line(run)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

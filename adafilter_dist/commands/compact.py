@@ -10,6 +10,7 @@ from adafilter_dist.commands.parser import Parser
 from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.hints import no_run
+from adafilter_dist.resuming import resume_line
 
 if TYPE_CHECKING:
     from adafilter_dist.data.prepared import SplitName
@@ -97,7 +98,7 @@ def _compact(
     from adafilter_dist.run_data import class_difference, read_run_data, require_run_data
 
     if not (source / "config.json").is_file():
-        raise UserError(f"{source}: no best model in it yet: adafilter resume {source.parent}")
+        raise UserError(f"{source}: no best model in it yet: {resume_line(source.parent)}")
     data = read_run_data(run) if run is not None else None
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)
     advice = f", or name the data whose pictures decide: adafilter compact {source} recipe=NAME"

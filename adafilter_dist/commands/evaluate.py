@@ -15,6 +15,7 @@ from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.engine import DDP, AnyEngine
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.recipe.identity import run_dir
+from adafilter_dist.resuming import resume_line
 
 if TYPE_CHECKING:
     from adafilter_dist.data.prepared import Prepared, SplitName
@@ -122,7 +123,7 @@ def _evaluate(
     if not (folder / "best" / "config.json").is_file():
         raise UserError(
             f"{folder}: no best model in it; it is written after the first validation, and again "
-            f"where it is gone: adafilter resume {folder}"
+            f"where it is gone: {resume_line(folder)}"
         )
     data = read_run_data(folder)
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)

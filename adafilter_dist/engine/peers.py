@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 
 from adafilter_dist.errors import LostPeerError, RankError, UserError
+from adafilter_dist.resuming import resume_line
 
 if TYPE_CHECKING:
     from adafilter_dist.engine.world import World
@@ -62,5 +63,5 @@ def lost_peer(error: BaseException, where: str, timeout: str, run: Path) -> Lost
         return None
     return LostPeerError(
         f"{where} lost another rank ({sign}): it ended, or gave no answer for "
-        f"engine.timeout={timeout}; its own output says why. Go on with: adafilter resume {run}"
+        f"engine.timeout={timeout}; its own output says why. Go on with: {resume_line(run)}"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.resuming import resume_line
 
 # Judged together: what more epochs mean depends on the schedule's length.
 LENGTH = ("train.epochs", "optim.schedule_epochs")
@@ -42,14 +43,14 @@ def settle_length(old: Recipe, new: Recipe, run: Path | str) -> tuple[Recipe, li
         found.append(Change(LENGTH[0], arrow(before, after), free, advice, effect))
     elif after < before:
         free = "cosine" not in (old.optim.schedule, new.optim.schedule)
-        advice = f"; the run is longer: `adafilter resume {run}` goes on with {before}"
+        advice = f"; the run is longer: `{resume_line(run)}` goes on with {before}"
         effect = _effect(kept, moved) + (
-            f"; the run now ends earlier: `adafilter resume {run} train.epochs={before}` undoes it"
+            f"; the run now ends earlier: `{resume_line(run, f'train.epochs={before}')}` undoes it"
         )
         found.append(Change(LENGTH[0], arrow(before, after), free, advice, effect))
     a, b = old.optim.schedule_epochs, kept.optim.schedule_epochs
     if moved and a != b and (outright or after <= before):
-        advice = f"; `adafilter resume {run}` keeps the schedule that the run has"
+        advice = f"; `{resume_line(run)}` keeps the schedule that the run has"
         found.append(Change(LENGTH[1], arrow(a, b), advice=advice))
     return kept, found
 

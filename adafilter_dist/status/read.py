@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import socket
 import time
 from pathlib import Path
 
 from adafilter_dist.launch.local import is_running
+from adafilter_dist.resuming import resume_line
 from adafilter_dist.salvage import Row, number, read_object, read_rows, text, whole
 from adafilter_dist.status.attempts import read_attempts, read_checkpoints
 from adafilter_dist.status.failure import first_failure
@@ -71,16 +71,16 @@ def read_run(run: Path, now: float | None = None) -> RunStatus:
         failure=first_failure(run, attempts[-1], submitted)
         if attempts and state in ("failed", "killed")
         else None,
-        resume=resume_line(str(run), state),
+        resume=resume_line_of(str(run), state),
         problems=problems,
         attempts=attempts,
         checkpoints=read_checkpoints(run),
     )
 
 
-def resume_line(run: str, state: str) -> str | None:
+def resume_line_of(run: str, state: str) -> str | None:
     """The command that goes on with a run, None where there is nothing to go on with."""
-    return f"adafilter resume {shlex.quote(run)}" if state in RESUMABLE else None
+    return resume_line(run) if state in RESUMABLE else None
 
 
 def _job(submitted: Submitted | None, attempts: list[Attempt]) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from adafilter_dist.launch.queue import Job, Queue
 from adafilter_dist.status.failure import LINES, first_failure, last_lines, srun_failure
 from adafilter_dist.status.model import Failure, RunStatus
-from adafilter_dist.status.read import read_run, resume_line
+from adafilter_dist.status.read import read_run, resume_line_of
 from adafilter_dist.status.submitted import read_submitted
 
 _STARTS = 30.0  # seconds by which clocks may differ, and a job may start before it is noted
@@ -80,7 +80,7 @@ def with_job(run: RunStatus, name: str, job: Job | None, now: float) -> RunStatu
         nodes=nodes,
         attempts=attempts,
         failure=failure,
-        resume=resume_line(run.run, state),
+        resume=resume_line_of(run.run, state),
     )
 
 
