@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
 from torchvision.datasets import Caltech256, Food101
 
 from tests.data import trees
@@ -47,6 +48,38 @@ def test_food101_missing_or_broken_says_where_and_what(tmp_path: Path) -> None:
     assert "test.json" in refused("food101", root)
     (meta / "test.json").unlink()
     assert "test.json: No such file" in refused("food101", root)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("null", "names no classes"),
+        ("{}", "names no classes"),
+        ('["pie/1"]', "names no classes"),
+        ("[" * 100_000, "too many brackets in each other"),
+        ('{"pie": ["pie/1"], "pie": ["pie/2"]}', "pie is in it twice"),
+        ('{"pie": 5}', "no list of pictures of pie"),
+        ('{"pie": "pie/1"}', "no list of pictures of pie"),
+        ('{"pie": [7]}', "7 is no picture of pie"),
+        ('{"pie": ["tea/1"]}', "tea/1 is no picture of pie"),
+        ('{"pie": ["pie/"]}', "pie/ is no picture of pie"),
+        ('{"pie": ["pie/../tea/1"]}', "pie/../tea/1 is no picture of pie"),
+        ('{"pie": ["pie/1\\u0000"]}', "pie/1\\x00 is no picture of pie"),
+        ('{"pie": ["pie/\\ud800"]}', "pie/\\ud800 is no picture of pie"),
+        ('{"pie": ["pie/1", "pie/2", "pie/1"]}', "pie/1 is in it twice"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_food101_lists_that_are_not_as_published_are_refused(
+    tmp_path: Path, split: str, content: str, what: str
+) -> None:
+    root = trees.food101(tmp_path, classes=1, train=1, test=1)
+    path = root / "food-101" / "meta" / f"{split}.json"
+    path.write_text(content)
+    (line,) = refused("food101", root).splitlines()
+    assert line.startswith(f"{path}: {what}; expected it as published, ")
+    assert line.endswith("unpack food-101.tar.gz again")
 
 
 def test_caltech256_is_what_torchvision_lists_where_it_can(tmp_path: Path) -> None:

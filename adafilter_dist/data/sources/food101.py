@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from torchvision.datasets import Food101
 
 from adafilter_dist.data.listing import Found, Sample, root_of
+from adafilter_dist.data.printable import printable, unprintable
 from adafilter_dist.data.sources.download import Say, fetch_folder
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
@@ -77,15 +80,48 @@ def _is_here(folder: Path) -> bool:
 
 
 def _split(link: Path, base: Path, split: str) -> tuple[list[Sample], list[str]]:
-    try:
-        # Its "loader" is called with the picture's path, which is what we are after.
-        published = Food101(link.parent, split=split, loader=Path)
-    except (OSError, ValueError) as error:  # a JSON error is a ValueError
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{base / 'meta' / f'{split}.json'}: {reason}") from None
+    _require_list(base / "meta" / f"{split}.json")
+    # Its "loader" is called with the picture's path, which is what we are after.
+    published = Food101(link.parent, split=split, loader=Path)
     samples = []
     for path, label in published:
         name = path.relative_to(link).as_posix()
         samples.append(Sample(name, label, base / name))
     samples.sort(key=lambda sample: (sample.label, sample.name))
     return samples, published.classes
+
+
+def _require_list(path: Path) -> None:
+    """UserError unless the file maps each class to its pictures, ``CLASS/NAME``, each once."""
+
+    def broken(what: str) -> UserError:
+        return UserError(
+            f"{path}: {what}; expected it as published, "
+            '{"apple_pie": ["apple_pie/1005649", ...], ...}; unpack food-101.tar.gz again'
+        )
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        if twice:
+            raise broken(f"{printable(twice[0])} is in it twice")
+        return dict(pairs)
+
+    try:
+        listed = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
+    except RecursionError:
+        raise broken("too many brackets in each other") from None
+    except (OSError, ValueError) as error:  # a JSON error is a ValueError
+        raise broken(f"{error.strerror if isinstance(error, OSError) else error}") from None
+    if not isinstance(listed, dict) or not listed:
+        raise broken("names no classes")
+    for name, pictures in listed.items():
+        if not isinstance(pictures, list):
+            raise broken(f"no list of pictures of {printable(name)}")
+        for picture in pictures:
+            stem = picture.removeprefix(f"{name}/") if isinstance(picture, str) else ""
+            if not stem or stem == picture or "/" in stem or unprintable(picture):
+                shown = printable(picture) if isinstance(picture, str) else repr(picture)[:80]
+                raise broken(f"{shown} is no picture of {printable(name)}")
+        twice = [picture for picture, count in Counter(pictures).items() if count > 1]
+        if twice:
+            raise broken(f"{printable(twice[0])} is in it twice")
