@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adafilter_dist.data.backend import Plan
-from adafilter_dist.data.store import Store, damaged
+from adafilter_dist.data.store import Damaged, Store
 
 
 @contextlib.contextmanager
@@ -246,7 +246,7 @@ class _Pass(epoch_iterator.EpochIterator):
         result = super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
         bad = batch_indices[orders[:, _STATUS] != 0]
         if len(bad):
-            raise damaged(self._store.path, f"record {bad[0]} cannot be decoded")
+            raise Damaged(self._store.path, f"record {bad[0]} cannot be decoded")
         return result
 
     def __next__(self) -> Any:

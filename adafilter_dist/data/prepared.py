@@ -15,7 +15,7 @@ from adafilter_dist.data.missing import no_such
 from adafilter_dist.data.origin import changed_list, origin_of
 from adafilter_dist.data.split import Indices, Purpose, cut_fraction, keep_fraction
 from adafilter_dist.data.split import SplitName as SplitName
-from adafilter_dist.data.store import open_store
+from adafilter_dist.data.store import Damaged, open_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.command import prepare_line
@@ -167,6 +167,10 @@ def damage_of(folder: Path, manifest: Manifest) -> str:
             return f"{path}: missing"
         if size != split.size:
             return f"{path}: damaged, {size} bytes instead of {split.size}"
+        try:
+            open_store(path)
+        except Damaged as error:  # its tables; no sha256 is needed to see it
+            return error.what
     return ""
 
 

@@ -213,8 +213,8 @@ class Store:
         if _sha256(self.path) != recorded:
             raise self._damaged("its sha256 is not the recorded one")
 
-    def _damaged(self, what: str) -> UserError:
-        return damaged(self.path, what)
+    def _damaged(self, what: str) -> Damaged:
+        return Damaged(self.path, what)
 
 
 def open_store(path: Path) -> Store:
@@ -222,9 +222,14 @@ def open_store(path: Path) -> Store:
     return Store(path)
 
 
-def damaged(path: Path, what: str) -> UserError:
-    """The error for a store that cannot be trusted."""
-    return UserError(f"{path} is damaged: {what}; run `adafilter prepare` for this recipe again")
+class Damaged(UserError):
+    """A store that cannot be trusted; ``what`` is the message without what to do."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.what = f"{path} is damaged: {what}"
+        super().__init__(
+            f"{self.what}; run `adafilter prepare` for this recipe again, with data.verify=always"
+        )
 
 
 def _encode(picture: NDArray[np.uint8], format: Format, quality: int) -> NDArray[np.uint8]:

@@ -15,11 +15,13 @@ from rich.console import Console
 
 from adafilter_dist.data import space
 from adafilter_dist.data.lists import read_list
+from adafilter_dist.data.manifest import read_manifest
 from adafilter_dist.data.pictures import stored_pixels
 from adafilter_dist.data.prepare import prepare
 from adafilter_dist.data.prepared import Prepared, open_prepared, prepared_folder
 from adafilter_dist.data.store import open_store
 from adafilter_dist.data.summary import summarise
+from adafilter_dist.data.verifying import remember
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from tests.data import trees
@@ -298,6 +300,22 @@ def test_damaged_store_is_noticed_and_written_again(root: Path) -> None:
     again.test_store.unlink()
     with pytest.raises(UserError, match=r"test.beton: missing; run: adafilter prepare"):
         open_prepared(recipe(root))
+
+
+@pytest.mark.parametrize("verify", ["never", "once"])
+def test_damaged_tables_are_written_again_however_it_is_verified(root: Path, verify: str) -> None:
+    first, _ = prepared(root)
+    content = bytearray(first.train_store.read_bytes())
+    content[-4] ^= 1  # in the table of where the pictures lie
+    first.train_store.write_bytes(content)
+    manifest = read_manifest(first.folder)
+    assert manifest is not None
+    remember(first.train_store, manifest.train.sha256)  # as on a disk that kept its times
+    with pytest.raises(UserError, match="its tables contradict each other; run: adafilter prepare"):
+        open_prepared(recipe(root, verify=verify))
+    again, said = prepared(root, verify=verify)
+    assert "its tables contradict each other: preparing again" in said
+    assert again.fingerprint == first.fingerprint and len(open_store(again.train_store)) == 9
 
 
 def test_manifest_of_another_format_is_refused(root: Path) -> None:
