@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from adafilter_dist.printable import printable
+
 _LONGEST = 160
 
 
@@ -48,11 +50,6 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the closest allowed word, or an empty string."""
     match = closest(word, allowed)
     return f" (did you mean {match!r}?)" if match else ""
-
-
-def printable(text: str) -> str:
-    """``text`` with what cannot be printed escaped: line ends too."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def shown(text: str) -> str:

@@ -25,13 +25,13 @@ def remove_folder(folder: Path) -> None:
     What an interrupted removal left beside it is deleted too. Raises OSError; the folder is then
     there as it was, or gone.
     """
-    gone = folder.with_name(f".{folder.name[:100]}.{os.getpid()}{REMOVED}")
-    folder.rename(gone)
-    for left in {gone, *folder.parent.glob(f".*{REMOVED}")}:
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+    hidden = folder.with_name(f".{folder.name[:100]}.{os.getpid()}{REMOVED}")
+    folder.rename(hidden)
+    for leftover in {hidden, *folder.parent.glob(f".*{REMOVED}")}:
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            leftover.unlink(missing_ok=True)
 
 
 @contextmanager

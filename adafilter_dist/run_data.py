@@ -129,9 +129,9 @@ def class_difference(trained: Sequence[str], now: Sequence[str]) -> str:
     """Classes that only one side has, or that their order differs; empty where they are equal."""
     if list(trained) == list(now):
         return ""
-    gone = [name for name in trained if name not in now]
+    absent = [name for name in trained if name not in now]
     new = [name for name in now if name not in trained]
-    parts = [f"no {_names(gone)} any more"] if gone else []
+    parts = [f"no {_names(absent)} any more"] if absent else []
     parts += [f"{_names(new)} not known to the run"] if new else []
     return ", ".join(parts) or "the classes in another order"
 

@@ -129,8 +129,8 @@ def build_session(
     prepared, notices = read_from_nodes(
         open_prepared(recipe, known=data), recipe, world, found, watch or Watch()
     )
-    ours = [] if prepared.notice is None else [prepared.notice]
-    notices = [*complaints(found), *ours, *notices, *compiling]
+    data_notices = [] if prepared.notice is None else [prepared.notice]
+    notices = [*complaints(found), *data_notices, *notices, *compiling]
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
     backbone = load_backbone(recipe, len(prepared.classes))

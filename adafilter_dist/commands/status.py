@@ -122,8 +122,8 @@ class _View:
         tables = []
         for sweep, part in self.parts(runs):
             hidden = [run for run in part if sweep is None and self._is_hidden(run)]
-            left = [run for run in part if run not in hidden]
-            lines = [as_table(left, sweep)] if left else []
+            visible = [run for run in part if run not in hidden]
+            lines = [as_table(visible, sweep)] if visible else []
             if hidden:
                 lines.append(
                     f"{len(hidden)} failed before {'its' if len(hidden) == 1 else 'their'} first "

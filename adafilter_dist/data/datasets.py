@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from adafilter_dist.data.listing import Found, Listing, Sample
-from adafilter_dist.data.printable import printable, unprintable
 from adafilter_dist.data.sources import caltech256, fashion_mnist, food101, imagefolder
 from adafilter_dist.data.sources.download import Say
 from adafilter_dist.data.split import Indices, Purpose, cut_count, cut_fraction
 from adafilter_dist.errors import UserError, nearest
+from adafilter_dist.printable import printable, unprintable
 from adafilter_dist.recipe.schema import Data
 
 _FIND = {

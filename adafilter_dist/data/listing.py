@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from adafilter_dist.cache_folder import cache_folder
 from adafilter_dist.pictures.formats import picture_suffixes, suffix_of
 from adafilter_dist.recipe.schema import Data
+
+# Of the folder that `prepare` makes beside the pictures by default.
+DEFAULT_NAME = re.compile(r"adafilter-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adafilter_dist import atomic
+from adafilter_dist.data.listing import DEFAULT_NAME
 from adafilter_dist.data.origin import Origin, csv_name
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 
 NAME = "manifest.json"
-# The folder beside the pictures that `prepare` makes by default; it moves with them.
-_BESIDE = re.compile(r"adafilter-[0-9a-f]{8}")
 
 
 class StoredSplit(BaseModel):
@@ -72,7 +70,7 @@ class Manifest(BaseModel):
         roots = [str(self.root)]
         if self.settings.get("name") in ("food101", "caltech256"):
             roots += [str(self.root.parent), str(self.root.parent.parent)]
-        if _BESIDE.fullmatch(folder.name):
+        if DEFAULT_NAME.fullmatch(folder.name):  # it moves with them
             roots.append("..")
         known = [Origin(root=root, csv=csv, sources=self.sources) for root in roots]
         return known if csv is not None else [*known, Origin(root=None, csv=None)]

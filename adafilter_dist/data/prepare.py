@@ -45,12 +45,12 @@ class Look:
     """What ``prepare`` starts from: a listing, or why there is none; ``ours`` is where it is from.
 
     Without a listing the pictures are fetched first, or what is prepared is left as it is: then
-    ``gone`` says what it cannot be compared with.
+    ``missing`` says what it cannot be compared with.
     """
 
     listing: Listing | None
     ours: Origin
-    gone: str = ""
+    missing: str = ""
 
 
 def look(recipe: Recipe) -> Look:
@@ -77,16 +77,16 @@ def look(recipe: Recipe) -> Look:
                 f"{error}; what is prepared in {folder} is from "
                 f"{manifest.known_origins(folder)[0].described(folder)}"
             ) from None
-        return Look(None, ours, gone=_gone(data))
+        return Look(None, ours, missing=_missing(data))
     if manifest is None:
         _require_writable(folder)
     same_lists = known is not None and known.lists and known.lists == ours.lists
     if same_lists and not any(sample.path.exists() for sample in _samples(listing)):
-        return Look(None, ours, gone=f"the pictures, none of which is in {root_of(data)}")
+        return Look(None, ours, missing=f"the pictures, none of which is in {root_of(data)}")
     return Look(listing, ours)
 
 
-def _gone(data: Data) -> str:
+def _missing(data: Data) -> str:
     if data.csv is not None:
         return f"data.csv={data.csv}, which is not there"
     return f"its pictures, which are not in {root_of(data)}"
@@ -106,12 +106,12 @@ def prepare(recipe: Recipe, console: Console, start: Look | None = None) -> Prep
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     start = start or look(recipe)
-    if start.gone:
+    if start.missing:
         manifest = _present(folder, data)
         damage = _damage(folder, manifest, data, say) if manifest is not None else ""
         if damage:
-            raise UserError(f"{damage}; to prepare it again, put back {start.gone}")
-        say(f"already prepared: {folder}; not compared with {start.gone}")
+            raise UserError(f"{damage}; to prepare it again, put back {start.missing}")
+        say(f"already prepared: {folder}; not compared with {start.missing}")
         return open_prepared(recipe)
     if start.listing is None:
         fetch_dataset(data, say)

@@ -24,7 +24,7 @@ from adafilter_dist.atomic import fsync_folder, make_folder, write_json
 from adafilter_dist.data.lock import exclusive
 from adafilter_dist.data.manifest import Manifest, StoredSplit, read_manifest
 from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.verifying import DamagedStore, forget
+from adafilter_dist.data.verifying import DamagedStore, forget, sha256_of
 from adafilter_dist.disk import existing_parent, gib
 
 RECORD = "staged.json"
@@ -108,7 +108,7 @@ def is_good(
             if record.get(split.file) != _seen(path, split) or path.stat().st_size != split.size:
                 return False
             own = folder.stat().st_uid == os.getuid()
-            if (whole or not own) and _digest(path, beat) != split.sha256:
+            if (whole or not own) and sha256_of(path, beat) != split.sha256:
                 return False
     except (OSError, ValueError, AttributeError):
         return False
@@ -167,7 +167,7 @@ def _copy_file(
     if digest.hexdigest() != split.sha256:
         forget(source / split.file)
         raise DamagedStore(source / split.file, "its sha256 is not the recorded one")
-    written = _digest(to / split.file, lambda read: beat(before + done + read))
+    written = sha256_of(to / split.file, lambda read: beat(before + done + read))
     if written != split.sha256:
         raise NotStaged(f"{to.parent}: what was written there reads back as something else")
 
@@ -200,13 +200,3 @@ def _seen(path: Path, split: StoredSplit) -> dict[str, Any]:
     """What is looked at before a copy is used again, and the digest that it was made with."""
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": split.sha256}
-
-
-def _digest(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-    digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            progress(done)
-    return digest.hexdigest()

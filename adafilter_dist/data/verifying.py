@@ -7,7 +7,6 @@ inode that it had then is not read again. Memory that cannot be written costs ti
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import socket
 import time
@@ -22,6 +21,7 @@ from adafilter_dist.cache_folder import cache_folder
 from adafilter_dist.data.manifest import Manifest
 from adafilter_dist.disk import gib
 from adafilter_dist.errors import UserError
+from adafilter_dist.salvage import read_object
 
 _CHUNK = 1 << 22
 _REMEMBERED = 200  # files; above that, what is gone from the disk is forgotten
@@ -43,13 +43,13 @@ class Verified:
 
     size: int
     seconds: float
-    forgotten: str = ""
+    cache_error: str = ""
 
     def line(self, of: str) -> str:
         """``of`` verified, how fast."""
         rate = f", {self.size / self.seconds / 1e9:.2g} GB/s" if self.seconds >= 0.1 else ""
-        again = f"; not remembered: {self.forgotten}" if self.forgotten else ""
-        return f"{of} verified: {gib(self.size)} in {self.seconds:.1f} s{rate}{again}"
+        note = f"; not remembered: {self.cache_error}" if self.cache_error else ""
+        return f"{of} verified: {gib(self.size)} in {self.seconds:.1f} s{rate}{note}"
 
 
 def verify(
@@ -64,21 +64,32 @@ def verify(
     todo = [(path, sha256) for path, sha256 in files if always or not _known(path, sha256)]
     if not todo:
         return None
-    began, done, forgotten = time.monotonic(), 0, ""
+    began, done, cache_error = time.monotonic(), 0, ""
     total = sum(path.stat().st_size for path, _ in todo)
     for path, sha256 in todo:
         before = _seen(path)
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                done += len(chunk)
-                beat(done, total)
-        if digest.hexdigest() != sha256:
+
+        def progress(read: int, start: int = done) -> None:
+            beat(start + read, total)
+
+        digest = sha256_of(path, progress)
+        done += before["size"]
+        if digest != sha256:
             forget(path)
             raise DamagedStore(path, "its sha256 is not the recorded one")
-        forgotten = remember(path, sha256, before) or forgotten
-    return Verified(done, time.monotonic() - began, forgotten)
+        cache_error = remember(path, sha256, before) or cache_error
+    return Verified(done, time.monotonic() - began, cache_error)
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+    """Hex digest of a file; ``progress`` is told every few MiB how many bytes were read."""
+    digest, done = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(done)
+    return digest.hexdigest()
 
 
 def remember(path: Path, sha256: str, seen: dict[str, Any] | None = None) -> str:
@@ -88,7 +99,7 @@ def remember(path: Path, sha256: str, seen: dict[str, Any] | None = None) -> str
     """
     place = _place(path)
     try:
-        if _read(place) == {"path": str(path), "sha256": sha256, **(seen or _seen(path))}:
+        if read_object(place, []) == {"path": str(path), "sha256": sha256, **(seen or _seen(path))}:
             return ""
         place.parent.mkdir(parents=True, exist_ok=True)
         _forget_what_is_gone(place.parent)
@@ -106,7 +117,7 @@ def forget(path: Path) -> None:
 
 
 def _known(path: Path, sha256: str) -> bool:
-    note = _read(_place(path))
+    note = read_object(_place(path), [])
     try:
         return note == {"path": str(path), "sha256": sha256, **_seen(path)}
     except OSError:
@@ -130,14 +141,6 @@ def _place(path: Path) -> Path:
     return cache_folder() / "verified" / socket.gethostname() / f"{name}.json"
 
 
-def _read(place: Path) -> dict[str, Any]:
-    try:
-        note = json.loads(place.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
 def _forget_what_is_gone(folder: Path) -> None:
     notes = list(folder.glob("*.json"))
     if len(notes) >= _REMEMBERED:
@@ -147,6 +150,6 @@ def _forget_what_is_gone(folder: Path) -> None:
 
 def _gone(notes: Iterable[Path]) -> Iterable[Path]:
     for place in notes:
-        path = _read(place).get("path")
+        path = read_object(place, []).get("path")
         if not isinstance(path, str) or not Path(path).exists():
             yield place

@@ -17,11 +17,11 @@ from adafilter_dist.data.lists import write_lists
 from adafilter_dist.data.manifest import Manifest, StoredSplit, settings_of
 from adafilter_dist.data.origin import Origin
 from adafilter_dist.data.pool import default_workers
-from adafilter_dist.data.printable import printable
 from adafilter_dist.data.progress import counting
 from adafilter_dist.data.store import Written, write_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.reading import DECODING
+from adafilter_dist.printable import printable
 from adafilter_dist.recipe.schema import Data
 
 _BAD_SHOWN = 10

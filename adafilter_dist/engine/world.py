@@ -142,11 +142,11 @@ def _meet(rank: int, world_size: int, timeout: timedelta) -> Meeting:
             raise
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         came = re.search(r"(\d+)/(\d+) clients joined", str(error))
-        said = f"{came[1]} of {came[2]} came" if came else str(error).splitlines()[0]
+        reason = f"{came[1]} of {came[2]} came" if came else str(error).splitlines()[0]
         raise RankError(
             f"rank {rank} on {socket.gethostname()}: the ranks did not meet at {address} within "
-            f"{timeout.total_seconds():.0f} s ({said}); the other ranks' output says why, if they "
-            "were started at all: check that WORLD_SIZE processes are, that MASTER_ADDR and "
+            f"{timeout.total_seconds():.0f} s ({reason}); the other ranks' output says why, if "
+            "they were started at all: check that WORLD_SIZE processes are, that MASTER_ADDR and "
             "MASTER_PORT are the same for all, and that no firewall is between"
         ) from None
 

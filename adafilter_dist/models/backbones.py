@@ -107,10 +107,10 @@ def _require_size(module: nn.Module, recipe: Recipe, crop: int) -> None:
         with torch.no_grad():
             module(torch.zeros(1, 3, crop, crop))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        said = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"data.resolution={crop}: {recipe.model.name} cannot take pictures of {crop} px "
-            f"({said}); it is made for data.resolution={usual}"
+            f"({reason}); it is made for data.resolution={usual}"
         ) from None
     module.train()
 

@@ -30,7 +30,7 @@ def absorb(model: nn.Module) -> int:
 
 def _is_gated(module: nn.Module | None) -> bool:
     """Whether this layer takes `residual` and `relu` with its input."""
-    return getattr(type(module), "takes_behind", False)
+    return getattr(type(module), "takes_residual", False)
 
 
 def _holds_gated(block: nn.Module) -> bool:

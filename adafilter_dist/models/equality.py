@@ -34,7 +34,7 @@ class Source:
     example: Tensor
     evaluation: Any
     training: Any
-    still: frozenset[str]
+    fixed_norms: frozenset[str]
 
     @classmethod
     def of(cls, network: nn.Module, example: Tensor, copied: bool) -> Source:
@@ -46,7 +46,7 @@ class Source:
                 training = _detached(network(example))
         except Exception:  # it needs targets, or more of a batch: nothing to compare
             training = None
-        return cls(network, copied, example, evaluation, training, _still(network))
+        return cls(network, copied, example, evaluation, training, _fixed_norms(network))
 
     def check(self, net: nn.Module, pairs: Pairs) -> None:
         """UserError, naming the layer, where `net` computes something else than the source did.
@@ -72,9 +72,9 @@ class Source:
     def _check_modes(self, net: nn.Module, pairs: Pairs) -> None:
         norms = {pair.batchnorm: f"{pair.conv}.bn1" for pair in pairs.gated}
         backbone: nn.Module = net.get_submodule("backbone")
-        still = _still(backbone)
-        for path in sorted(self.still):
-            if norms.get(path, path) not in still:
+        fixed_norms = _fixed_norms(backbone)
+        for path in sorted(self.fixed_norms):
+            if norms.get(path, path) not in fixed_norms:
                 kind = type(self.network.get_submodule(path)).__name__
                 raise UserError(
                     f"{type(self.network).__name__} cannot be converted: {path} ({kind}) stays in "
@@ -185,11 +185,11 @@ class _Record:
         """The first path whose output is another one there, or where that one did not get on."""
         if running := [path for path in converted.running if self._has(path)]:
             return running[-1]
-        there: dict[str, list[Any]] = {}
+        outputs: dict[str, list[Any]] = {}
         for path, output in converted.outputs:
-            there.setdefault(path, []).append(output)
+            outputs.setdefault(path, []).append(output)
         for path, output in self.outputs:
-            other = there[path].pop(0) if there.get(path) else output
+            other = outputs[path].pop(0) if outputs.get(path) else output
             if not _difference(output, other) <= _TOLERANCE:
                 return path
         return ""
@@ -198,7 +198,7 @@ class _Record:
         return any(path == name for name, _ in self.network.named_modules())
 
 
-def _still(network: nn.Module) -> frozenset[str]:
+def _fixed_norms(network: nn.Module) -> frozenset[str]:
     """Paths of BatchNorms that stay in evaluation mode when the network is set to train."""
     modes = [(module, module.training) for module in network.modules()]
     try:

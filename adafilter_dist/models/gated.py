@@ -27,7 +27,7 @@ class GatedConvBN(nn.Module):
     frozen_weight: Tensor
     frozen_bias: Tensor | None
     kernels: Kernels = "auto"
-    takes_behind = True
+    takes_residual = True
     """Its forward takes what stands behind it in a block: `residual` and `relu`."""
 
     def __init__(

@@ -35,7 +35,7 @@ class SelectedConv(nn.Module):
     bias: Tensor
     tuned_row: Tensor
     frozen_row: Tensor
-    takes_behind = True
+    takes_residual = True
 
     def __init__(self, layer: GatedConvBN, gate: LeanGate) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ _EXPECTED = "expected key=value, e.g. recipe=demo or optim.lr=0.01"
 
 def wrong_words(words: Sequence[str]) -> list[str]:
     """A line for each of ``words`` that has no key and value, with the words that were meant."""
-    found: list[str] = []
+    lines: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -23,25 +23,25 @@ def wrong_words(words: Sequence[str]) -> list[str]:
         if key.startswith("-"):
             if not sign and rest and "=" not in rest[0] and not rest[0].startswith("-"):
                 value = rest.pop(0)
-            found.append(option_meant(key, value))
+            lines.append(option_meant(key, value))
         elif sign and key:
             continue
         elif sign:
-            found.append(f"{shown(word)}: {_EXPECTED}; no blanks stand beside the =")
+            lines.append(f"{shown(word)}: {_EXPECTED}; no blanks stand beside the =")
         elif rest and rest[0].startswith("="):
             value = rest.pop(0)[1:] or (rest.pop(0) if rest else "")
-            found.append(f"{shown(word)}: no blanks stand beside the =: {_words(word, value)}")
+            lines.append(f"{shown(word)}: no blanks stand beside the =: {_words(word, value)}")
         else:
-            found.append(_bare(word, rest))
-    return found
+            lines.append(_bare(word, rest))
+    return lines
 
 
 def option_meant(option: str, value: str) -> str:
     """``--epochs 3: settings are written as train.epochs=3``."""
-    said = shown(f"{option} {value}".strip())
+    text = shown(f"{option} {value}".strip())
     if meant(option):
-        return f"{said}: settings are words, not options: {_words(option, value)}"
-    return f"{said}: no such option; {_EXPECTED}"
+        return f"{text}: settings are words, not options: {_words(option, value)}"
+    return f"{text}: no such option; {_EXPECTED}"
 
 
 def _bare(word: str, rest: list[str]) -> str:

@@ -39,12 +39,12 @@ def read_json_object(name: str) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in content:
             raise ValueError(f"{key} stands there twice; keep one of them")
-        found[key] = value
-    return found
+        content[key] = value
+    return content
 
 
 def require_plain(value: Any, depth: int = 0) -> None:

@@ -100,8 +100,8 @@ def _is_lost(submitted: Submitted, status: Row, now: float) -> bool:
 
 
 def _scores(rows: list[Row], split: str) -> list[float]:
-    found = (number(row, "top1") for row in rows if row.get("split") == split)
-    return [top1 for top1 in found if top1 is not None]
+    scores = (number(row, "top1") for row in rows if row.get("split") == split)
+    return [top1 for top1 in scores if top1 is not None]
 
 
 def _best(rows: list[Row], split: str) -> float | None:

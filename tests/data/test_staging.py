@@ -130,7 +130,7 @@ def test_a_damaged_source_is_not_passed_on(shared: Prepared, tmp_path: Path) -> 
 def test_a_disk_that_does_not_keep_what_is_written(
     shared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_digest", lambda path, progress: "0" * 64)
+    monkeypatch.setattr(staging, "sha256_of", lambda path, progress: "0" * 64)
     with pytest.raises(NotStaged, match="reads back as something else"):
         stage(shared, tmp_path / "node", silent)
     assert os.listdir(tmp_path / "node") == []

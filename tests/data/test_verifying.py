@@ -141,7 +141,7 @@ def test_memory_that_is_of_no_use_costs_time_only(root: Path, cache: Path, broke
         cache.symlink_to("/proc/self")  # where nobody can write, root neither
     for _ in range(2):
         verified = verify(done.folder, manifest_of(done), always=False)
-        assert verified is not None and "cannot be written" in verified.forgotten
+        assert verified is not None and "cannot be written" in verified.cache_error
         assert "not remembered" in verified.line("data")
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adafilter_dist.data.printable import printable
+from adafilter_dist.data.listing import DEFAULT_NAME
 from adafilter_dist.data.sources.split_names import is_filler, resembles, split_of
 from adafilter_dist.data.sources.walk import Walk, contents
 from adafilter_dist.data.split import SplitName
 from adafilter_dist.errors import UserError
+from adafilter_dist.printable import printable
 
 LAYOUTS = (
     "train/CLASS/*.jpg with test/CLASS/*.jpg and maybe val/CLASS/*.jpg, CLASS/*.jpg alone, or "
     "data.csv=FILE with the columns path,label,split"
 )
-# What `prepare` itself writes beside the class folders.
-_PREPARED = re.compile(r"adafilter-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def class_folders(walk: Walk, place: Path) -> list[Path]:
 
 
 def _is_prepared(folder: Path) -> bool:
-    if _PREPARED.fullmatch(folder.name):
+    if DEFAULT_NAME.fullmatch(folder.name):
         return True
     return (folder / "manifest.json").is_file() and (folder / "classes.csv").is_file()
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adafilter_dist.data.listing import is_picture
-from adafilter_dist.data.printable import printable
 from adafilter_dist.errors import UserError
+from adafilter_dist.printable import printable
 
 _Identity = tuple[int, int]
 
@@ -80,15 +80,15 @@ class Walk:
 
         Folders that another class holds too are taken, and kept in ``twins``.
         """
-        found: list[Path] = []
+        paths: list[Path] = []
         for place, inside in self._folders(folder, note=True):
             identity = _identity(place)
             if identity in self._known:
                 self.twins.append((place, self._known[identity]))
             self._known.setdefault(identity, place)
-            found += inside.pictures
+            paths += inside.pictures
             self.others += inside.others
-        return sorted(found)
+        return sorted(paths)
 
     def leads_back(self, folder: Path) -> bool:
         """Whether a folder is one of those that hold it; then it is noted."""

@@ -1,13 +1,13 @@
-"""Names of files and classes as one can print them: Linux allows any bytes in them."""
+"""Texts and names of files as one can print them: Linux allows any bytes in a name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 
-def printable(name: str | Path) -> str:
-    r"""The name with control characters and bytes that are not UTF-8 as ``\n``, ``\xff``."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in str(name))
+def printable(text: str | Path) -> str:
+    r"""The text with control characters and bytes that are not UTF-8 as ``\n``, ``\xff``."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 
 def _escaped(character: str) -> str:
