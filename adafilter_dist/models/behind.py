@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from adafilter_dist.models.batchnorm import hooked
-from adafilter_dist.models.forward_code import ADDS, KNOWN, RELUS, Line, read_forward
+from adafilter_dist.models.forward_code import Line, read_forward
+from adafilter_dist.models.forward_values import ADDS, KNOWN, RELUS
 
 
 def absorb(model: nn.Module) -> int:
