@@ -32,7 +32,7 @@ def write_best(session: Session, run: RunFolder) -> None:
             )
 
 
-def what_is_wrong(run: Path) -> str:
+def damage_of_best(run: Path) -> str:
     """Why best/ cannot be used, empty where it can."""
     try:
         read_config(run / "best")
@@ -75,16 +75,16 @@ def mend_best(
 
     def look() -> str | None:
         """What to do: nothing (None), write it from the checkpoint's folder, or seek anew."""
-        wrong = what_is_wrong(run.path)
-        if not wrong:
+        damage = damage_of_best(run.path)
+        if not damage:
             return None
         try:
             if place != loaded.folder:
                 checkpoints.load(place)
         except DamagedError:
-            say(f"warning: {wrong}. {_anew(session, position)}")
+            say(f"warning: {damage}. {_anew(session, position)}")
             return ""
-        say(f"warning: {wrong}. It is written again from {place}")
+        say(f"warning: {damage}. It is written again from {place}")
         return str(place)
 
     source = from_first(session.world, look)

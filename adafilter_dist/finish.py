@@ -10,7 +10,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from adafilter_dist.atomic import write_text
-from adafilter_dist.best import load_best, what_is_wrong
+from adafilter_dist.best import damage_of_best, load_best
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.measure import measure
@@ -76,10 +76,10 @@ def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False)
     for path in kept:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # figures/ can be deleted
             print(path.read_text())
-    wrong = what_is_wrong(run.path)
-    if wrong:
+    damage = damage_of_best(run.path)
+    if damage:
         console.print(
-            f"warning: {wrong}; there is no checkpoint left to write it from",
+            f"warning: {damage}; there is no checkpoint left to write it from",
             markup=False,
             soft_wrap=True,
         )

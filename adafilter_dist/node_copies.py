@@ -1,9 +1,9 @@
 """Every node reads sound files: its own copy, where ``data.stage_to`` asks for it, or shared ones.
 
 The first rank of each node has the copy made, or the shared files verified; all ranks wait for all
-nodes. They leave word for
-each other in the store they met in: a copy may take far longer than a collective waits. A rank that
-copies gives signs of life, and one that gives none for engine.timeout is given up.
+nodes. They leave word for each other in the store they met in: a copy may take far longer than a
+collective waits. A rank that copies or verifies gives signs of life, and one that gives none for
+engine.timeout is given up.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from adafilter_dist.best import can_be_mended, what_is_wrong
+from adafilter_dist.best import can_be_mended, damage_of_best
 from adafilter_dist.metrics import read_lines
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import Verdict, begin, judge
@@ -44,7 +44,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
     rows = [whole(row, "step") or 0 for row in read_lines(run.path / "metrics.jsonl")]
     done = status.get("state") == "finished" and not longer
     # Its end comes once more where best/ is gone: from a checkpoint, not by training all again.
-    done = done and not (can_be_mended(run.path) and what_is_wrong(run.path))
+    done = done and not (can_be_mended(run.path) and damage_of_best(run.path))
     known = read_run_data(run.path)
     return Plan(
         run.path,

@@ -120,8 +120,7 @@ def build_session(
     """Open the prepared data, load the weights, convert, and wire up engine and step.
 
     ``watch`` is for the time in which data are copied to the nodes, ``data`` the fingerprint of the
-    data that the run began on. Collective. Raises UserError
-    for whatever the user must mend first.
+    data that the run began on. Collective. Raises UserError for whatever the user must mend first.
     """
     set_arithmetic(recipe)
     compiling = keep_compiled(recipe, world.device)

@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
 
 
 def _named(path: Path) -> Path:
-    """``path`` without what a name such as ``runs/a/..`` says of others."""
+    """``path`` itself; UserError where a ``..`` in it leads to another folder."""
     if ".." in path.parts:
         raise UserError(f"{path}: name the run without '..'")
     return path
@@ -56,7 +56,7 @@ def _named(path: Path) -> Path:
 
 def _removable(folders: Sequence[Path]) -> list[RunStatus]:
     """How the runs stand; UserError with a line for each that is not removed."""
-    mistakes = [line for folder in folders if (line := _no_run(folder))]
+    mistakes = [line for folder in folders if (line := _objection(folder))]
     if mistakes:
         raise UserError("\n".join(mistakes))
     runs = read_runs(folders, Queue())
@@ -71,7 +71,7 @@ def _removable(folders: Sequence[Path]) -> list[RunStatus]:
     return runs
 
 
-def _no_run(folder: Path) -> str:
+def _objection(folder: Path) -> str:
     """Why a folder is not one that can be removed, empty where it is."""
     for place in (folder, *folder.parents):
         if place.is_symlink():

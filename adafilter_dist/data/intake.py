@@ -32,7 +32,7 @@ def read(sample: Sample) -> bytes | NDArray[np.uint8]:
 def content_hash(sample: Sample) -> bytes:
     """sha256 of the file, or of the pixels and their shape. Raises BadPicture.
 
-    Of a picture that a later decoding reads otherwise than the first, it is another one.
+    It changes where a later decoding reads the picture in another way than the first did.
     """
     content = read(sample)
     return _source_hash(content, decoding_of(content))

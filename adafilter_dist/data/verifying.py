@@ -1,7 +1,8 @@
 """Whether the stores are still what `prepare` wrote: sha256, once a node and version of a file.
 
 What was verified is remembered below the cache folder, by host: a file that has the size, times and
-inode that it had then is not read again. Memory that cannot be written costs time, nothing else.
+inode that it had then is not read again. Where the cache folder cannot be written, files are read
+at every start.
 """
 
 from __future__ import annotations

@@ -23,10 +23,11 @@ _MODES = {False: "evaluation", True: "training"}
 
 @dataclass
 class Source:
-    """A network before its conversion: what it computes, and which BatchNorms train does not reach.
+    """A network before its conversion, and what it computes on the example in both modes.
 
-    `training` is None where it does not run in training mode. `network` is not the one that is
-    converted, but for one that cannot be copied (`copied` False).
+    `network` is a copy of the one that is converted; where it cannot be copied (`copied` False), it
+    is that one itself. `training` is None where the network does not run in training mode.
+    `fixed_norms` are the paths of BatchNorms that `train()` leaves in evaluation mode.
     """
 
     network: nn.Module
@@ -106,7 +107,7 @@ class Source:
         )
 
     def _rounding(self, net: nn.Module, training: bool) -> bool:
-        """Whether nothing is left of a difference in float64."""
+        """Whether the difference was one of rounding: float64 shows none."""
         if not self.copied:
             return False
         outputs = []
@@ -148,7 +149,8 @@ class Source:
 class _Record:
     """What each module of a network gave, in order of completion, and which are still running.
 
-    Of a gated layer that took over nothing it is noted as the output of its BatchNorm.
+    The output of a gated layer is noted under its BatchNorm's path, unless it took over a residual
+    or a ReLU.
     """
 
     def __init__(self, network: nn.Module, norms: dict[str, str]) -> None:
@@ -182,7 +184,7 @@ class _Record:
         return before, after
 
     def first_other(self, converted: _Record) -> str:
-        """The first path whose output is another one there, or where that one did not get on."""
+        """The first path whose output differs in `converted`, or in which `converted` failed."""
         if running := [path for path in converted.running if self._has(path)]:
             return running[-1]
         outputs: dict[str, list[Any]] = {}

@@ -16,7 +16,7 @@ _GROWTH = {"L;2": 85, "L;4": 17}
 
 
 def needs_mending(picture: Image.Image) -> bool:
-    """Whether the transparent colour of a picture, opened and not yet read, is another's."""
+    """Whether Pillow mistakes the transparent colour of a picture that is not yet loaded."""
     return "transparency" in picture.info and (_stored_as(picture) in (*_GROWTH, "RGB;16B"))
 
 

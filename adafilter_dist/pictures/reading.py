@@ -26,7 +26,7 @@ Source = bytes | str | Path | NDArray[Any] | Image.Image
 class Reading:
     """A picture, upright and in RGB; ``brightest`` is its largest value if it is 16-bit gray.
 
-    ``decoding`` is the number of the decoding from which on it is read so.
+    ``decoding`` is the number of the first decoding that reads it in this way.
     """
 
     picture: Image.Image
@@ -93,7 +93,7 @@ def _read_file(content: bytes, stored_size: int | None) -> Reading:
 
 
 def _read_opened(picture: Image.Image, stored_size: int | None) -> Reading:
-    """As from its file where nothing of it has been loaded: then no step is another's."""
+    """Read it from its file where nothing is loaded yet, by the very steps of a file."""
     if picture.format is not None and not is_picture_format(picture.format):
         raise BadPicture(f"of the format {picture.format}, which is not read")
     content = _unloaded_file(picture)
@@ -119,7 +119,7 @@ def _unloaded_file(picture: Image.Image) -> bytes | None:
 
 
 def _decoding(picture: Image.Image) -> int:
-    """Asked before anything is loaded."""
+    """The first decoding that reads the picture in this way; call it before anything is loaded."""
     plain_cmyk = picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info
     keyed = "transparency" in picture.info and (
         picture.mode.startswith("I") or needs_mending(picture)

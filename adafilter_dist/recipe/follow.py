@@ -12,7 +12,7 @@ from adafilter_dist.recipe.schema import Model, Train, is_weights_file
 
 
 def give_way(below: dict[str, Any], over: dict[str, Any]) -> None:
-    """Take out of ``below``, or lower, what does not go with ``over`` and is not set by it."""
+    """Change in ``below`` what does not fit ``over``: another network's weights, a long warm-up."""
     _weights(below, over)
     _warmup(below, over)
 

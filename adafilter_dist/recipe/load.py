@@ -15,7 +15,7 @@ from adafilter_dist.recipe.find import find_recipe, recipe_names
 from adafilter_dist.recipe.find import shipped_recipes as shipped_recipes
 from adafilter_dist.recipe.hints import wrong_words
 from adafilter_dist.recipe.keys import means_recipe, meant
-from adafilter_dist.recipe.mistakes import limited, lines_of, unprintable
+from adafilter_dist.recipe.mistakes import limited, lines_of, unprintable_texts
 from adafilter_dist.recipe.scalars import resolve
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.tree import put_words, read_tree
@@ -76,7 +76,7 @@ def _as_text(key: str, text: str) -> str:
 
 
 def _validated(tree: Mapping[str, Any]) -> Recipe:
-    mistakes = unprintable(tree)
+    mistakes = unprintable_texts(tree)
     if mistakes:
         raise UserError("\n".join(limited(mistakes)))
     try:

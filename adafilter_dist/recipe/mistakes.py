@@ -46,16 +46,16 @@ def limited(lines: list[str], left: int = 0) -> list[str]:
     )
 
 
-def unprintable(tree: Mapping[str, Any]) -> list[str]:
+def unprintable_texts(tree: Mapping[str, Any]) -> list[str]:
     """A line for each text with control characters in it, or with what is no Unicode."""
     return [
         f"{shown(key)}={shown(text)}: holds a character that cannot be printed"
         for key, text in _texts(tree, "")
-        if not _printable(text if key.startswith(_FREE) is False else re.sub(r"[\n\t]", "", text))
+        if not _is_printable(re.sub(r"[\n\t]", "", text) if key.startswith(_FREE) else text)
     ]
 
 
-def _printable(text: str) -> bool:
+def _is_printable(text: str) -> bool:
     return not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", text)
 
 
@@ -168,9 +168,6 @@ def _line(item: ErrorDetails) -> str:
     if item["type"] in ("list_type", "tuple_type"):
         message = "must be a list, as in [a, b]"
     if item["type"] == "string_type":
-        message = (
-            "must be a text; write it in quotes"
-            if not isinstance(value, list | dict)
-            else ("must be a text")
-        )
+        quotes = "" if isinstance(value, list | dict) else "; write it in quotes"
+        message = f"must be a text{quotes}"
     return f"{key}={written(value)}: {message[:1].lower()}{message[1:]}"

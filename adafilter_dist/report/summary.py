@@ -110,7 +110,7 @@ def _short_gate_table(layers: Sequence[LayerGates]) -> Table:
 
 
 def _far_off(layers: Sequence[LayerGates]) -> list[LayerGates]:
-    """At most so many, in order of execution."""
+    """The layers whose mean gate is farthest from the median layer's, in order of execution."""
     middle = median(layer.mean for layer in layers)
     farthest = sorted(layers, key=lambda layer: abs(layer.mean - middle), reverse=True)[:_MOST_FAR]
     far = [layer.name for layer in farthest if abs(layer.mean - middle) > _FAR_OFF]
