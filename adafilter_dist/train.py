@@ -73,6 +73,7 @@ class Trainer:
         # A short run has its curve too.
         self._row_every = min(session.recipe.log.every, max(1, session.total_steps // _ROWS))
         self._step_seconds = 0.0
+        self._asked_to_stop = False  # by any rank, as read from the figures of any step
         self._done_at: dict[int, float] = {}  # when steps ended whose figures are not yet read
 
     def run(self) -> Literal["finished", "stopped"]:
@@ -82,6 +83,8 @@ class Trainer:
             epoch, first = divmod(self.position.step, per_epoch)
             if first == 0 and epoch > self.position.validated:
                 self.save()  # a stop during the evaluation loses no step
+                if self._asked_to_stop and self.position.step < total:
+                    return self._stopped()
                 self._finish_epoch(epoch - 1)
             if self.position.step == total:
                 self._saving.note(wait=True)
@@ -90,13 +93,16 @@ class Trainer:
                 for _ in range(first, per_epoch):
                     began = time.monotonic()
                     self._train_step(epoch, batches)
-                    asked_to_stop, asked_to_save = self._read()
+                    asked_to_save = self._read()
                     self._note_step(time.monotonic() - began, epoch)
-                    if asked_to_stop or asked_to_save:
+                    if self._asked_to_stop or asked_to_save:
                         self.save()
-                    if asked_to_stop:
-                        self._saving.note(wait=True)
-                        return "stopped"
+                    if self._asked_to_stop:
+                        return self._stopped()
+
+    def _stopped(self) -> Literal["stopped"]:
+        self._saving.note(wait=True)
+        return "stopped"
 
     def _train_step(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
         session, step = self.session, self.position.step
@@ -137,14 +143,18 @@ class Trainer:
         if warning := self._around.stop_takes(needs, every):
             self._metrics.say(f"warning: {warning}")
 
-    def _read(self, *, drain: bool = False) -> tuple[bool, bool]:
-        """Log the steps whose figures are due; whether any rank asked to stop, to save."""
-        stop = save = False
+    def _read(self, *, drain: bool = False) -> bool:
+        """Log the steps whose figures are due, and note a wish to stop; whether to save.
+
+        What a save drains is noted too: where epochs have no more than ``DELAY`` steps, every
+        figure is drained.
+        """
+        save = False
         ready = self._delayed.drain() if drain else self._delayed.ready(self.position.step - 1)
         for step, values in ready:
             figures = Figures.of(step, values)
             done_at = self._done_at.pop(step)
-            stop |= figures.stop > 0
+            self._asked_to_stop |= figures.stop > 0
             save |= figures.save > 0
             self._row_wait += figures.wait
             rate = rate_of(self.session.recipe, step, self.session.steps_per_epoch)
@@ -156,7 +166,7 @@ class Trainer:
                 )
             if (step + 1) % self._row_every == 0:
                 self._row(figures, rate, done_at)
-        return stop, save
+        return save
 
     def _row(self, figures: Figures, rate: float, now: float) -> None:
         took, steps = max(now - self._row_at, 1e-9), figures.step + 1 - self._row_step
