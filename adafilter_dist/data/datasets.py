@@ -75,8 +75,12 @@ def list_dataset(data: Data) -> Listing:
     if data.test_split == "val":
         if not found.validation:
             raise UserError(f"data.test_split=val: {found.root} has no validation split")
-        left = f"data.test_split=val: the {len(found.test or [])} pictures of test are left out"
-        notes = [*found.notes, *([left] if found.test else [])]
+        note = (
+            f"data.test_split=val: the {len(found.validation)} pictures of val are the test split"
+        )
+        if found.test:
+            note += f", the {len(found.test)} of test are left out"
+        notes = [*found.notes, note]
         found = replace(found, test=found.validation, validation=[], notes=notes)
     train, test, notes = found.train, found.test, list(found.notes)
     if test is None:

@@ -115,6 +115,9 @@ def _require_some(listing: Listing, stores: dict[str, Written], validation: int)
     for name in empty:
         raise UserError(f"{listing.root}: every training picture of class {name!r} is bad")
     if not len(stores["test"].labels):
-        raise UserError(f"{listing.root}: every test picture is bad")
+        raise UserError(f"{listing.root}: every test picture is bad; mend some")
     if listing.validation and not validation:
-        raise UserError(f"{listing.root}: every validation picture is bad")
+        raise UserError(
+            f"{listing.root}: every validation picture is bad; mend some, or remove them all: then "
+            "data.val_fraction of the training pictures is drawn"
+        )

@@ -156,6 +156,7 @@ def test_prepared_with_another_test_split_is_other_data(root: Path, tmp_path: Pa
     assert swapped.folder != own.folder and swapped.validation == 0
     assert np.bincount(swapped.test_labels).tolist() == [2, 3]
     assert "note: splits: train/ -> train, valid/ -> val" in lines
+    assert "note: data.test_split=val: the 5 pictures of val are the test split" in lines
     # Neither is taken for the other in one folder.
     prepared(root, prepared=tmp_path / "here", test_split="val")
     with pytest.raises(UserError, match=r"data\.test_split=val, now None"):
