@@ -78,6 +78,8 @@ def test_the_demo_is_checked_from_an_empty_folder(installed: Path, tmp_path: Pat
     adafilter = str(installed / "adafilter")
     output([adafilter, "prepare", "recipe=demo"], tmp_path)
     output([adafilter, "train", "recipe=demo", "--check"], tmp_path)
-    script = output([adafilter, "submit", "recipe=demo", "launch=@example", "--dry-run"], tmp_path)
-    assert "#SBATCH --gres=gpu:a100:4" in script
+    # The demo has two micro-batches, for two processes.
+    submit = [adafilter, "submit", "recipe=demo", "launch=@example", "launch.gpus_per_node=2"]
+    script = output([*submit, "--dry-run"], tmp_path)
+    assert "#SBATCH --gres=gpu:a100:2" in script
     assert "Nothing that everything needs is missing" in output([adafilter, "doctor"], tmp_path)

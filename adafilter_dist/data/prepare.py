@@ -145,7 +145,7 @@ def _settle(
         damage = _damage(folder, manifest, data, say)
         if not damage:
             # Copied, moved or touched, but the same pictures: next time the quick look is enough.
-            if known != ours or manifest.format == 1:
+            if known != ours or manifest.format == 1 or manifest.decoding != DECODING:
                 _note(folder, manifest, ours)
             say(f"already prepared: {folder}")
             return

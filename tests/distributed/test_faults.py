@@ -131,8 +131,11 @@ def test_a_second_process_on_the_same_run_is_refused_even_where_locks_do_nothing
         await_event(run, "saved")
         owner = newest_owner(run)
         assert owner is not None
+        # Held meanwhile: on a busy machine it would be finished before the other one has begun.
+        os.kill(owner.pid, signal.SIGSTOP)
         with watched(start(["resume", str(run)], folder=tmp_path, before=NO_LOCKS)) as another:
             refused = another.end()
+        os.kill(owner.pid, signal.SIGCONT)
         assert refused.code == 2, refused.output
         assert f"in use by process {owner.pid} on" in refused.output
         assert training.end().code == 0, training.output

@@ -22,15 +22,17 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 IMPORTS = (
-    *("torch", "torch.distributed", "torchvision", "timm", "rich.progress"),
-    *("numba", "llvmlite.binding", "cv2"),  # ffcv itself starts numba's threads: left to the child
+    *("torch", "torch.distributed", "torchvision", "rich.progress"),
     *("adafilter_dist.attempt", "adafilter_dist.finish", "adafilter_dist.check"),
     *(f"adafilter_dist.commands.{verb}" for verb in ("prepare", "train", "resume", "evaluate")),
 )
+# Where they are installed. ffcv itself starts numba's threads: it is left to the child.
+EXTRAS = ("timm", "numba", "llvmlite.binding", "cv2")
 _SET_CHILD_SUBREAPER = 36
 
 
@@ -39,6 +41,9 @@ def main() -> int:
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in IMPORTS:
         importlib.import_module(name)
+    for name in EXTRAS:
+        with suppress(ImportError):
+            importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("importing has started threads, which a forked child would not have")
     # Orphans become children of this process, so that it learns when the last has ended.
