@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.session import Session, forward_counts
 
+# How libraries below torch say it, in a plain RuntimeError.
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory"  # torch on a CPU
+    r"|could not create a primitive$"  # oneDNN; what it cannot do at all is "... descriptor ..."
+    r"|CUDA error: out of memory"
+    r"|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED"
+    r"|NCCL(.|\n)*out of memory"
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that a device or the host ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adafilter_dist.memory import explain
+from adafilter_dist.memory import explain, is_out_of_memory
 from adafilter_dist.recipe import load_recipe
 from tests.real_pictures import real_pictures
 
@@ -34,6 +34,26 @@ def test_several_micro_batches_in_a_forward_are_lowered_first() -> None:
     line = str(explain(recipe, None, "rank 0 (cuda:0)"))
     assert "6 micro-batches of" in line and "train.micro_batches_per_forward: 3" in line
     assert "the same run goes on with it" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("could not create a primitive", True),
+        ("could not create a primitive descriptor for a convolution forward", False),
+        ("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("CUDA error: out of memory\nCUDA kernel errors might be reported later", True),
+        (
+            "NCCL error in: x.cpp:1, unhandled\nLast error:\nCuda failure 'out of memory'",
+            True,
+        ),
+        ("NCCL error in: x.cpp:1, remote process exited", False),
+    ],
+)
+def test_libraries_below_torch_say_it_in_their_own_words(text: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) is expected
+    assert not is_out_of_memory(ValueError(text))
 
 
 @pytest.mark.slow
