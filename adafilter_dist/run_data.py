@@ -116,6 +116,13 @@ def require_run_data(run: Path, data: RunData | None, prepared: Prepared, advice
     )
 
 
+def require_classes(folder: Path, trained: Sequence[str], prepared: Prepared) -> None:
+    """UserError unless the data have the classes of the model in ``folder``, in its order."""
+    what = class_difference(trained, prepared.classes)
+    if what:
+        raise UserError(f"{folder}: its classes are not those in {prepared.folder}: {what}")
+
+
 def difference(data: RunData, fingerprint: str, classes: Sequence[str]) -> str:
     """What sets other data apart from those of a run, in a few words."""
     named = "" if data.classes is None else class_difference(data.classes, classes)

@@ -95,7 +95,7 @@ def _compact(
     from adafilter_dist.models.export import load, read_config
     from adafilter_dist.node_copies import verify_on_nodes
     from adafilter_dist.report.compacting import compact_export
-    from adafilter_dist.run_data import class_difference, read_run_data, require_run_data
+    from adafilter_dist.run_data import read_run_data, require_classes, require_run_data
 
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no best model in it yet: {resume_line(source.parent)}")
@@ -112,9 +112,7 @@ def _compact(
         net = load_best(source.parent) if source.name == "best" else load(source)[0]
         if not isinstance(net, AdaFilterNet):
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
-        if net.classes != prepared.classes:
-            what = class_difference(read_config(source)["classes"], prepared.classes)
-            raise UserError(f"{source}: its classes are not those in {prepared.folder}: {what}")
+        require_classes(source, read_config(source)["classes"], prepared)
         dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         found = compact_export(
             net.to(world.device, dtype),

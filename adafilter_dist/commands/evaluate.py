@@ -91,11 +91,10 @@ def _with_ddp(recipe: Recipe) -> Recipe:
 def _named_alike(folder: Path, classes: list[str], prepared: Prepared) -> Prepared:
     """The data with the model's numbers for the classes; UserError where the names differ."""
     from adafilter_dist.data.renumbered import in_classes
-    from adafilter_dist.run_data import class_difference
+    from adafilter_dist.run_data import require_classes
 
     if sorted(classes) != sorted(prepared.classes):
-        what = class_difference(classes, prepared.classes)
-        raise UserError(f"{folder}: its classes are not those in {prepared.folder}: {what}")
+        require_classes(folder, classes, prepared)
     return in_classes(prepared, classes)
 
 
