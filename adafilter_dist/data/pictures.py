@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from adafilter_dist.pictures.reading import Source, read_picture
+from adafilter_dist.pictures.reading import read_picture
 from adafilter_dist.pictures.scaling import to_stored_size
 
 
@@ -38,8 +37,3 @@ def stored_picture(content: bytes | NDArray[Any], stored_size: int) -> StoredPic
 def stored_pixels(content: bytes | NDArray[Any], stored_size: int) -> NDArray[np.uint8]:
     """The pixels of `stored_picture`. Raises BadPicture."""
     return stored_picture(content, stored_size).pixels
-
-
-def decode(source: Source, stored_size: int | None = None) -> Image.Image:
-    """The picture of `read_picture`: upright and in RGB. Raises BadPicture."""
-    return read_picture(source, stored_size).picture

@@ -5,10 +5,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from adafilter_dist.data.pictures import decode, stored_pixels
+from adafilter_dist.data.pictures import stored_pixels
 from adafilter_dist.pictures.modes import BadPicture
+from adafilter_dist.pictures.reading import read_picture
 from tests.pictures.odd_pictures import encoded, without_adobe_marker
 from tests.real_pictures import photographs
+
+
+def decode(content: bytes, stored_size: int | None = None) -> Image.Image:
+    return read_picture(content, stored_size).picture
 
 
 @pytest.fixture(scope="module")
