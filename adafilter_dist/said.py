@@ -18,7 +18,7 @@ def exit_code(command: Callable[[], int]) -> int:
     """
     try:
         try:
-            return _said(command)
+            return _code_of(command)
         finally:
             _flush()
     except BrokenPipeError:
@@ -27,7 +27,7 @@ def exit_code(command: Callable[[], int]) -> int:
         return BROKEN_PIPE
 
 
-def _said(command: Callable[[], int]) -> int:
+def _code_of(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:

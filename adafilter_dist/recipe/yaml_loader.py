@@ -84,10 +84,10 @@ def read_yaml(text: str) -> Any:
 
 def read_node(text: str) -> tuple[Any, int]:
     """The content of a YAML text, and where in the text it ends; YamlError."""
-    wrong = _NOT_ALLOWED.search(text)
-    if wrong is not None:
-        line = text.count("\n", 0, wrong.start()) + 1
-        raise YamlError(f"line {line}: the character U+{ord(wrong[0]):04X} is not allowed")
+    match = _NOT_ALLOWED.search(text)
+    if match is not None:
+        line = text.count("\n", 0, match.start()) + 1
+        raise YamlError(f"line {line}: the character U+{ord(match[0]):04X} is not allowed")
     try:
         return _Composer(text).document()
     except yaml.MarkedYAMLError as error:
@@ -117,7 +117,6 @@ class _Composer:
         self._events: Iterator[Event] = yaml.parse(text, Loader=_PARSER)
         self._anchors: dict[str, _Anchored | None] = {}  # None while it is being read
         self._nodes = 0
-        self._deepest = 0  # of what was read last
         self._end = 0
 
     def document(self) -> tuple[Any, int]:
