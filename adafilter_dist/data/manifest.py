@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from adafilter_dist import atomic
 from adafilter_dist.data.listing import DEFAULT_NAME
@@ -53,6 +53,14 @@ class Manifest(BaseModel):
     skipped: int
     duplicates: int
     notes: list[str]
+
+    @model_validator(mode="after")
+    def _require_sense(self) -> Manifest:
+        if self.format == 2 and not self.origins:
+            raise ValueError("no origins")
+        if not 0 <= self.validation < self.train.pictures:
+            raise ValueError("more validation pictures than there are")
+        return self
 
     def write(self, folder: Path) -> None:
         """Put it into the folder, whole or not at all."""

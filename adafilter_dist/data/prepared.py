@@ -168,9 +168,11 @@ def damage_of(folder: Path, manifest: Manifest) -> str:
         if size != split.size:
             return f"{path}: damaged, {size} bytes instead of {split.size}"
         try:
-            open_store(path)
+            labels = open_store(path).labels
         except Damaged as error:  # its tables; no sha256 is needed to see it
             return error.what
+        if len(labels) != split.pictures or (labels >= len(manifest.classes)).any():
+            return f"{path}: does not fit its manifest.json"
     return ""
 
 

@@ -318,6 +318,28 @@ def test_damaged_tables_are_written_again_however_it_is_verified(root: Path, ver
     assert again.fingerprint == first.fingerprint and len(open_store(again.train_store)) == 9
 
 
+@pytest.mark.parametrize("change", [{"validation": -3}, {"validation": 9}, {"origins": []}])
+def test_manifest_that_contradicts_itself_is_refused(root: Path, change: dict[str, Any]) -> None:
+    done, _ = prepared(root)
+    path = done.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for refuse in (lambda: open_prepared(recipe(root)), lambda: prepared(root)):
+        with pytest.raises(UserError, match=f"{path}: damaged, .* remove {done.folder}"):
+            refuse()
+
+
+def test_stores_that_do_not_fit_their_manifest_are_written_again(root: Path) -> None:
+    done, _ = prepared(root)
+    path = done.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for change in ({"classes": ["cat"]}, {"test": manifest["test"] | {"pictures": 4}}):
+        path.write_text(json.dumps(manifest | change))
+        with pytest.raises(UserError, match=r"does not fit its manifest\.json; run: adafilter"):
+            open_prepared(recipe(root))
+        assert "does not fit its manifest.json: preparing again" in prepared(root)[1]
+        assert open_prepared(recipe(root)).classes == ["cat", "dog"]
+
+
 def test_manifest_of_another_format_is_refused(root: Path) -> None:
     done, _ = prepared(root)
     path = done.folder / "manifest.json"
