@@ -21,7 +21,7 @@ class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         """Called by rich instead of the BrokenPipeError that it met."""
         self.quiet = True
-        drop_unread()
         if self._unread is None:
-            raise BrokenPipeError
+            raise BrokenPipeError  # `exit_code` drops the output and knows by that what happened
+        drop_unread()
         self._unread()

@@ -102,3 +102,20 @@ def test_an_output_that_is_full_or_closed(runs: Path) -> None:
         check=False,
     )
     assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_a_table_that_nobody_reads_ends_a_command_without_a_word() -> None:
+    program = (
+        "import sys\n"
+        "from adafilter_dist.console import Console\n"
+        "from adafilter_dist.said import exit_code\n"
+        "sys.stdin.read()\n"  # until the reader is gone
+        "sys.exit(exit_code(lambda: Console().print('row') or 0))\n"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
