@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from adafilter_dist.data import staging
 from adafilter_dist.data.manifest import Manifest, StoredSplit, read_manifest
+from adafilter_dist.data.origin import Origin
 from adafilter_dist.data.prepared import Prepared
 from adafilter_dist.data.staging import NotStaged, copy_folder, expanded, is_good, stage
 from adafilter_dist.data.store import open_store, write_store
@@ -43,6 +44,7 @@ def shared(tmp_path: Path) -> Prepared:
         fingerprint="f" * 64,
         sources="",
         root=folder,
+        origins=[Origin(root=str(folder), csv=None)],
         classes=["a"],
         skipped=0,
         duplicates=0,
