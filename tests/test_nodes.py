@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.data.manifest import Manifest, StoredSplit
+from adafilter_dist.data.origin import Origin
 from adafilter_dist.nodes import Found, complaints, first_of_node
 from adafilter_dist.shared_memory import ENOUGH, shared_memory, shortage
 from tests.engine.joining import Rank, outputs, start
@@ -135,7 +136,7 @@ def write_manifest(folder: Path, content: bytes) -> None:
             file=f"{name}.beton",
             size=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
-            pictures=0,
+            pictures=1,
         )
         for name in ("train", "test")
     }
@@ -145,6 +146,7 @@ def write_manifest(folder: Path, content: bytes) -> None:
         fingerprint="f",
         sources="",
         root=folder,
+        origins=[Origin(root=str(folder), csv=None)],
         classes=["a"],
         skipped=0,
         duplicates=0,
