@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -25,24 +26,54 @@ def test_killed_at_random(
     new_chain: NewChain, undisturbed: Reference, world_size: int, loader: str, kills: int
 ) -> None:
     draw = random.Random(f"{SEED} {world_size} {loader}")
+    ranks = [world_size > 1 and number % 2 == 0 for number in range(kills)]
+    kill_at_random(new_chain, undisturbed, draw, world_size, loader, ranks)
+
+
+def kill_at_random(
+    new_chain: NewChain,
+    undisturbed: Reference,
+    draw: random.Random,
+    world_size: int,
+    loader: str,
+    one: Sequence[bool],
+) -> None:
+    """Kill a run once for each of ``one`` (a single rank, or all of them), then let it end.
+
+    On a fast machine it may come to its end before: that is compared too, and another run begins.
+    """
+    wanted = undisturbed(world_size, loader)
     chain = new_chain(world_size, loader)
-    for number in range(kills):
-        kill_at_random(chain, draw, loader, one=world_size > 1 and number % 2 == 0)
-    assert differences(chain.end(), undisturbed(world_size, loader)) == []
+    left = list(one)
+    while left:
+        if _kill(chain, draw, loader, one=left[0]):
+            del left[0]
+        else:
+            assert differences(chain.run, wanted) == []
+            chain = new_chain(world_size, loader)
+    assert differences(chain.end(), wanted) == []
 
 
-def kill_at_random(chain: Chain, draw: random.Random, loader: str, *, one: bool) -> None:
-    """Start an attempt and kill it, or ``one`` of its ranks, while it starts, trains or saves."""
+def _kill(chain: Chain, draw: random.Random, loader: str, *, one: bool) -> bool:
+    """Start an attempt and kill it, or ``one`` of its ranks, while it starts, trains or saves.
+
+    False where the run was finished before.
+    """
     attempts = chain.start()
     moment = draw.uniform(0.1, 2.5)  # seconds: the first step begins after some tenths
     name = f"{loader}, {chain.world_size} rank(s)"
-    if not attempts[0].ended_within(moment) and one:
+    if attempts[0].ended_within(moment):
+        codes = [attempt.wait() for attempt in attempts]
+        assert codes == [0] * len(attempts), attempts[0].printed()
+        return False
+    if one:
         victim = draw.randrange(len(attempts))
         kill_tree(attempts[victim].pid)
         _see_others_end(attempts, victim)
         chain.killed(attempts, f"at random: one of the ranks, {name}", lambda: f"rank {victim}")
-        return
+        return True
     chain.killed(attempts, f"at random: all, {name}")
+    return True
 
 
 def _see_others_end(attempts: list[Attempt], victim: int) -> None:

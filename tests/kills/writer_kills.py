@@ -48,10 +48,14 @@ def traced_writer(chain: Chain, kill: Call | None) -> list[Call]:
     return made
 
 
+TRIES = 20
+"""Attempts at one call: on a busy machine the opened files before it vary from time to time."""
+
+
 def kill_at(chain: Chain, call: Call) -> None:
     """An attempt whose writer dies at this call, which is not made, and all others with it."""
     aim = call
-    for _ in range(5):
+    for _ in range(TRIES):
         hit = traced_writer(chain, aim)[-1]
         if hit.site == call.site:
             return

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,21 @@ class Shell:
         until(lambda: not any(local.is_running(str(pid)) for pid in self.pids[-1:]), 60)
 
 
+@contextmanager
+def held(pid: int) -> Iterator[None]:
+    """While the block runs, a process and all that it has started stand still."""
+    stopped = [pid, *descendants(pid)]
+    try:
+        for each in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGSTOP)
+        yield
+    finally:
+        for each in reversed(stopped):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGCONT)
+
+
 @pytest.fixture
 def shell(tmp_path: Path, no_slurm: Cluster) -> Iterator[Shell]:
     (tmp_path / "here").mkdir()
@@ -111,11 +127,12 @@ def test_submitted_cancelled_resumed_finished(
     run = shell.place / lines["run"]
     assert Path(lines["log"]).parent == run / "jobs"
 
-    again = shell.submit(*more)  # it is queued, or takes the run up just now
-    assert "submitted process" not in again["all"]
-    assert "already submitted, process" in again["all"] or "in use by" in again["all"]
-    stands = shell.run(lines["status"])
-    assert re.search(r"state +(queued|running)", stands), stands
+    with held(int(lines["process"])):  # or it might be finished before the next command has begun
+        again = shell.submit(*more)  # it is queued, or takes the run up just now
+        assert "submitted process" not in again["all"]
+        assert "already submitted, process" in again["all"] or "in use by" in again["all"]
+        stands = shell.run(lines["status"])
+        assert re.search(r"state +(queued|running)", stands), stands
 
     followed = subprocess.Popen(
         ["bash", "-c", f"exec {lines['follow']}"],
