@@ -28,6 +28,8 @@ from tests.cluster.keeping import Keeper
 
 T = TypeVar("T")
 INTERVAL = 0.1  # seconds between two looks at something
+ATTEMPTS = 3
+PORT_TAKEN = "Address already in use"  # in the log of a daemon that could not listen
 # Variables of a job or of the user's own SLURM, which must not reach this one's commands.
 _FOREIGN = re.compile(r"(SLURM|SBATCH|SRUN|SALLOC|SCANCEL|SQUEUE|SINFO|SACCT|PMI|MUNGE)_?")
 
@@ -80,13 +82,26 @@ class Cluster:
         return self.folder / "disks" / node
 
     def up(self) -> Self:
-        """Bring it up; returns when all nodes are idle, or raises and leaves nothing behind."""
-        try:
-            self._up()
-        except BaseException:
-            self.down()
-            raise
+        """Bring it up; returns when all nodes are idle, or raises and leaves nothing behind.
+
+        Between choosing a port and its daemon's start another process can take it: then the
+        cluster is brought up anew, with other ports.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._up()
+                break
+            except BaseException:
+                taken = self._port_taken()
+                self.down()
+                if not taken or attempt == ATTEMPTS:
+                    raise
+                shutil.rmtree(self.folder)
         return self
+
+    def _port_taken(self) -> bool:
+        logs = (self.folder / "log").glob("*")
+        return any(PORT_TAKEN in log.read_text(errors="replace") for log in logs)
 
     def _up(self) -> None:
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import needs
+from tests.cluster import config, needs
 from tests.cluster.config import Settings
 from tests.cluster.jobs import over
 from tests.cluster.slurm import Cluster
@@ -112,3 +113,24 @@ def test_accounting_knows_what_ran(tmp_path: Path) -> None:
             lambda: "FAILED" in (text := cluster.run(*words)) and text, 30, "sacct says FAILED"
         )
         assert shown == f"{job}|FAILED|4:0\n"
+
+
+def test_a_port_that_was_taken_meanwhile_is_replaced(
+    slurm: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = config.free_ports
+    asked: list[int] = []
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+
+        def ports(count: int) -> list[int]:
+            asked.append(count)
+            free = choose(count)
+            # The last is the node's.
+            return [*free[:-1], other.getsockname()[1]] if len(asked) == 1 else free
+
+        monkeypatch.setattr(config, "free_ports", ports)
+        with Cluster(tmp_path / "cluster", Settings(nodes=1)) as cluster:
+            assert cluster.idle("n1")
+    assert len(asked) == 2
