@@ -160,7 +160,7 @@ class _Attempt:
         except (RuntimeError, MemoryError) as error:
             where = f"rank {world.rank} ({world.device})"
             if memory.is_out_of_memory(error):
-                raise memory.explain(recipe, session, where) from None
+                raise memory.explain(recipe, session, where, error) from None
             lost = lost_peer(error, where, recipe.engine.timeout, run.path)
             if lost is None:
                 raise

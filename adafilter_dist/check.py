@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from adafilter_dist import memory
 from adafilter_dist.checkpoint.saver import Saved, Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.disk import existing_parent, gib
@@ -27,11 +28,18 @@ STEPS = 2
 
 def run_check(recipe: Recipe, console: Console) -> int:
     """Do it and print a few lines; nothing is left behind. Returns 0 or raises as training."""
+    session: Session | None = None
     with join_world(recipe) as world:
-        session = build_session(recipe, world)
-        session.step.warm_up(session.preprocess.crop)
-        seconds = _steps(session)
-        state = session.full_state()
+        try:
+            session = build_session(recipe, world)
+            session.step.warm_up(session.preprocess.crop)
+            seconds = _steps(session)
+            state = session.full_state()
+        except (RuntimeError, MemoryError) as error:
+            where = f"rank {world.rank} ({world.device})"
+            if memory.is_out_of_memory(error):
+                raise memory.explain(recipe, session, where, error) from None
+            raise
         if world.first:
             size, took = _save_and_load(session, state)
             _tell(session, console, seconds, size, took)

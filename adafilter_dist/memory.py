@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 import torch
 
+from adafilter_dist.engine.autocast import AUTOCAST
 from adafilter_dist.errors import UserError
+from adafilter_dist.models import statistics
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.session import Session, forward_counts
 
+_USABLE = 0.93  # of what is free; the rest is lost in fragments and workspaces
 # How libraries below torch say it, in a plain RuntimeError.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory"  # torch on a CPU
@@ -30,23 +35,67 @@ def is_out_of_memory(error: BaseException) -> bool:
 def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:
     """The largest usable micro_batch that should fit, None if not even 2 would.
 
-    On CUDA from the bytes a sample took at the peak; elsewhere the next smaller one.
+    On CUDA from a measured forward and backward of few samples; elsewhere, and where that cannot be
+    measured, half of what did not fit or less.
     """
     train = recipe.train
-    limit = train.micro_batch - 1
+    limit = train.micro_batch // 2
     if session is not None and session.world.device.type == "cuda":
-        device = session.world.device
-        weights = sum(p.numel() * p.element_size() for p in session.engine.model.parameters())
-        static = 3 * weights  # weights, gradients, momentum
-        peak = torch.cuda.max_memory_allocated(device)
-        total = torch.cuda.get_device_properties(device).total_memory
-        per_sample = max(1, peak - static) / (train.micro_batch * _together(recipe, session))
-        limit = min(limit, int((0.9 * total - static) / per_sample))
+        measured = _measured_limit(recipe, session)
+        limit = limit if measured is None else min(measured, train.micro_batch - 1)
     return next((m for m in range(limit, 1, -1) if train.global_batch % m == 0), None)
 
 
-def explain(recipe: Recipe, session: Session | None, where: str) -> UserError:
-    """The one line: what ran out, what would fit, and what changing it means."""
+def _measured_limit(recipe: Recipe, session: Session) -> int | None:
+    """How many samples of a forward and backward the GPU holds beside optimizer and weights."""
+    if isinstance(recipe.engine, DeepSpeed):
+        return None  # its forward is collective, and only this rank may be here
+    device = session.world.device
+    torch.cuda.empty_cache()
+    small, large = 2, 6
+    try:
+        first, second = (_peak_of_pass(recipe, session, samples) for samples in (small, large))
+    except RuntimeError:
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    available = _USABLE * (free + torch.cuda.memory_reserved(device))
+    per_sample = max(1.0, (second - first) / (large - small))
+    # Momentum, and gradients where none were made yet; the measured peak holds the rest.
+    trained = [p for p in session.engine.model.parameters() if p.requires_grad]
+    later = 2 * sum(p.numel() * p.element_size() for p in trained)
+    return int((available - later - (first - small * per_sample)) / per_sample)
+
+
+def _peak_of_pass(recipe: Recipe, session: Session, samples: int) -> int:
+    """Bytes at the peak of a forward and backward of ``samples`` images of noise, on CUDA.
+
+    Beside DDP and its hooks, because other ranks do not take part.
+    """
+    model, device = session.engine.model, session.world.device
+    size = session.preprocess.crop
+    images = torch.randn(samples, 3, size, size, dtype=session.engine.dtype, device=device)
+    if recipe.train.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    cast = AUTOCAST.get(recipe.train.precision)
+    torch.cuda.reset_peak_memory_stats(device)
+    model.train()
+    with torch.autocast(device.type, cast, enabled=cast is not None):
+        total = model(images).float().sum()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(total, trained, allow_unused=True)
+    statistics.discard(model)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def explain(
+    recipe: Recipe, session: Session | None, where: str, error: BaseException | None = None
+) -> UserError:
+    """The one line: what ran out, what would fit, and what changing it means.
+
+    Frees what the functions that raised ``error`` held, so that a GPU can be measured.
+    """
+    if error is not None:
+        traceback.clear_frames(error.__traceback__)
     train = recipe.train
     together = _together(recipe, session)
     if together > 1:

@@ -94,7 +94,7 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
         Part(
             "identities",
             1,
-            120,
+            150,
             "fused = plain modules, fp64 to fp16; compiled; deterministic",
             script("gpu_identities.py", "--device", device),
             on_cpu=True,
@@ -102,7 +102,7 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
         Part(
             "precisions",
             1,
-            90,
+            120,
             "training by torchrun in fp32, bf16, fp16; NCCL of one rank",
             run("precisions"),
             on_cpu=True,
@@ -115,7 +115,7 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
             run("resume"),
             on_cpu=True,
         ),
-        Part("memory", 1, 60, "out of memory is one line, and what it names fits", run("memory")),
+        Part("memory", 1, 90, "out of memory is one line, and what it names fits", run("memory")),
         Part(
             "deepspeed",
             1,

@@ -122,15 +122,36 @@ def rows(run: Path, kind: str) -> list[dict[str, float]]:
     return [row for row in map(json.loads, whole) if row["kind"] == kind]
 
 
+def print_times(run: Path) -> None:
+    """Where a run's seconds went: before its first row, in training, after it; images a second."""
+    train = rows(run, "train")
+    start = (run / "recipe.yaml").stat().st_mtime
+    end = (run / "status.json").stat().st_mtime
+    first, last = train[0]["time"], train[-1]["time"]
+    rates = [row["images_per_second"] for row in train]
+    print(
+        f"{run.name}: {first - start:.1f} s to the first row, {last - first:.1f} s to the last, "
+        f"{end - last:.1f} s after it; images/s {rates[0]:.0f} first, {np.median(rates):.0f} median"
+    )
+
+
 def precisions(runs: Runs) -> None:
-    """Each precision under torchrun: finished, losses finite and falling."""
+    """Each precision under torchrun, all at once: finished, losses finite and falling."""
     runs.prepare(runs.words("precisions"))
     known = ["fp32", "bf16", "fp16"] if runs.device == "cuda" else ["fp32", "bf16"]
-    for precision in known:
-        run = runs.folder(precision)
-        words = runs.words("precisions", f"train.precision={precision}", f"run_dir={run}")
+
+    def train(precision: str) -> None:
+        words = runs.words(
+            "precisions", f"train.precision={precision}", f"run_dir={runs.folder(precision)}"
+        )
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         runs.call(*torchrun, "--nproc-per-node=1", "-m", "adafilter_dist", "train", *words)
+
+    with ThreadPoolExecutor(len(known)) as pool:
+        list(pool.map(train, known))
+    for precision in known:
+        run = runs.folder(precision)
+        print_times(run)
         losses = [row["loss"] for row in rows(run, "train")]
         early, late = np.mean(losses[:5]), np.mean(losses[-5:])
         print(f"{precision}: {len(losses)} steps, loss {early:.3f} -> {late:.3f}", flush=True)
@@ -205,6 +226,7 @@ def loader(runs: Runs) -> None:
     runs.prepare(words)
     run = runs.folder("loader")
     runs.call(*ADAFILTER, "train", *words, f"run_dir={run}")
+    print_times(run)
     for row in rows(run, "train"):
         print({key: value for key, value in row.items() if key not in ("loss", "gates")})
 

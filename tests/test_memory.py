@@ -25,7 +25,7 @@ if main(["prepare", *sys.argv[1:]]):
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 900 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-sys.exit(main(["train", *sys.argv[1:]]))
+sys.exit(main(["train", *sys.argv[1:], *MODE]))
 """
 
 
@@ -57,7 +57,8 @@ def test_libraries_below_torch_say_it_in_their_own_words(text: str, expected: bo
 
 
 @pytest.mark.slow
-def test_the_line_names_a_micro_batch_and_what_it_means(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [[], ["--check"]], ids=["train", "check"])
+def test_the_line_names_a_micro_batch_and_what_it_means(mode: list[str], tmp_path: Path) -> None:
     for number, picture in enumerate(real_pictures()[:16]):
         for split in ("train", "test"):
             place = tmp_path / "pictures" / split / f"class{number % 2}"
@@ -80,14 +81,14 @@ def test_the_line_names_a_micro_batch_and_what_it_means(tmp_path: Path) -> None:
         "engine.device=cpu",
     ]
     done = subprocess.run(
-        [sys.executable, "-c", _LIMITED, *words],
+        [sys.executable, "-c", f"MODE = {mode}\n{_LIMITED}", *words],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=240,
         env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "/usr/bin:/bin"},
     )
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert "train.micro_batch=8 should fit" in done.stderr
     assert "another run with other numbers" in done.stderr
