@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import traceback
 
 import torch
 
 from adafilter_dist.engine.autocast import AUTOCAST
 from adafilter_dist.errors import UserError
 from adafilter_dist.models import statistics
+from adafilter_dist.models.gate import RecurrentGate
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.session import Session, forward_counts
@@ -32,6 +32,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
+def release(gate: RecurrentGate | None, error: BaseException) -> None:
+    """Let go of every activation of the forward that ``error`` ended, by dropping its traceback."""
+    error.__traceback__ = None  # traceback.clear_frames leaves what frames hold besides variables
+    if gate is not None:
+        gate.discard()
+
+
 def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:
     """The largest usable micro_batch that should fit, None if not even 2 would.
 
@@ -42,7 +49,8 @@ def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:
     limit = train.micro_batch // 2
     if session is not None and session.world.device.type == "cuda":
         measured = _measured_limit(recipe, session)
-        limit = limit if measured is None else min(measured, train.micro_batch - 1)
+        if measured is not None and measured >= 2:
+            limit = min(measured, train.micro_batch - 1)
     return next((m for m in range(limit, 1, -1) if train.global_batch % m == 0), None)
 
 
@@ -95,7 +103,7 @@ def explain(
     Frees what the functions that raised ``error`` held, so that a GPU can be measured.
     """
     if error is not None:
-        traceback.clear_frames(error.__traceback__)
+        release(session.built.gates if session is not None else None, error)
     train = recipe.train
     together = _together(recipe, session)
     if together > 1:

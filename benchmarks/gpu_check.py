@@ -110,7 +110,7 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
         Part(
             "resume",
             1,
-            90,
+            200,
             "killed with -9 and resumed: the bits of a run left alone",
             run("resume"),
             on_cpu=True,

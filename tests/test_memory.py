@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from PIL import Image
 
-from adafilter_dist.memory import explain, is_out_of_memory
+from adafilter_dist import convert
+from adafilter_dist.memory import explain, is_out_of_memory, release
 from adafilter_dist.recipe import load_recipe
 from tests.real_pictures import real_pictures
 
@@ -54,6 +58,26 @@ def test_several_micro_batches_in_a_forward_are_lowered_first() -> None:
 def test_libraries_below_torch_say_it_in_their_own_words(text: str, expected: bool) -> None:
     assert is_out_of_memory(RuntimeError(text)) is expected
     assert not is_out_of_memory(ValueError(text))
+
+
+def test_nothing_holds_the_activations_of_a_forward_that_failed() -> None:
+    net = convert(torchvision.models.resnet18(num_classes=4), size=32)
+    early: list[weakref.ref[torch.Tensor]] = []
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    first, *_, last = net.gated_layers.values()
+    first.register_forward_hook(lambda *call: early.append(weakref.ref(call[2])))
+    last.register_forward_pre_hook(run_out)
+    try:
+        net(torch.randn(4, 3, 32, 32))
+    except torch.OutOfMemoryError as error:
+        assert early[0]() is not None
+        release(net.gate, error)
+        assert early[0]() is None
+    else:
+        pytest.fail("the hook did not run")
 
 
 @pytest.mark.slow

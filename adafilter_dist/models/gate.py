@@ -122,6 +122,11 @@ class RecurrentGate(nn.Module, StepStatistics):
         self._walking, self._state = False, None
         self._means.clear()
 
+    def discard(self) -> None:
+        """Let go of the last forward's graph, also of one that an exception ended halfway."""
+        self.start()
+        self.stop()
+
     def remember_mean(self, x: Tensor, mean: Tensor) -> None:
         """The mean over the pixels of x, from the layer that made x: nobody need read x for it."""
         self._means.add(x, mean)
