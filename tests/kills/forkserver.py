@@ -2,7 +2,8 @@
 
 Importing torch and what belongs to it takes seconds, an attempt that is killed soon takes less. A
 forked child runs the real command, ``adafilter_dist.__main__.main``, and leaves as a real process
-does. Only imports may happen before: a thread that was started there would not exist in a child.
+does, but for taking its modules apart: a second of work that nobody sees. Only imports may happen
+before: a thread that was started there would not exist in a child.
 
 One JSON object a line on the socket whose number is the only argument. Asked is ``words``,
 ``folder``, ``environment``, ``clean`` (without the server's own environment), ``output`` (a file),
@@ -14,7 +15,9 @@ the signal); and ``gone`` once nothing that an ended attempt has started is left
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -22,9 +25,10 @@ import select
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 IMPORTS = (
     *("torch", "torch.distributed", "torchvision", "rich.progress"),
@@ -36,8 +40,8 @@ EXTRAS = ("timm", "numba", "llvmlite.binding", "cv2")
 _SET_CHILD_SUBREAPER = 36
 
 
-def main() -> int:
-    """Serve until the other end closes the socket; in a child: the command's exit code."""
+def main() -> NoReturn:
+    """Serve until the other end closes the socket; a child runs a command and leaves."""
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in IMPORTS:
         importlib.import_module(name)
@@ -46,6 +50,9 @@ def main() -> int:
             importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) != 1:
         raise RuntimeError("importing has started threads, which a forked child would not have")
+    # What is imported stays: collecting garbage need not look at it, nor copy its pages for that.
+    gc.collect()
+    gc.freeze()
     # Orphans become children of this process, so that it learns when the last has ended.
     ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wake_in, wake_out = os.pipe()
@@ -71,7 +78,7 @@ def main() -> int:
         if control in ready:
             line = lines.readline()
             if not line:
-                return 0
+                _leave(0)
             request = json.loads(line)
             # Before the child exists: whoever asked may close its end of a pipe when it is told.
             output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -81,7 +88,7 @@ def main() -> int:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for descriptor in (wake_in, wake_out, control.detach()):
                     os.close(descriptor)
-                return _attempt(request, output)
+                _leave(_attempt(request, output))
             os.close(output)
             running.add(pid)
             _say(control, forked=pid)
@@ -135,5 +142,14 @@ def _attempt(request: dict[str, Any], output: int) -> int:
     return int(importlib.import_module("adafilter_dist.__main__").main(request["words"]))
 
 
+def _leave(code: int) -> NoReturn:
+    """What an interpreter does at its end, before it takes its modules apart."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
