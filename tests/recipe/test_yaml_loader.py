@@ -58,7 +58,9 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "a list in itself": ("optim: &a [*a]\n", "line 1: *a stands inside of &a itself"),
     "a mapping in itself": ("optim: &a\n  lr: *a\n", "line 2: *a stands inside of &a itself"),
     "an alias of nothing": ("optim: *nothing\n", "nothing"),
-    "3,000 nested lists": ("optim: " + "[" * 3000 + "]" * 3000, "nested more than 30 deep"),
+    "900 nested lists": ("optim: " + "[" * 900 + "]" * 900, "nested more than 30 deep"),
+    # libyaml reads on a little before it hands out a list, and since 0.2.6 refuses 1,000 itself.
+    "3,000 nested lists": ("optim: " + "[" * 3000 + "]" * 3000, "nest"),
     "1,000 nested mappings": (
         "".join(" " * level + "a:\n" for level in range(1000)),
         "nested more than 30 deep",
