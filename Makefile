@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long bench gpu-check setup ffcv lint format clean
+.PHONY: help demo test test-fast test-long test-versions bench gpu-check setup ffcv lint format clean
 
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 BIN := .venv/bin
@@ -39,6 +39,9 @@ test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a 
 
 test-fast: setup  ## the fast tests only
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"
+
+test-versions: setup  ## Python 3.11 to 3.13, oldest and newest torch (docs/versions.md); an hour
+	@cd "$(ROOT)" && $(BIN)/python tools/versions.py $(VERSIONS)
 
 bench: setup  ## timings beside plain fine-tuning: steps, inference, memory, loader; 10 minutes
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py train --repeats 7

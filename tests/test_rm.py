@@ -112,10 +112,15 @@ def test_no_path_through_a_symlink(runs: Path, capsys: pytest.CaptureFixture[str
 
 def ask(run: Path, answer: bytes) -> str:
     """What ``adafilter rm RUN`` says at a terminal where somebody answers."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ["PYTHONPATH"] = str(CLONE)
-        os.execv(sys.executable, [sys.executable, "-m", "adafilter_dist", "rm", str(run)])
+    terminal, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adafilter_dist", "rm", str(run)],
+        env=os.environ | {"PYTHONPATH": str(CLONE)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
     said = b""
     try:
         while b"[y/N] " not in said:
@@ -127,8 +132,8 @@ def ask(run: Path, answer: bytes) -> str:
         pass  # the child has closed its end
     finally:
         os.close(terminal)
-        _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, said
+        status = process.wait()
+    assert status == 0, said
     return said.decode()
 
 
