@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -179,18 +178,3 @@ def test_mistakes_are_one_line(words: list[str], line: str, clone: Path) -> None
     shutil.rmtree(clone / ".git")
     done = versions(clone, *words)
     assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_the_table_has_what_is_allowed() -> None:
-    listed = subprocess.run(
-        [sys.executable, CLONE / "tools" / "versions.py", "--list"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    table = rows(CLONE)
-    assert sorted(table) == sorted(line.split()[0] for line in listed.splitlines())
-    for line in listed.splitlines():
-        case, *fixed = line.split()
-        for torch in re.findall(r"torch==(\S+)", " ".join(fixed[:1])):
-            assert table[case][1].startswith(torch), f"make test-versions VERSIONS='--only {case}'"
