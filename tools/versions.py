@@ -33,7 +33,7 @@ from packaging.specifiers import SpecifierSet
 CLONE = Path(__file__).resolve().parent.parent
 TABLE = CLONE / "docs" / "versions.md"
 HEARTBEAT_S = 60
-SPACE = 12e9  # an environment of 6 GB, and as much in the cache of the installer
+SPACE = 8e9  # an environment and its packages in the installer's cache: the same files
 PACKAGES = ("torch", "torchvision", "numpy", "triton", "ffcv", "deepspeed")
 _SHOW = """
 import importlib.metadata as m, json, platform
