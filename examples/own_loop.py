@@ -1,4 +1,4 @@
-"""AdaFilter in a training loop of your own: python examples/own_loop.py PICTURES [EPOCHS]
+"""AdaFilter in a training loop of your own: `python examples/own_loop.py PICTURES [EPOCHS]`
 
 PICTURES holds a folder of pictures for each class. Any torchvision or timm CNN with BatchNorm does.
 """
