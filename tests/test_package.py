@@ -1,10 +1,11 @@
-"""The wheel: built from this clone, installed alone, used in an empty folder."""
+"""The wheel and the source distribution: built, installed alone, used in an empty folder."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -31,27 +32,44 @@ def output(command: list[str], folder: Path, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    output([*build, str(CLONE)], folder)
-    (path,) = folder.glob("*.whl")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("built")
+    output(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(CLONE)],
+        folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (path,) = built.glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of a new environment with the wheel and, from here, the other packages."""
-    folder = tmp_path_factory.mktemp("environment")
+def source(built: Path) -> Path:
+    (path,) = built.glob("*.tar.gz")
+    return path
+
+
+def install(path: Path, folder: Path) -> Path:
+    """The bin folder of a new environment with ``path`` and, from here, the other packages."""
     venv.create(folder, symlinks=True)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index"]
-    output([*pip, "--no-deps", str(wheel)], folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     # Paths alone, so that the .pth file which adds this clone to them is not read.
     here = [path for path in sys.path if Path(path).name == "site-packages"]
     (packages / "others.pth").write_text("\n".join(here))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index"]
+    output([*pip, "--no-deps", "--no-build-isolation", "--ignore-installed", str(path)], folder)
     return folder / "bin"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(wheel, tmp_path_factory.mktemp("environment"))
 
 
 def test_what_the_wheel_carries(wheel: Path) -> None:
@@ -68,10 +86,30 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in about)
 
 
+def test_what_the_source_distribution_carries(source: Path) -> None:
+    with tarfile.open(source) as archive:
+        names = [Path(entry.name) for entry in archive if entry.isfile()]
+    paths = {name.relative_to(name.parts[0]) for name in names}
+    listing = ["git", "-C", str(CLONE), "ls-files", "--cached", "--others", "--exclude-standard"]
+    wanted = {Path(name) for name in output(listing, CLONE).splitlines()}
+    wanted = {path for path in wanted if path.parts[0] != ".ci" and (CLONE / path).exists()}
+    assert paths == wanted | {Path("PKG-INFO")}
+
+
 def test_it_is_the_wheel_that_runs(installed: Path, tmp_path: Path) -> None:
+    runs(installed, tmp_path)
+
+
+def test_the_source_distribution_runs(source: Path, tmp_path: Path) -> None:
+    runs(install(source, tmp_path / "environment"), tmp_path)
+
+
+def runs(installed: Path, folder: Path) -> None:
     where = [str(installed / "python"), "-c", "import adafilter_dist as a; print(a.__file__)"]
-    assert Path(output(where, tmp_path).strip()).is_relative_to(installed.parent)
-    assert output([str(installed / "adafilter"), "--version"], tmp_path).strip() == __version__
+    assert Path(output(where, folder).strip()).is_relative_to(installed.parent)
+    adafilter = str(installed / "adafilter")
+    assert output([adafilter, "--version"], folder).strip() == __version__
+    assert "name: food101" in output([adafilter, "train", "recipe=food101", "--cfg"], folder)
 
 
 def test_the_demo_is_checked_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
