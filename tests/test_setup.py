@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
-from tests.setup_clone import command, installed, make_clone, make_wheel, setup, start_setup
+from tests.setup_clone import (
+    command,
+    installed,
+    make_clone,
+    make_wheel,
+    setup,
+    start_setup,
+)
 
 pytestmark = pytest.mark.slow
 NO_NETWORK = {"ALL_PROXY": "http://127.0.0.1:9", "UV_HTTP_RETRIES": "0"}
@@ -76,6 +85,19 @@ def test_a_venv_left_half_made_is_made_anew(clone: Path, home: Path) -> None:
     ready(clone).unlink()
     shutil.rmtree(clone / ".venv" / "bin")
     code, text = setup(clone, home)
+    assert code == 0, text
+    assert command(clone, clone)
+
+
+def test_an_activated_venv_is_made_anew_by_the_uv_outside(clone: Path, home: Path) -> None:
+    assert setup(clone, home)[0] == 0
+    inside, outside = clone / ".venv" / "bin", home / ".cache" / "adafilter" / "uv" / "bin"
+    outside.mkdir(parents=True, exist_ok=True)
+    for folder in (inside, outside):
+        (folder / "uv").symlink_to(find_uv_bin())
+    ready(clone).unlink()
+    path = f"{inside}:{os.environ['PATH']}"
+    code, text = setup(clone, home, PATH=path, VIRTUAL_ENV=str(clone / ".venv"))
     assert code == 0, text
     assert command(clone, clone)
 

@@ -25,6 +25,17 @@ cache=${ADAFILTER_CACHE:-${XDG_CACHE_HOME:-${HOME:-$PWD}/.cache}/adafilter}
 [ -z "${ADAFILTER_CACHE:-}" ] || export UV_CACHE_DIR="${UV_CACHE_DIR:-$cache/uv-cache}"
 no_index=
 
+# What an activated .venv offers, uv and python3, would go with it.
+unset VIRTUAL_ENV
+case :$PATH: in
+    *":$venv/bin:"*)
+        path=:$PATH:
+        path=${path%%":$venv/bin:"*}:${path#*":$venv/bin:"}
+        PATH=${path#:}
+        PATH=${PATH%:}
+        ;;
+esac
+
 fail() {
     echo "error: $1" >&2
     [ -z "${kept:-}" ] || printf '%s\n' "$kept" >"$ready"
