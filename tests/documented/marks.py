@@ -19,6 +19,7 @@ MARKS = {
     r"sudo (apt-get|dnf) install .*": "installs into the system, by root",
     r"conda install .*": "needs conda and the network",
     r"pip wheel --no-deps ffcv": "compiles FFCV for minutes",
+    r"uv pip compile .*": "asks the registry for all newest versions, and writes them down",
     r"uv cache prune": "removes from the cache of whoever runs the tests",
     r"pip install pillow-heif": "a reader of one format; the pictures of the tests need none",
     r"scancel 4242": "needs a cluster's job; tests/cluster cancels real ones",

@@ -26,7 +26,7 @@ PROGRAMS = (
     *("source", "git", "sudo", "conda", "uv"),
 )
 _PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
-_HEADERS = ("recipes/**/*.yaml", "slurm/*.sbatch")
+_HEADERS = ("recipes/**/*.yaml", "slurm/*.sbatch", "constraints.txt")
 _DOCSTRINGS = ("examples/*.py", "launch/*.py", "benchmarks/*.py")
 # In running text these are spoken of; what is to be typed names more than these.
 _MENTIONED = re.compile(r"(adafilter|pip|git|pytest|uv) \S+|adafilter \S+ --[a-z-]+|scancel.*|\S+")
@@ -88,6 +88,12 @@ class Block:
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.text.splitlines()[0]}"
+
+
+@cache
+def by_page() -> dict[str, list[Command]]:
+    """The commands of each page, in their order."""
+    return {name: taken_apart(name, numbered)[0] for name, numbered in _texts()}
 
 
 @cache
@@ -167,11 +173,16 @@ def _texts() -> Iterator[tuple[str, Numbered]]:
             yield _name(path), list(enumerate(path.read_text().splitlines(), 1))
     for pattern in _HEADERS:
         for path in sorted(CLONE.glob(pattern)):
-            comments = [
-                (number, re.sub(r"^#( {3,}|\t)", "#     ", line)[1:].removeprefix(" "))
-                for number, line in enumerate(path.read_text().splitlines(), 1)
-                if line == "#" or line.startswith("# ") or line.startswith("#  ")
-            ]
+            comments: Numbered = []
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                if re.match(r"#( |$)", line):
+                    indented = re.match(r"#\s{3,}", line)
+                    # In a comment a command may stand right below the sentence that ends in it.
+                    blank = indented and comments and not _open(comments[-1][1])
+                    comments += [(number, "")] if blank else []
+                    comments.append(
+                        (number, re.sub(r"^#(\s{3,}| ?)", "    " if indented else "", line))
+                    )
             yield _name(path), comments
     for pattern in _DOCSTRINGS:
         for path in sorted(CLONE.glob(pattern)):

@@ -22,7 +22,7 @@ from adafilter_dist.launch.sweep import expand
 from adafilter_dist.recipe import dump_recipe, load_recipe
 from adafilter_dist.recipe.shares import require_job_shares, require_shares
 from tests.documented.marks import MARKS, mark_of
-from tests.documented.pages import CLONE, Block, Command, collected, taken_apart
+from tests.documented.pages import CLONE, Block, Command, by_page, collected, taken_apart
 from tests.documented.ways import Way, way_of
 
 COMMANDS, BLOCKS = collected()
@@ -195,6 +195,19 @@ def test_recipe_and_processes_go_together(command: Command, site: Path) -> None:
             require_shares(recipe, ranks, command.text)
     for word in command.words:
         assert not word.endswith(".sbatch") or (CLONE / word).is_file()
+
+
+@pytest.mark.parametrize("page", by_page())
+def test_commands_of_a_page_mean_the_same_data(page: str) -> None:
+    """Who copies one after the other trains on what was prepared: data.root in all or none."""
+    roots: dict[str, dict[str | None, Command]] = {}
+    for command in by_page()[page]:
+        words = {key: value for key, _, value in (w.partition("=") for w in command.words)}
+        tried = way_of(command) in (Way.PLAYED, Way.DRY, Way.BATCH)
+        if tried and "recipe" in words and words["recipe"] != "NAME" and "--cfg" not in words:
+            roots.setdefault(words["recipe"], {}).setdefault(words.get("data.root"), command)
+    for recipe, places in roots.items():
+        assert len(places) == 1, f"data of recipe={recipe}: " + "; ".join(map(str, places.values()))
 
 
 @pytest.mark.parametrize("command", of(Way.DRY))
