@@ -66,7 +66,7 @@ class Place:
         data = folder / "data"
         data.mkdir()
         food101(data)
-        food101(folder / "other")
+        food101(folder / "other", train=5, test=3)
         (folder / "other" / "food-101").rename(folder / "FOLDER")
         caltech256(data)
         folders(data / "birds", {f"{s}/{c}": n for s, n in _SPLITS for c in ("finch", "wren")})
