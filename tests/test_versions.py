@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ setup:
 echo "{\\\\"evaluation\\\\": {\\\\"top1\\\\": 0.731}}" > runs/demo/1/figures/summary.json\\n' \
 > .venv/bin/adafilter
 \t@chmod +x .venv/bin/*
-\t@cat "$$ADAFILTER_CONSTRAINTS" > constrained
+\t@cat "$$UV_CONSTRAINT" > constrained
 \t@$(SETUP)
 test-fast:
 \t@$(PYTHON) -m pytest -q -ra -p no:cacheprovider
@@ -178,3 +179,22 @@ def test_mistakes_are_one_line(words: list[str], line: str, clone: Path) -> None
     shutil.rmtree(clone / ".git")
     done = versions(clone, *words)
     assert done.returncode == 2 and line in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow  # not in the cases themselves, which may have no row yet
+def test_the_table_has_what_is_allowed() -> None:
+    listed = subprocess.run(
+        [sys.executable, CLONE / "tools" / "versions.py", "--list"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    table = rows(CLONE)
+    assert sorted(table) == sorted(line.split()[0] for line in listed.splitlines())
+    for line in listed.splitlines():
+        case, *fixed = line.split()
+        python, torch, *_, tests, demo, _ = table[case]
+        assert python.startswith(case.partition("/")[0])
+        if fixed[0].startswith("torch=="):
+            assert f"torch=={torch}".startswith(fixed[0]), "make test-versions"
+        assert "passed" in tests and "failed" not in tests and re.fullmatch(r"\d\d\.\d %", demo)

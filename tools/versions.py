@@ -187,7 +187,9 @@ def try_case(case: Case, folder: Path, limit_s: float) -> tuple[dict[str, str], 
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     environment = kept | {
         "ADAFILTER_PYTHON": find_python(case.python),
-        "ADAFILTER_CONSTRAINTS": str(constraints),
+        # Not by the set-up's own constraints: these it takes from uv's cache, whatever is newer.
+        "ADAFILTER_CONSTRAINTS": "",
+        "UV_CONSTRAINT": str(constraints),
     }
     environment.pop("VIRTUAL_ENV", None)
     python, adafilter = (str(folder / ".venv" / "bin" / name) for name in ("python", "adafilter"))
