@@ -49,6 +49,7 @@ def make_clone(clone: Path, needs: Sequence[str] = (), constraints: str = "") ->
 def environment(home: Path, **more: str) -> dict[str, str]:
     """This process's variables without the project's, with uv on PATH; FFCV is left alone."""
     own = ("ADAFILTER_", "XDG_", "MAKE", "UV_", "VIRTUAL_ENV", "PIP_FIND_LINKS")
+    own += ("PYTHONDONTWRITEBYTECODE",)  # the set-up would compile everything
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     (home / "bin").mkdir(exist_ok=True)
     if not (home / "bin" / "uv").exists():
