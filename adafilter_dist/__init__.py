@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adafilter_dist.models.selected import for_inference
     from adafilter_dist.models.statistics import update_statistics
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "__version__",
     "convert",
