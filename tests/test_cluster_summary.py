@@ -25,7 +25,13 @@ TESTS = """
 """
 
 
-@pytest.mark.parametrize("words", [[], ["-n2"]], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param([], id="one process"),
+        pytest.param(["-n2"], id="xdist", marks=pytest.mark.slow),
+    ],
+)
 def test_what_ran_and_what_did_not_and_why(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:

@@ -386,7 +386,7 @@ def test_watching_prints_what_changed(run: Path, cluster: Cluster) -> None:
         shown = iter(process.stdout.readline, "")
         assert any(" running " in line for line in shown)  # though SLURM's last word was: pending
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=20)
+        rest, _ = process.communicate(timeout=150)
     finally:
         process.kill()
     assert process.returncode == 0 and "Traceback" not in rest
@@ -402,7 +402,7 @@ def test_watching_at_a_terminal(run: Path, cluster: Cluster) -> None:
         while b"SLURM was not asked: no squeue here" not in seen:
             seen += os.read(ours, 4096)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=150) == 0
         try:
             while block := os.read(ours, 4096):
                 seen += block

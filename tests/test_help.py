@@ -23,7 +23,7 @@ finally:
 
 def test_help_lists_the_verbs() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _ASK, "--help"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", _ASK, "--help"], capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[2:-3]] == list(VERBS)
@@ -32,7 +32,7 @@ def test_help_lists_the_verbs() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_says_how_it_is_used(verb: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _ASK, verb, "--help"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", _ASK, verb, "--help"], capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: adafilter {verb}")

@@ -140,7 +140,7 @@ class Following:
             time.sleep(0.02)
 
     def end(self) -> int:
-        code = self.process.wait(timeout=20)
+        code = self.process.wait(timeout=150)
         self._reader.join(20)
         return code
 
@@ -205,5 +205,5 @@ def test_a_reader_that_has_enough(run: Path) -> None:
     assert process.stdout.readline() == b"a line\n"
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=150) == 0
     process.stderr.close()

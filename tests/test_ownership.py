@@ -61,7 +61,7 @@ def holder(
         yield process, process.stdout.readline()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=150)
 
 
 def elsewhere() -> list[str]:
@@ -113,7 +113,7 @@ def test_of_many_that_claim_at_once_one_wins(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=150)
     assert sorted(line.split()[0] for line in lines) == ["claimed"] + ["refused"] * 5
     assert [owner.attempt for owner in owners(tmp_path)] == [1]
 
@@ -222,7 +222,7 @@ def test_a_living_process_on_another_machine_is_refused_and_its_zombie_cannot_pu
         second.check()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=150)
 
 
 _ZOMBIE = """

@@ -154,7 +154,7 @@ def test_where_nobody_can_be_asked(runs: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 2 and "add --yes" in done.stderr

@@ -54,12 +54,12 @@ def claimed_by() -> Iterator[Claim]:
     yield start
     for process in started:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=150)
 
 
 def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.wait(timeout=30)
+    process.wait(timeout=150)
 
 
 def status(run: Path, state: str = "running", **fields: Any) -> None:
@@ -379,7 +379,7 @@ def test_it_runs_by_default_on_runs_and_without_torch(run: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(CLONE)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,9 @@ class Job:
     def killed(self) -> None:
         """An attempt whose process is killed as soon as it has the run."""
         self._again()
-        done = subprocess.run([sys.executable, "-c", _DIES, str(self.run)], check=False, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", _DIES, str(self.run)], check=False, timeout=150
+        )
         assert done.returncode == -9
 
     def stopped(self, step: int, last: int, reason: str = "preempted") -> None:

@@ -98,7 +98,7 @@ def test_an_output_that_is_full_or_closed(runs: Path) -> None:
         env=BUFFERED | {"PYTHONPATH": str(CLONE)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert (closed.returncode, closed.stderr) == (0, "")

@@ -153,7 +153,7 @@ def test_stopped_it_leaves_nothing(number: signal.Signals, tmp_path: Path) -> No
     )
     pid = int((tmp_path / "pids").read_text())
     process.send_signal(number)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=150)
     assert process.returncode == 128 + number
     assert "Traceback" not in text
     assert not alive(pid)

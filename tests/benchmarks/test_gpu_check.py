@@ -36,6 +36,7 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_list_names_every_part_and_an_unknown_one_is_refused() -> None:
     listed = call("--list")
     assert listed.returncode == 0
@@ -46,6 +47,7 @@ def test_list_names_every_part_and_an_unknown_one_is_refused() -> None:
     assert refused.stderr.startswith("--only: no part resum; there are doctor, kernels")
 
 
+@pytest.mark.slow
 @pytest.mark.may_skip("needs a machine without a GPU")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu() -> None:
@@ -53,6 +55,7 @@ def test_without_a_gpu() -> None:
     assert refused.returncode == 2 and "torch sees no GPU" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_part_at_its_limit_ends_with_its_children(tmp_path: Path) -> None:
     child = tmp_path / "child"
     source = (

@@ -138,7 +138,7 @@ def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGSTOP)  # it cannot notice that nobody asks any more
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=150)
     import select
 
     assert select.select([descriptor], [], [], 30)[0], "the writer outlives its parent"
@@ -148,7 +148,7 @@ def test_the_writer_dies_with_its_parent(tmp_path: Path) -> None:
 def test_the_writer_imports_no_torch(tmp_path: Path) -> None:
     code = "import sys; import adafilter_dist.checkpoint.writer; print('torch' in sys.modules)"
     done = subprocess.run(
-        [command()[0], "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [command()[0], "-c", code], capture_output=True, text=True, timeout=150, check=True
     )
     assert done.stdout.strip() == "False"
 

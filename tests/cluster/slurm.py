@@ -148,7 +148,7 @@ class Cluster:
         *words: str | os.PathLike[str],
         script: str | None = None,
         folder: Path | None = None,
-        timeout: float = 60,
+        timeout: float = 150,
         environment: Mapping[str, str] | None = None,
     ) -> str:
         """Run sbatch, scontrol, ...; what it printed. AssertionError if it failed."""
@@ -214,7 +214,7 @@ class Cluster:
         assert found is not None
         return found
 
-    def wait_for_state(self, job: Job, *states: str, timeout: float = 60) -> dict[str, str]:
+    def wait_for_state(self, job: Job, *states: str, timeout: float = 150) -> dict[str, str]:
         """The fields of ``job`` when it was first in one of the states."""
         return self.wait_for_job(
             job, lambda fields: fields["JobState"] in states, timeout, " or ".join(states)
@@ -254,12 +254,12 @@ class Cluster:
         self._running.kill(node)
         del self._daemons[node]
 
-    def start_node(self, node: str, *, timeout: float = 60) -> None:
+    def start_node(self, node: str, *, timeout: float = 150) -> None:
         """Start a node again, with its disk as it was left; returns when it is idle."""
         self._start_daemon_of(node)
         self.wait_for(lambda: self.idle(node), timeout, f"{node} idle")
 
-    def cancel_all(self, *, timeout: float = 60) -> None:
+    def cancel_all(self, *, timeout: float = 150) -> None:
         """Cancel every job and wait until the nodes are free for the next test."""
         ours = [job["JobId"] for job in self.jobs() if not over(job)]
         if ours:

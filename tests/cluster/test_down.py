@@ -54,7 +54,7 @@ def remains(folder: Path, name: str) -> list[str]:
     return found
 
 
-def soon(condition: Callable[[], bool], timeout: float = 30) -> bool:
+def soon(condition: Callable[[], bool], timeout: float = 120) -> bool:
     """Whether it becomes true within ``timeout`` seconds."""
     until = time.monotonic() + timeout
     while not condition() and time.monotonic() < until:
@@ -83,14 +83,14 @@ def test_it_ends_with_the_process_that_brought_it_up(
 ) -> None:
     owner, name = start(tmp_path / "cluster")
     os.killpg(owner.pid, end)  # as a terminal does
-    owner.communicate(timeout=60)
+    owner.communicate(timeout=120)
     assert soon(lambda: not remains(tmp_path / "cluster", name)), remains(tmp_path, name)
 
 
 def test_it_ends_with_a_job_that_is_suspended(slurm: None, tmp_path: Path) -> None:
     owner, name = start(tmp_path / "cluster", "suspended")
     owner.kill()
-    owner.communicate(timeout=60)
+    owner.communicate(timeout=120)
     assert soon(lambda: not remains(tmp_path / "cluster", name)), remains(tmp_path, name)
 
 

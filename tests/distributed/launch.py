@@ -101,7 +101,7 @@ def adafilter(
     *words: str,
     world_size: int | None = None,
     folder: Path,
-    timeout: float = 240,
+    timeout: float = 400,
     figures: bool = False,
 ) -> Ended:
     """Run ``adafilter WORDS`` to its end."""
@@ -128,7 +128,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def await_that(condition: Callable[[], bool], process: Process, timeout: float = 120) -> None:
+def await_that(condition: Callable[[], bool], process: Process, timeout: float = 240) -> None:
     """Return once ``condition()``; AssertionError if the process ends or time runs out before."""
     ended = os.pidfd_open(process.pid)
     until = time.monotonic() + timeout

@@ -37,7 +37,7 @@ def computed(words: list[str], folder: Path, *more: str) -> Results:
         folder=folder,
         module="tests.distributed.zero_worker",
     )
-    ended = wait(process, 850 if more else 280)
+    ended = wait(process, 850 if more else 500)
     assert ended.code == 0, ended.output
     found: Results = json.loads(out.read_text())
     return found

@@ -63,7 +63,7 @@ def attempt(cache: Path) -> tuple[int, int, float]:
         env=kept | words,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     missed, hit, loss = done.stdout.split()

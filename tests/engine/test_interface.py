@@ -77,7 +77,7 @@ def test_without_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, timeout=20)
+    subprocess.run(["ip", *words], check=True, timeout=60)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.distributed.launch import ROOT, kill_tree
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds after which what was waited for will not come."""
 
 

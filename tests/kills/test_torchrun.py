@@ -20,7 +20,7 @@ from tests.kills.conftest import SEED, NewChain, Reference
 from tests.kills.same import differences
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def test_ranks_agent_and_all(new_chain: NewChain, undisturbed: Reference) -> None:

@@ -37,7 +37,7 @@ def traced_trainer(chain: Chain, kill: Call | None) -> tuple[list[Call], bool]:
         os.kill(attempt.pid, signal.SIGCONT)
     try:
         attempts[0].wait()
-        tracer.communicate(timeout=30)  # it has written its log
+        tracer.communicate(timeout=150)  # it has written its log
     finally:
         tracer.kill()
         tracer.wait()

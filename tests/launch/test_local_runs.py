@@ -146,7 +146,7 @@ def test_submitted_cancelled_resumed_finished(
         until(lambda: step(run) >= 3, 240)
         shell.run(lines["cancel"])
         shell.wait(run, "stopped")
-        told, _ = followed.communicate(timeout=60)  # it ends by itself
+        told, _ = followed.communicate(timeout=150)  # it ends by itself
     finally:
         followed.kill()
     assert "stopped by SIGTERM at step" in told and "the run is stopped" in told

@@ -66,6 +66,7 @@ def test_auto_is_local_where_sbatch_does_not_answer_and_says_so(no_slurm: Cluste
     assert choose_cluster(Launch(cluster="local"), said.append) == "local" and len(said) == 2
 
 
+@pytest.mark.slow  # prepares data
 def test_slurm_without_sbatch(refused, prepared: Path) -> None:
     (line,) = refused(*words(prepared), "launch.cluster=slurm")
     assert line.startswith("launch.cluster=slurm: there is no sbatch on this machine; ")
@@ -88,6 +89,7 @@ def test_typos_are_said_all_at_once(refused) -> None:
     assert line == "nowhere: not a run folder (no recipe.yaml in it)"
 
 
+@pytest.mark.slow  # prepares data
 def test_two_members_that_are_the_same_run(refused, prepared: Path) -> None:
     (line,) = refused(*words(prepared), *LOCAL, "optim.lr=0.1,1.0e-1")
     assert "are the same run" in line
@@ -103,22 +105,26 @@ def test_data_that_are_not_prepared(refused, tmp_path: Path, sweep: tuple[str, .
     assert len(lines) == 1 and "adafilter prepare recipe=" in lines[0]
 
 
+@pytest.mark.slow  # prepares data
 def test_weights_that_are_not_there(refused, prepared: Path) -> None:
     missing = "model.weights=/nowhere/weights.safetensors"
     lines = refused(*words(prepared), *LOCAL, missing, "model=resnet18")
     assert len(lines) == 1 and "/nowhere/weights.safetensors" in lines[0]
 
 
+@pytest.mark.slow  # prepares data
 def test_more_processes_than_micro_batches(refused, prepared: Path) -> None:
     (line,) = refused(*words(prepared), *LOCAL, "launch.tasks_per_node=5")
     assert line.startswith("launch.nodes=1 x 5 processes: train.global_batch=16 holds only 4 ")
 
 
+@pytest.mark.slow  # prepares data
 def test_several_nodes_on_one_machine(refused, prepared: Path) -> None:
     (line,) = refused(*words(prepared), "launch.cluster=local")
     assert line.startswith("launch.nodes=2: launch.cluster=local has one")
 
 
+@pytest.mark.slow  # prepares data
 def test_no_space(refused, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 1 << 30, 1 << 10))
@@ -127,6 +133,7 @@ def test_no_space(refused, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("sweep", [(), ("seed=0,1",)])
+@pytest.mark.slow  # prepares data
 def test_a_place_that_cannot_be_written(
     refused, prepared: Path, place: Path, sweep: tuple[str, ...]
 ) -> None:
@@ -135,6 +142,7 @@ def test_a_place_that_cannot_be_written(
     assert len(lines) == 1 and "cannot be written" in lines[0] and "run_dir=PATH" in lines[0]
 
 
+@pytest.mark.slow  # prepares data
 def test_a_disk_that_fails_while_the_code_is_copied(
     refused, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +165,7 @@ def on_slurm(cluster: Cluster, sbatch: str) -> None:
     program(cluster, "srun", "exit 1")
 
 
+@pytest.mark.slow  # prepares data
 def test_a_script_that_slurm_would_refuse(refused, prepared: Path, no_slurm: Cluster) -> None:
     program(
         no_slurm,
@@ -172,6 +181,7 @@ def test_a_script_that_slurm_would_refuse(refused, prepared: Path, no_slurm: Clu
 
 
 @pytest.mark.parametrize("more", [(), ("seed=0,1",)])
+@pytest.mark.slow  # prepares data
 def test_a_job_that_slurm_refuses(
     refused, prepared: Path, no_slurm: Cluster, more: tuple[str, ...]
 ) -> None:
@@ -181,6 +191,7 @@ def test_a_job_that_slurm_refuses(
     refused("prepare", *words(prepared))
 
 
+@pytest.mark.slow  # prepares data
 def test_a_run_that_was_there_is_as_it_was_where_slurm_refuses(
     prepared: Path, no_slurm: Cluster, capsys: pytest.CaptureFixture[str], place: Path
 ) -> None:

@@ -204,7 +204,7 @@ def test_of_eight_that_claim_at_once_one_requeues(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=60)[0].strip() for process in processes]
+    said = [process.communicate(timeout=150)[0].strip() for process in processes]
     assert sorted(said) == ["False"] * 7 + ["True"]
     # Another start of the job, another job: claimed anew.
     assert claim_requeue(tmp_path, "7779", 1)

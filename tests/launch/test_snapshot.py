@@ -87,7 +87,7 @@ def test_what_is_compiled_is_taken_over(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(place), "PYTHONSAFEPATH": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=True,
     )
     assert done.stdout.strip() == str(place / "adafilter_dist" / "errors.py")
@@ -118,7 +118,7 @@ def test_killed_in_between_it_leaves_no_half_copy(tmp_path: Path) -> None:
 
     def killed(event: str, count: int) -> None:
         words = [sys.executable, "-c", _KILLED, str(place), event, str(count)]
-        done = subprocess.run(words, timeout=60, check=False)
+        done = subprocess.run(words, timeout=150, check=False)
         assert done.returncode == -signal.SIGKILL, (event, count)
 
     killed("shutil.copyfile", 40)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torchvision import models
@@ -23,6 +25,13 @@ TORCHVISION = [
 ]
 # The first two keep the activation inside their BatchNorm, the second pads in its convolutions.
 TIMM = ["timm/regnety_002", "timm/tf_efficientnet_lite0", "timm/resnet26"]
+
+
+def architectures(quick: Sequence[str]) -> list[Any]:
+    """Names to parametrise a test with: the quick ones at once, the others with the slow tests."""
+    marks = dict.fromkeys((*TORCHVISION, *TIMM), pytest.mark.slow)
+    marks["wide_resnet50_2"] = pytest.mark.long  # resnet50 with more filters
+    return [pytest.param(name, marks=() if name in quick else mark) for name, mark in marks.items()]
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -16,14 +16,11 @@ from adafilter_dist.models.gate import constant, observe_gates, override_gates
 from adafilter_dist.models.gated import GatedConvBN, set_kernels
 from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.models.ops.reference import selected_only
-from tests.models.networks import TIMM, TORCHVISION, images, network, pairs
+from tests.models.networks import architectures, images, network, pairs
 
 # One of each family at once; the others with the slow tests.
 QUICK = ("resnet18", "mobilenet_v2", "timm/regnety_002")
-ARCHITECTURES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in (*TORCHVISION, *TIMM)
-]
+ARCHITECTURES = architectures(QUICK)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

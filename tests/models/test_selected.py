@@ -17,13 +17,10 @@ from adafilter_dist.models.lean_gate import LeanGate
 from adafilter_dist.models.ops.choosing import NOTHING
 from adafilter_dist.models.selected import InferenceNet, SelectedConv, for_inference
 from tests.models.gates import gated, random_gates, unsettle
-from tests.models.networks import TIMM, TORCHVISION, images, network, pairs
+from tests.models.networks import architectures, images, network, pairs
 
 QUICK = ("resnet18", "mobilenet_v2")
-ARCHITECTURES = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in (*TORCHVISION, *TIMM)
-]
+ARCHITECTURES = architectures(QUICK)
 
 
 def converted(name: str, dtype: torch.dtype = torch.float64) -> AdaFilterNet:

@@ -224,14 +224,8 @@ def test_keeps_no_more_for_backward_than_the_convolutions_outputs_and_its_own(pa
     assert len(large) == 3
 
 
-@pytest.mark.parametrize(
-    "used",
-    [
-        (True, True),
-        pytest.param((True, False), marks=pytest.mark.slow),
-        pytest.param((False, True), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)])
 def test_its_graph_does_not_break_when_compiled(used: tuple[bool, bool]) -> None:
     """As on a GPU, where the passes are operators; here they are the reference's.
 

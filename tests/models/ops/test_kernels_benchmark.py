@@ -62,6 +62,7 @@ def test_the_table_has_a_line_for_each_row(benchmark: ModuleType) -> None:
     assert last == "| blend | 64 at 56 | 0.123 | 2346 GB/s | 78% | 1.500 | 3e-03 |"
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_ends_with_one_line_and_2() -> None:
     ended = subprocess.run(
         [sys.executable, BENCHMARK],

@@ -20,6 +20,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     native.library.cache_clear()
 
 
+@pytest.mark.slow
 def test_compiles_once_and_finds_it_again(own_cache: Path) -> None:
     assert isinstance(native.library("passes.cpp"), ctypes.CDLL)
     (made,) = (own_cache / "native").iterdir()
