@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def train(server: ForkServer, words: list[str]) -> Train:
     return attempt
 
 
+Alone = Callable[[str], tuple[Path, Consumed]]
+
+
+@pytest.fixture(scope="module")
+def alone(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """``alone(loader)``: the folder of a whole run on one rank, and what it consumed."""
+
+    @cache
+    def run(loader: str) -> tuple[Path, Consumed]:
+        folder = tmp_path_factory.mktemp("alone")
+        return folder, train(folder, 1, f"data.loader={loader}")
+
+    return run
+
+
 def consumed(record: Path) -> Consumed:
     """What the ranks recorded; each micro-batch is computed by one of them."""
     found: Consumed = {}
@@ -71,10 +87,10 @@ def losses_agree(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.parametrize("loader", LOADERS)
 def test_two_ranks_then_one_then_four_then_two_in_one_epoch(
-    train: Train, tmp_path: Path, loader: str
+    train: Train, alone: Alone, tmp_path: Path, loader: str
 ) -> None:
     word = f"data.loader={loader}"
-    wanted = train(tmp_path / "alone", 1, word)
+    undisturbed, wanted = alone(loader)
     steps = 1 + max(step for step, _ in wanted)
     assert len(wanted) == 4 * steps and steps > 20
     assert len({entry["pixels"] for entry in wanted.values()}) == len(wanted)
@@ -87,7 +103,7 @@ def test_two_ranks_then_one_then_four_then_two_in_one_epoch(
         assert len({step for step, _ in part}) > 3
         found |= part
     assert found == wanted
-    losses_agree(folder, tmp_path / "alone")
+    losses_agree(folder, undisturbed)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -100,9 +116,9 @@ def test_three_ranks_share_eight_micro_batches(train: Train, tmp_path: Path, loa
 
 
 def test_another_loader_goes_on_with_the_same_samples_and_says_so(
-    train: Train, tmp_path: Path
+    train: Train, alone: Alone, tmp_path: Path
 ) -> None:
-    wanted = train(tmp_path / "alone", 1, "data.loader=torchvision")
+    _, wanted = alone("torchvision")
     folder = tmp_path / "both"
     found = train(folder, 1, "data.loader=ffcv", stop_at=9)
     found |= train(folder, 1, "data.loader=torchvision")

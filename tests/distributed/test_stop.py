@@ -147,7 +147,7 @@ def test_all_ranks_stop_and_go_on_without_repeating_a_step(
                 module="tests.distributed.recorder",
                 environment=recorded(tmp_path, signals),
             )
-            ended = [wait(process, 120)]
+            ended = [wait(process, 300)]
         else:
             ended = train(server, words, tmp_path, ranks, signals=signals)
     # Under torchrun a clean stop is no failure: its agent would restart or hide anything else.
@@ -188,7 +188,7 @@ def test_a_run_whose_output_nobody_reads_any_more_is_saved_and_stops(
         assert process.stdout is not None
         first = process.stdout.readline()  # as `head -1` does
         process.stdout.close()
-        code = process.wait(120)
+        code = process.wait(300)
     finally:
         kill_tree(process.pid)
     assert "steps of" in first

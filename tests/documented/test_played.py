@@ -107,7 +107,7 @@ def interrupted(place: Place, words: list[str]) -> Ended:
     assert process.stdout is not None
     printed = os.read(process.stdout.fileno(), 65536).decode()
     process.send_signal(signal.SIGINT)
-    ended = wait(process, 60)
+    ended = wait(process, 150)
     return Ended(ended.code, printed + ended.output)
 
 

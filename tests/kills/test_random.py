@@ -14,7 +14,7 @@ from tests.kills.conftest import SEED, NewChain, Reference
 from tests.kills.same import differences
 
 pytestmark = pytest.mark.distributed
-ALONE = 60.0
+ALONE = 180.0
 """Seconds in which a rank must notice that it was left alone."""
 
 
