@@ -134,7 +134,7 @@ class Following:
             self.output += line
 
     def wait_for(self, text: str) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while text not in self.output:
             assert time.monotonic() < until, self.output
             time.sleep(0.02)

@@ -56,7 +56,7 @@ def test_a_diverging_run_names_step_and_rate_and_keeps_the_last_good(
 def test_ranks_that_never_come_are_one_line(words: list[str], tmp_path: Path, rank: int) -> None:
     place = rank_environment(rank, 2, free_port())
     more = ["engine.timeout=3s"]
-    ended = wait(start(["train", *words, *more], folder=tmp_path, environment=place), 120)
+    ended = wait(start(["train", *words, *more], folder=tmp_path, environment=place), 300)
     assert ended.code == 1, ended.output
     assert "Traceback" not in ended.output
     (line,) = [line for line in ended.output.splitlines() if line.startswith("error: ")]

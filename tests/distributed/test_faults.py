@@ -168,14 +168,14 @@ def test_a_rank_that_does_not_answer_is_given_up_after_the_time_out(
     words: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    more = [*SHORT, f"run_dir={run}", "engine.timeout=6s"]
+    more = [*SHORT, f"run_dir={run}", "engine.timeout=15s"]
     with ranks(["train", *words, *more], 2, tmp_path) as both:
         await_event(run, "saved")
         both[1].process.send_signal(signal.SIGSTOP)
         ended = both[0].end(BOUND)
     assert ended.code == 1, ended.output
     assert "rank 0 (cpu) lost another rank" in ended.output
-    assert "engine.timeout=6s" in ended.output
+    assert "engine.timeout=15s" in ended.output
     assert status(run)["state"] == "failed"
 
 
