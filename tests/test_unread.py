@@ -64,7 +64,9 @@ def runs(tmp_path: Path) -> Path:
         ("status", "--watch"),
         ("logs", "runs/demo/0123abcd"),
         ("train", "recipe=demo", "--cfg"),
-        ("submit", "recipe=demo", "--dry-run", "launch.cluster=slurm"),
+        pytest.param(
+            ("submit", "recipe=demo", "--dry-run", "launch.cluster=slurm"), marks=pytest.mark.slow
+        ),
         ("--help",),
         ("--version",),
         *((verb, "--help") for verb in VERBS),
