@@ -9,14 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from adafilter_dist.version import __version__
+
 if TYPE_CHECKING:
     from adafilter_dist.methods.base import parameter_groups
-    from adafilter_dist.models.convert import convert
-    from adafilter_dist.models.export import load
-    from adafilter_dist.models.selected import for_inference
-    from adafilter_dist.models.statistics import update_statistics
+    from adafilter_dist.methods.export import load
+    from adafilter_dist.models.gating.convert import convert
+    from adafilter_dist.models.gating.step_statistics import update_statistics
+    from adafilter_dist.models.inference.selected_conv import for_inference
 
-__version__ = "0.2.0"
 __all__ = [
     "__version__",
     "convert",
@@ -27,11 +28,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "convert": "adafilter_dist.models.convert",
-    "for_inference": "adafilter_dist.models.selected",
-    "load": "adafilter_dist.models.export",
+    "convert": "adafilter_dist.models.gating.convert",
+    "for_inference": "adafilter_dist.models.inference.selected_conv",
+    "load": "adafilter_dist.methods.export",
     "parameter_groups": "adafilter_dist.methods.base",
-    "update_statistics": "adafilter_dist.models.statistics",
+    "update_statistics": "adafilter_dist.models.gating.step_statistics",
 }
 
 

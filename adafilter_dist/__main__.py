@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from adafilter_dist import __version__
 from adafilter_dist.errors import UserError, nearest, shown
-from adafilter_dist.said import exit_code
+from adafilter_dist.system.exit_code import exit_code
+from adafilter_dist.version import __version__
 
 # Before torch is imported: threads that wait for each other by spinning starve one another as soon
 # as anything else runs on the same cores, and a step then takes ten times as long.

@@ -1,11 +1,14 @@
-"""Errors that are the user's to mend: one clear line each, exit code 2, no traceback."""
+"""Errors that are the user's to mend, and what their messages are made of.
+
+Each is one clear line, exit code 2, without a traceback.
+"""
 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
-
-from adafilter_dist.printable import printable
+from pathlib import Path
 
 _LONGEST = 160
 
@@ -57,3 +60,27 @@ def shown(text: str) -> str:
     line = printable(text[: _LONGEST + 1])
     cut = len(line) > _LONGEST
     return f"{line[:_LONGEST]}... ({len(text)} characters)" if cut else line
+
+
+def resume_line(run: Path | str, *words: str) -> str:
+    """``adafilter resume RUN WORD ...``, quoted for a shell."""
+    return shlex.join(["adafilter", "resume", str(run), *words])
+
+
+def printable(text: str | Path) -> str:
+    r"""The text with control characters and bytes that are not UTF-8 as ``\n``, ``\xff``."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def unprintable(name: str) -> str:
+    """What makes a name unfit for the name of a class; empty where nothing does."""
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in name):
+        return "is not UTF-8"
+    return "" if name.isprintable() else "has control characters in it"

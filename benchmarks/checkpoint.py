@@ -36,17 +36,18 @@ from PIL import Image
 from adafilter_dist.checkpoint.interval import best_interval
 from adafilter_dist.checkpoint.saver import Saved, Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Position, check_finite
-from adafilter_dist.data.loader import MicroBatch
-from adafilter_dist.delayed import Delayed
-from adafilter_dist.engine import FullState, join_world
+from adafilter_dist.data.loading.loader import MicroBatch
+from adafilter_dist.distributed import join_world
+from adafilter_dist.engine import FullState
 from adafilter_dist.metrics import read_lines
-from adafilter_dist.models.statistics import collect
-from adafilter_dist.ownership import claim
-from adafilter_dist.preemption import DELAY
+from adafilter_dist.models.gating.step_statistics import collect
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.schema import Checkpoint, seconds
-from adafilter_dist.run_folder import describe_environment
-from adafilter_dist.session import Session, build_session, frozen_names
+from adafilter_dist.run.folder import describe_environment
+from adafilter_dist.run.ownership import claim
+from adafilter_dist.training.delayed_metrics import Delayed
+from adafilter_dist.training.preemption import DELAY
+from adafilter_dist.training.session import Session, build_session, frozen_names
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = 3  # steps a round that nothing disturbs
@@ -321,7 +322,7 @@ def restarts(words: list[str], folder: Path, times: int) -> Times:
     for _ in range(times):
         began = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-c", "import adafilter_dist.attempt"], cwd=ROOT, check=True
+            [sys.executable, "-c", "import adafilter_dist.training.attempt"], cwd=ROOT, check=True
         )
         found["imports"].append(time.perf_counter() - began)
     return found

@@ -42,7 +42,7 @@ from settings import parse
 from shapes import Conv, Linear, Shapes, shapes_of
 from variants import Networks
 
-from adafilter_dist.said import exit_code
+from adafilter_dist.system.exit_code import exit_code
 
 FORWARD, INPUT, WEIGHT = "convolution forward", "input gradient", "weight gradient"
 NORM, GATE, OTHER, UPDATE = "BatchNorm + selection", "gate", "other layers", "optimizer"

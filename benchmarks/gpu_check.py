@@ -35,7 +35,7 @@ from pathlib import Path
 
 import torch
 
-from adafilter_dist.atomic import make_folder, write_text
+from adafilter_dist.system.files import make_folder, write_text
 
 HERE = Path(__file__).resolve().parent
 OPERATIONS = "tests/models/ops"

@@ -37,11 +37,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adafilter_dist import convert, for_inference
-from adafilter_dist.models import statistics
-from adafilter_dist.models.capture import capture
-from adafilter_dist.models.convert import AdaFilterNet
-from adafilter_dist.models.gate import override_gates
-from adafilter_dist.models.gated import set_kernels
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.models.gating.gate import override_gates
+from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.inference.cuda_graph import capture
 
 SIZE, IMAGES, CLASSES = 64, 32, 101
 FEW, DRAWS = 4, 8  # images of a draw in fp32, and draws
@@ -104,8 +104,8 @@ class Identities:
         )
         (loss + sum(gates.mean() for gates in net.gate.walk.gates.values())).backward()
         flat = [p.grad.double().flatten().cpu() for p in net.parameters() if p.grad is not None]
-        flat.append(statistics.collect(net).double().cpu())
-        statistics.discard(net)
+        flat.append(step_statistics.collect(net).double().cpu())
+        step_statistics.discard(net)
         net.zero_grad(set_to_none=True)
         return torch.cat(flat)
 

@@ -26,17 +26,18 @@ from pathlib import Path
 
 import torch
 
-from adafilter_dist.data.ahead import Carrier, CudaCarrier, in_forwards
-from adafilter_dist.data.batch import DeviceBatch, MicroBatch
-from adafilter_dist.data.device import Input
-from adafilter_dist.delayed import Delayed
-from adafilter_dist.engine import World, build_engine, join_world, set_arithmetic
+from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
+from adafilter_dist.data.loading.device import Input
+from adafilter_dist.data.loading.prefetch import Carrier, CudaCarrier, in_forwards
+from adafilter_dist.distributed import World, join_world, set_arithmetic
+from adafilter_dist.engine import build_engine
 from adafilter_dist.methods import build_method
-from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
-from adafilter_dist.preemption import DELAY
+from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.recipe import Recipe, load_recipe
-from adafilter_dist.session import forward_counts
-from adafilter_dist.step import TrainingStep
+from adafilter_dist.training.delayed_metrics import Delayed
+from adafilter_dist.training.preemption import DELAY
+from adafilter_dist.training.session import forward_counts
+from adafilter_dist.training.step import TrainingStep
 
 CLASSES, STEPS, REPEATS = 100, 8, 5
 WORDS = [

@@ -20,7 +20,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adafilter_dist.models.gate import RecurrentGate
+from adafilter_dist.models.gating.gate import RecurrentGate
 
 REST = "rest"
 PARTS = (FORWARD, INPUT, WEIGHT, NORM, GATE, OTHER, UPDATE, REST)

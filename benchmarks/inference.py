@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training import floor_note
 from variants import FOLDED, INFERRED, NAIVE, PLAIN, SELECTED, Networks
 
-from adafilter_dist.models.gate import observe_gates, override_gates
+from adafilter_dist.models.gating.gate import observe_gates, override_gates
 
 BATCHES = (1, 8, 64)
 OWN, RANDOM = "own gates", "random gates"

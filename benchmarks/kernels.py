@@ -242,7 +242,7 @@ def time_passes(
 def time_convolutions(
     watch: Stopwatch, images: int, dtype: torch.dtype, flops: float
 ) -> Iterator[Row]:
-    from adafilter_dist.models.ops.selected_triton import selected_conv
+    from adafilter_dist.models.inference.selected_triton import selected_conv
 
     for conv in CONVS:
         x = noise(images, conv.channels, conv.size, dtype)

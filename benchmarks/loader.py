@@ -29,11 +29,11 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from adafilter_dist.data.ffcv_backend import Loader as StockLoader
-from adafilter_dist.data.loader import TrainLoader
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.store import Format, open_store, write_store
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.data.loading.ffcv_backend import Loader as StockLoader
+from adafilter_dist.data.loading.loader import TrainLoader
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.store import Format, open_store, write_store
+from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe.schema import Recipe
 
 Pass = Callable[[], int]

@@ -38,19 +38,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from loader import NAMES, Setting, image_folder, make_up, measure, ours, stock
 
-from adafilter_dist import __version__
-from adafilter_dist.atomic import make_folder, write_text
-from adafilter_dist.data.ahead import CudaCarrier, in_forwards
-from adafilter_dist.data.batch import MicroBatch
-from adafilter_dist.data.device import Input
-from adafilter_dist.data.loader import TrainLoader
-from adafilter_dist.data.store import open_store
-from adafilter_dist.engine import World, build_engine, join_world, set_arithmetic
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.device import Input
+from adafilter_dist.data.loading.loader import TrainLoader
+from adafilter_dist.data.loading.prefetch import CudaCarrier, in_forwards
+from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.distributed import World, join_world, set_arithmetic
+from adafilter_dist.engine import build_engine
 from adafilter_dist.methods import build_method
-from adafilter_dist.models.backbones import load_backbone
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.models.backbone.backbones import load_backbone
+from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.step import Figures, TrainingStep
+from adafilter_dist.system.files import make_folder, write_text
+from adafilter_dist.training.step import Figures, TrainingStep
+from adafilter_dist.version import __version__
 
 Epoch = Callable[[int], AbstractContextManager[Iterator[MicroBatch]]]
 COLUMNS = (

@@ -12,10 +12,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.models.batchnorm import MicroBatchNorm2d
-from adafilter_dist.models.convert import AdaFilterNet
-from adafilter_dist.models.gate import RecurrentGate
-from adafilter_dist.models.gated import GatedConvBN
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
+from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
 
 
 class NaiveGatedConvBN(nn.Module):

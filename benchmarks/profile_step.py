@@ -35,8 +35,8 @@ from torch import nn
 from torch.profiler import record_function
 from variants import FOLDED, FUSED, PLAIN, SELECTED, Networks
 
-from adafilter_dist.models.statistics import update_statistics
-from adafilter_dist.said import exit_code
+from adafilter_dist.models.gating.step_statistics import update_statistics
+from adafilter_dist.system.exit_code import exit_code
 
 COLUMNS = [
     Column("batch", 0),

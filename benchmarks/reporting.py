@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from settings import Settings
 
-from adafilter_dist import __version__
-from adafilter_dist.atomic import make_folder, write_text
 from adafilter_dist.errors import UserError
+from adafilter_dist.system.files import make_folder, write_text
+from adafilter_dist.version import __version__
 
 Value = str | float | None
 

@@ -31,7 +31,7 @@ from settings import parse
 from step_memory import memory, tell_one
 from training import train
 
-from adafilter_dist.said import exit_code
+from adafilter_dist.system.exit_code import exit_code
 
 WHAT = {"train": train, "infer": infer, "memory": memory}
 

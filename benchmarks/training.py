@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from variants import FUSED, PLAIN, TRAINED, Networks
 
-from adafilter_dist.models.statistics import gathering_modules, update_statistics
+from adafilter_dist.models.gating.step_statistics import gathering_modules, update_statistics
 
 BATCHES = (16,)
 PHASES = ("step", "forward", "backward", "update")

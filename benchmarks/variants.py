@@ -13,12 +13,12 @@ from settings import Settings
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from adafilter_dist.models.backbones import build_architecture
-from adafilter_dist.models.batchnorm import holds_activation
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gated import set_kernels
-from adafilter_dist.models.head import find_head, replace_head
-from adafilter_dist.models.zoo import zoo_of
+from adafilter_dist.models.backbone.backbones import build_architecture
+from adafilter_dist.models.backbone.head import find_head, replace_head
+from adafilter_dist.models.backbone.zoo import zoo_of
+from adafilter_dist.models.gating.batchnorm import holds_activation
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gated_conv import set_kernels
 
 PLAIN, FOLDED = "plain", "plain, folded"
 NAIVE, REFERENCE, FUSED = "naive", "reference", "fused"

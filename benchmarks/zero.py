@@ -32,13 +32,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adafilter_dist.data.order import share
-from adafilter_dist.engine import Engine, FullState, World, build_engine, join_world
+from adafilter_dist.data.loading.order import share
+from adafilter_dist.distributed import World, join_world
+from adafilter_dist.engine import Engine, FullState, build_engine
 from adafilter_dist.engine.deepspeed import BUCKET
 from adafilter_dist.methods import Built, build_method
-from adafilter_dist.models.backbones import load_backbone
-from adafilter_dist.models.gated import GatedConvBN
-from adafilter_dist.models.statistics import apply, collect
+from adafilter_dist.models.backbone.backbones import load_backbone
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.gating.step_statistics import apply, collect
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.engine import DeepSpeed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from adafilter_dist.commands.submit import run
-from adafilter_dist.said import exit_code
+from adafilter_dist.system.exit_code import exit_code
 
 if __name__ == "__main__":
     sys.exit(exit_code(lambda: run(sys.argv[1:], program="python launch/submit.py")))

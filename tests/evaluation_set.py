@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adafilter_dist.data.batch import MicroBatch
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.models.backbone.preprocess import Preprocess
 from tests.real_pictures import thumbnails
 
 SIDE = 32

@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist import atomic
-from adafilter_dist.ownership import Ownership, this_process
+from adafilter_dist.run.ownership import Ownership, this_process
 from adafilter_dist.status import RunStatus, read_runs
+from adafilter_dist.system import files
 
 JOB = "6692"
 
@@ -18,7 +18,7 @@ JOB = "6692"
 def write_status(run: Path, state: str, **fields: Any) -> None:
     """status.json of a moment ago."""
     run.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(
+    files.write_json(
         run / "status.json", {"state": state, "reason": "", "heartbeat": time.time()} | fields
     )
 
@@ -38,7 +38,7 @@ def submit(run: Path, *, job: str = JOB, cluster: str = "slurm", tasks: int = 4)
         "nodes": 2,
         "words": ["recipe=demo"],
     }
-    atomic.write_json(run / "submitted.json", known)
+    files.write_json(run / "submitted.json", known)
     return log
 
 
@@ -48,7 +48,7 @@ def attempt(run: Path, *, job: str | None = JOB, silent: float = 0.0) -> Ownersh
     owner = replace(this_process(), attempt=number, host="n1", machine="another boot", job=job)
     folder = run / "attempts" / str(number)
     folder.mkdir(parents=True)
-    atomic.write_json(folder / "owner.json", asdict(owner))
+    files.write_json(folder / "owner.json", asdict(owner))
     (folder / "alive").touch()
     if silent:
         seen = time.time() - silent
@@ -60,7 +60,7 @@ def attempt(run: Path, *, job: str | None = JOB, silent: float = 0.0) -> Ownersh
 def note(run: Path, number: int, rank: int, when: float, *error: str) -> None:
     """The last words of a rank."""
     content = {"rank": rank, "host": f"n{rank}", "time": when, "error": list(error)}
-    atomic.write_json(run / "attempts" / str(number) / f"failed.{rank}.json", content)
+    files.write_json(run / "attempts" / str(number) / f"failed.{rank}.json", content)
 
 
 def said(run: Path) -> tuple[str, str]:

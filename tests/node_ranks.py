@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from adafilter_dist import node_copies
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.staging import Beat, Copy, NotStaged
-from adafilter_dist.engine import World, join_world
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.staging import Beat, Copy, NotStaged
+from adafilter_dist.distributed import World, join_world
+from adafilter_dist.distributed.nodes import gather
 from adafilter_dist.errors import UserError
-from adafilter_dist.node_copies import Watch, read_from_nodes
-from adafilter_dist.nodes import gather
+from adafilter_dist.training import stage_data
+from adafilter_dist.training.stage_data import Watch, read_from_nodes
 from tests.engine.joining import recipe
 
 TIMEOUT = "8s"  # ranks come apart by seconds on a busy machine
@@ -70,7 +70,7 @@ def slow_copies() -> None:
             raise NotStaged("no space: 9 GiB are needed, 1 GiB are free")
         return Copy(data.folder.parent / "copy", reused=False)
 
-    node_copies.stage = stage
+    stage_data.stage = stage
     with joined("/scratch"):
         pass
 
@@ -84,7 +84,7 @@ def silent_copier() -> None:
             time.sleep(60)
         return Copy(data.folder.parent / "copy", reused=True)
 
-    node_copies.stage = stage
+    stage_data.stage = stage
     with joined("/scratch"):
         pass
 
@@ -95,7 +95,7 @@ def damaged_source() -> None:
             raise UserError("train.beton is damaged")
         return Copy(data.folder.parent / "copy", reused=True)
 
-    node_copies.stage = stage
+    stage_data.stage = stage
     with joined("/scratch"):
         pass
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from adafilter_dist.__main__ import main
-from adafilter_dist.data.prepared import open_prepared
+from adafilter_dist.data.stored.prepared import open_prepared
 from adafilter_dist.methods import build_method
-from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
-from adafilter_dist.models.export import export_model
+from adafilter_dist.methods.export import export_model
+from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.recipe import dump_recipe, load_recipe
 from tests.real_pictures import thumbnails
 

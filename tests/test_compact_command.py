@@ -14,9 +14,9 @@ from PIL import Image
 
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
-from adafilter_dist.data.prepared import open_prepared
-from adafilter_dist.data.sample import Sample
-from adafilter_dist.models.selected import InferenceNet
+from adafilter_dist.data.stored.prepared import open_prepared
+from adafilter_dist.data.stored.subset import Sample
+from adafilter_dist.models.inference.selected_conv import InferenceNet
 from adafilter_dist.recipe import load_recipe
 from tests.small_run import small_run
 

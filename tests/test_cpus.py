@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from adafilter_dist.cpus import cpus_of_rank, on, share
+from adafilter_dist.system.cpus import cpus_of_rank, on, share
 
 JOB = {"SLURM_JOB_ID": "7"}
 STEP = {**JOB, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}

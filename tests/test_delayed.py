@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adafilter_dist.delayed import Delayed
+from adafilter_dist.training.delayed_metrics import Delayed
 
 
 def test_delay_order_and_copy() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adafilter_dist.draws import keyed_draws
+from adafilter_dist.training.draws import keyed_draws
 
 CPU = torch.device("cpu")
 

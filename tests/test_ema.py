@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adafilter_dist.ema import Ema
 from adafilter_dist.engine.base import Replicated
+from adafilter_dist.training.ema import Ema
 
 
 class Whole(Replicated):

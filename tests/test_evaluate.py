@@ -15,8 +15,8 @@ import torch.multiprocessing as mp
 import torchvision
 from torch import Tensor, nn
 
-from adafilter_dist.data.batch import MicroBatch
-from adafilter_dist.data.device import to_device
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.evaluate import (
     Difference,
     Evaluation,
@@ -26,8 +26,8 @@ from adafilter_dist.evaluate import (
 )
 from adafilter_dist.evaluate.gates import partners
 from adafilter_dist.evaluate.rows import Rows
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import find_gate, observe_gates, override_gates
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
 from adafilter_dist.recipe.schema import Gate
 from tests.evaluation_set import PREPROCESS, SIDE, Shared, pictures
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
-from adafilter_dist.data.prepared import open_prepared
+from adafilter_dist.data.stored.prepared import open_prepared
 from adafilter_dist.recipe import dump_recipe, load_recipe
-from adafilter_dist.run_data import keep_run_data
+from adafilter_dist.training.run_data import keep_run_data
 from tests.small_run import small_run
 
 

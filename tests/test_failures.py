@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from adafilter_dist.engine import World
-from adafilter_dist.engine.peers import RankError
+from adafilter_dist.distributed import World
+from adafilter_dist.distributed.lost_peer import RankError
 from adafilter_dist.errors import UserError
-from adafilter_dist.failures import failures_noted
-from adafilter_dist.ownership import LostRunError
 from adafilter_dist.recipe import load_recipe
-from adafilter_dist.run_folder import RunFolder
+from adafilter_dist.run.folder import RunFolder
+from adafilter_dist.run.ownership import LostRunError
 from adafilter_dist.status import read_run
+from adafilter_dist.training.failures import failures_noted
 
 
 def world(rank: int) -> World:

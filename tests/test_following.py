@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from adafilter_dist import atomic
 from adafilter_dist.__main__ import main
 from adafilter_dist.commands import status as status_command
-from adafilter_dist.launch.queue import Queue
 from adafilter_dist.metrics import append
+from adafilter_dist.slurm.queue import Queue
 from adafilter_dist.status import read_run
+from adafilter_dist.system import files
 from tests.following import JOB, attempt, note, read, said, submit, write_status
 from tests.launch.recorded import UNABLE, UNKNOWN, Cluster
 
@@ -313,7 +313,7 @@ def sweep(tmp_path: Path) -> Path:
         place = str(run) if number else f"../../runs/{number}"
         members.append({"run": place, "values": {"optim.lr": lr, "model.name": "resnet18"}})
     content: dict[str, Any] = {"key": ["optim.lr", "model.name"], "members": members}
-    atomic.write_json(folder / "sweep.json", content)
+    files.write_json(folder / "sweep.json", content)
     return folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adafilter_dist.gate_watch import GateWatch
+from adafilter_dist.training.gate_watch import GateWatch
 
 
 class Gates:

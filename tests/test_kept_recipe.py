@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist import kept_recipe
 from adafilter_dist.__main__ import main
-from adafilter_dist.checkpoint.files import write_manifest
 from adafilter_dist.errors import UserError
-from adafilter_dist.kept_recipe import keep, read_kept, recipe_file, seal
 from adafilter_dist.launch.target import job_of
 from adafilter_dist.metrics import cut_after
-from adafilter_dist.plan import make_plan
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.identity import run_hash
+from adafilter_dist.run import kept_recipe
+from adafilter_dist.run.kept_recipe import keep, read_kept, recipe_file, seal
+from adafilter_dist.system.sealed_files import write_manifest
+from adafilter_dist.training.plan import make_plan
 
 
 def demo(*words: str) -> Recipe:

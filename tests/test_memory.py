@@ -13,14 +13,14 @@ import torchvision
 from PIL import Image
 
 from adafilter_dist import convert
-from adafilter_dist.memory import explain, is_out_of_memory, release
 from adafilter_dist.recipe import load_recipe
+from adafilter_dist.training.memory import explain, is_out_of_memory, release
 from tests.real_pictures import real_pictures
 
 # Takes what is mapped once everything is imported, and allows little more.
 _LIMITED = """
 import resource, sys
-import adafilter_dist.attempt
+import adafilter_dist.training.attempt
 import torch
 torch.set_num_threads(1)
 from adafilter_dist.__main__ import main

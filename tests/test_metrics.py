@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from adafilter_dist.metrics import JsonLines, Metrics, append, cut_after, read_lines
-from adafilter_dist.progress import ConsoleProgress, duration
+from adafilter_dist.metrics.progress import ConsoleProgress, duration
 from adafilter_dist.recipe import Recipe
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.data.manifest import Manifest, StoredSplit
-from adafilter_dist.data.origin import Origin
-from adafilter_dist.nodes import Found, complaints, first_of_node
-from adafilter_dist.shared_memory import ENOUGH, shared_memory, shortage
+from adafilter_dist.data.sources.origin import Origin
+from adafilter_dist.data.stored.manifest import Manifest, StoredSplit
+from adafilter_dist.distributed.nodes import Found, complaints, first_of_node
+from adafilter_dist.system.shared_memory import ENOUGH, shared_memory, shortage
 from tests.engine.joining import Rank, outputs, start
 from tests.node_ranks import here
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.ownership import (
+from adafilter_dist.run.ownership import (
     LostRunError,
     Owner,
     claim,
@@ -31,7 +31,7 @@ from tests.checkpoint.saves import newest
 _HOLDS = """
 import sys, time
 from pathlib import Path
-from adafilter_dist.ownership import claim
+from adafilter_dist.run.ownership import claim
 from adafilter_dist.errors import UserError
 try:
     ownership = claim(Path(sys.argv[1]), lease=float(sys.argv[2]))

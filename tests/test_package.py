@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist import __version__
+from adafilter_dist.version import __version__
 
 CLONE = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow

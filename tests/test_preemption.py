@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from adafilter_dist.preemption import TIME_LIMIT, StopFlag, stop_on_signal
+from adafilter_dist.training.preemption import TIME_LIMIT, StopFlag, stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
@@ -75,7 +75,7 @@ def test_a_flag_from_outside_is_the_one_that_is_set() -> None:
 
 _WAITS = """
 import time
-from adafilter_dist.preemption import stop_on_signal
+from adafilter_dist.training.preemption import stop_on_signal
 with stop_on_signal() as flag:
     print("ready", flush=True)
     while not flag.raised:
@@ -129,7 +129,7 @@ def test_the_first_signal_is_answered_at_once_and_by_the_first_rank_alone(
 
 _DONE = """\
 import os, signal
-from adafilter_dist.preemption import stop_on_signal
+from adafilter_dist.training.preemption import stop_on_signal
 signal.signal(signal.SIGUSR2, lambda *_: print("somebody else's"))
 with stop_on_signal(last=True):
     pass

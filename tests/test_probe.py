@@ -8,10 +8,10 @@ import torchvision
 from torch import Tensor
 from torch.nn import functional
 
-from adafilter_dist.data.batch import MicroBatch
-from adafilter_dist.data.datasets import fetch_dataset, labels_of, list_dataset
-from adafilter_dist.data.device import to_device
-from adafilter_dist.probe import GRID, Features, extract_features, fit_probe
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.device import to_device
+from adafilter_dist.data.sources.datasets import fetch_dataset, labels_of, list_dataset
+from adafilter_dist.evaluate.linear_probe import GRID, Features, extract_features, fit_probe
 from adafilter_dist.recipe.schema import Data
 from tests.evaluation_set import PREPROCESS, SIDE, Shared, pictures
 

@@ -15,8 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, LayerGates, Outcomes
+from adafilter_dist.evaluate.linear_probe import Probe
 from adafilter_dist.metrics import append
-from adafilter_dist.probe import Probe
 from adafilter_dist.report import Results, draw, figure, print_summary, write_gates, write_summary
 
 N, CLASSES = 200, 7

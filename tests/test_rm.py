@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist import atomic
 from adafilter_dist.__main__ import main
-from adafilter_dist.ownership import claim
-from adafilter_dist.removal import remove_folder
+from adafilter_dist.run.ownership import claim
+from adafilter_dist.run.removal import remove_folder
+from adafilter_dist.system import files
 from tests.launch.recorded import Cluster
 
 CLONE = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def make(folder: Path, state: str = "failed", **fields: object) -> Path:
     (folder / "checkpoints" / "step-000000003" / "model.safetensors").write_bytes(b"x" * 3000)
     (folder / "recipe.yaml").write_text("name: demo\n")
     (folder / "attempts").mkdir()
-    atomic.write_json(folder / "status.json", {"state": state, "step": 3, **fields})
+    files.write_json(folder / "status.json", {"state": state, "step": 3, **fields})
     return folder
 
 
@@ -74,7 +74,7 @@ def test_a_process_that_has_the_run_is_seen_whatever_its_status_says(
 ) -> None:
     busy = make(runs / "a")
     claim(busy)
-    atomic.write_json(busy / "status.json", {"state": "finished", "attempt": 1})
+    files.write_json(busy / "status.json", {"state": "finished", "attempt": 1})
     assert "in use by" in refused(capsys, "runs/demo/a")
     assert (busy / "recipe.yaml").exists()
 

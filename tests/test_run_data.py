@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.__main__ import main
-from adafilter_dist.checkpoint.files import write_manifest
-from adafilter_dist.data.prepared import open_prepared
+from adafilter_dist.data.stored.prepared import open_prepared
 from adafilter_dist.errors import UserError
-from adafilter_dist.plan import make_plan
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.identity import run_dir
-from adafilter_dist.run_data import keep_run_data, read_run_data
+from adafilter_dist.system.sealed_files import write_manifest
+from adafilter_dist.training.plan import make_plan
+from adafilter_dist.training.run_data import keep_run_data, read_run_data
 from tests.real_pictures import thumbnails
 
 ROWS = 34

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adafilter_dist.recipe.schema import Optim
-from adafilter_dist.schedule import rate_factor
+from adafilter_dist.training.lr_schedule import rate_factor
 
 
 def factors(optim: Optim, epochs: int = 10, per_epoch: int = 10) -> list[float]:

@@ -6,9 +6,9 @@ import pytest
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods import build_method
-from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.recipe.schema import Recipe
-from adafilter_dist.session import require_no_draws
+from adafilter_dist.training.session import require_no_draws
 
 
 def check(together: int, dropout: bool) -> None:

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from adafilter_dist import atomic
 from adafilter_dist.__main__ import main
 from adafilter_dist.metrics import JsonLines, append
-from adafilter_dist.ownership import Ownership, this_process
 from adafilter_dist.recipe import dump_recipe, load_recipe
+from adafilter_dist.run.ownership import Ownership, this_process
 from adafilter_dist.status import RunStatus, read_run
+from adafilter_dist.system import files
 
 CLONE = Path(__file__).parents[1]
 OWN = """
 import sys
 from pathlib import Path
-from adafilter_dist.ownership import claim
+from adafilter_dist.run.ownership import claim
 print(claim(Path(sys.argv[1])).attempt, flush=True)
 sys.stdin.read()
 """
@@ -79,7 +79,7 @@ def status(run: Path, state: str = "running", **fields: Any) -> None:
         "host": "vm",
         "pid": 1,
     }
-    atomic.write_json(run / "status.json", known | fields)
+    files.write_json(run / "status.json", known | fields)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def run(tmp_path: Path) -> Path:
     """A run half-way, recorded as running; nobody has claimed it."""
     folder = tmp_path / "runs" / "demo" / "0123abcd"
     folder.mkdir(parents=True)
-    atomic.write_text(folder / "recipe.yaml", dump_recipe(load_recipe(["recipe=demo"])))
+    files.write_text(folder / "recipe.yaml", dump_recipe(load_recipe(["recipe=demo"])))
     status(folder)
     rows = JsonLines(folder / "metrics.jsonl")
     head = {"kind": "train", "epoch": 0}
@@ -109,7 +109,7 @@ def elsewhere(run: Path, *, silent: float) -> None:
     owner = replace(this_process(), attempt=1, host="far-away", machine="another boot")
     folder = run / "attempts" / "1"
     folder.mkdir(parents=True)
-    atomic.write_json(folder / "owner.json", asdict(owner))
+    files.write_json(folder / "owner.json", asdict(owner))
     (folder / "alive").touch()
     seen = time.time() - silent
     os.utime(folder / "alive", (seen, seen))
@@ -219,7 +219,7 @@ def test_the_lease_of_the_recipe_counts(run: Path) -> None:
     elsewhere(run, silent=90.0)
     assert read_run(run).state == "killed"
     recipe = load_recipe([f"recipe={run / 'recipe.yaml'}", "checkpoint.lease=10min"])
-    atomic.write_text(run / "recipe.yaml", dump_recipe(recipe))
+    files.write_text(run / "recipe.yaml", dump_recipe(recipe))
     assert read_run(run).state == "running"
 
 
@@ -309,7 +309,7 @@ def test_damaged_rows_are_said_and_the_others_count(run: Path) -> None:
 
 
 def test_half_a_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    atomic.write_json(run / "status.json", {"state": "flying"})
+    files.write_json(run / "status.json", {"state": "flying"})
     assert said(read_run(run)) == ("unknown", "status.json names no known state")
     (run / "status.json").unlink()
     (run / "metrics.jsonl").unlink()
@@ -328,7 +328,7 @@ def test_an_owner_of_the_wrong_kind(
 ) -> None:
     kill(claimed_by(run))
     path = run / "attempts" / "1" / "owner.json"
-    atomic.write_json(path, json.loads(path.read_text()) | wrong)
+    files.write_json(path, json.loads(path.read_text()) | wrong)
     assert main(["status", str(run)]) == 0
     assert "0123abcd" in capsys.readouterr().out
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.data.ahead import in_forwards
-from adafilter_dist.data.batch import MicroBatch
-from adafilter_dist.data.device import Input
-from adafilter_dist.engine import World, build_engine, join_world
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.device import Input
+from adafilter_dist.data.loading.prefetch import in_forwards
+from adafilter_dist.distributed import World, join_world
+from adafilter_dist.engine import build_engine
 from adafilter_dist.methods import build_method
-from adafilter_dist.models.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.recipe import Recipe, load_recipe
-from adafilter_dist.step import TrainingStep, forwards_of
+from adafilter_dist.training.step import TrainingStep, forwards_of
 
 M, MICRO_BATCHES, STEPS, CLASSES = 3, 4, 3, 5
 

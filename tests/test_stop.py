@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from adafilter_dist.__main__ import main
-from adafilter_dist.attempt import run_attempt
-from adafilter_dist.preemption import DELAY
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.identity import run_dir
-from adafilter_dist.surroundings import Surroundings
+from adafilter_dist.training.attempt import run_attempt
+from adafilter_dist.training.preemption import DELAY
+from adafilter_dist.training.stop_policy import Surroundings
 from tests.data import trees
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.metrics.jsonl import append
-from adafilter_dist.ownership import claim, owners
-from adafilter_dist.surroundings import (
+from adafilter_dist.run.ownership import claim, owners
+from adafilter_dist.training.stop_policy import (
     GivenUpError,
     Surroundings,
     ended_before,
@@ -20,7 +20,7 @@ from adafilter_dist.surroundings import (
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from adafilter_dist.ownership import claim
+from adafilter_dist.run.ownership import claim
 claim(Path(sys.argv[1]))
 os.kill(os.getpid(), signal.SIGKILL)
 """

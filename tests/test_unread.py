@@ -109,8 +109,8 @@ def test_an_output_that_is_full_or_closed(runs: Path) -> None:
 def test_a_table_that_nobody_reads_ends_a_command_without_a_word() -> None:
     program = (
         "import sys\n"
-        "from adafilter_dist.console import Console\n"
-        "from adafilter_dist.said import exit_code\n"
+        "from adafilter_dist.system.console import Console\n"
+        "from adafilter_dist.system.exit_code import exit_code\n"
         "sys.stdin.read()\n"  # until the reader is gone
         "sys.exit(exit_code(lambda: Console().print('row') or 0))\n"
     )

@@ -15,16 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.atomic import fsync_folder
-from adafilter_dist.checkpoint.files import (
-    FORMAT,
-    FROZEN_COPIES,
-    folder_name,
-    write_durable,
-    write_manifest,
-    write_record,
-)
-from adafilter_dist.ownership import LostRunError, Ownership
+from adafilter_dist.checkpoint.layout import FORMAT, FROZEN_COPIES, folder_name
+from adafilter_dist.run.ownership import LostRunError, Ownership
+from adafilter_dist.system.files import fsync_folder
+from adafilter_dist.system.sealed_files import write_durable, write_manifest, write_record
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from adafilter_dist.checkpoint.image import Image, fill, lay_out
 from adafilter_dist.checkpoint.publish import set_aside_after
 from adafilter_dist.checkpoint.store import Position
 from adafilter_dist.engine.base import FullState
-from adafilter_dist.ownership import Ownership
+from adafilter_dist.run.ownership import Ownership
 
 
 @dataclass(frozen=True)

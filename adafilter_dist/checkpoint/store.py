@@ -14,16 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adafilter_dist.checkpoint.files import (
-    FORMAT,
-    FROZEN_COPIES,
-    DamagedError,
-    check_file,
-    read_manifest,
-)
 from adafilter_dist.checkpoint.image import fill, lay_out
+from adafilter_dist.checkpoint.layout import FORMAT, FROZEN_COPIES
 from adafilter_dist.engine.base import FullState
 from adafilter_dist.errors import UserError
+from adafilter_dist.system.sealed_files import DamagedError, check_file, read_manifest
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.checkpoint.files import FROZEN_COPIES
+from adafilter_dist.checkpoint.layout import FROZEN_COPIES
 from adafilter_dist.checkpoint.publish import Content, publish
-from adafilter_dist.disk import gib
-from adafilter_dist.ownership import LostRunError, Ownership
+from adafilter_dist.run.ownership import LostRunError, Ownership
+from adafilter_dist.system.disk import gib
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1

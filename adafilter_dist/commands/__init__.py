@@ -1,1 +1,4 @@
-"""The verbs of the command, one file each."""
+"""The verbs of the command, one file each: they parse words and call one function.
+
+What they do is in the folders below.
+"""

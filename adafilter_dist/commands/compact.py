@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafilter_dist.commands.evaluate import find_run_of
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.console import Console
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe.hints import no_run
-from adafilter_dist.resuming import resume_line
+from adafilter_dist.run.find import find_run_of
+from adafilter_dist.system.console import Console
 
 if TYPE_CHECKING:
-    from adafilter_dist.data.prepared import SplitName
+    from adafilter_dist.data.stored.prepared import SplitName
     from adafilter_dist.recipe import Recipe
 
 HELP = "drop the filters that are never chosen from a run's best model"
@@ -87,15 +86,15 @@ def _compact(
 ) -> int:
     import torch
 
-    from adafilter_dist.best import load_best
-    from adafilter_dist.data.prepared import open_prepared
-    from adafilter_dist.engine.world import join_world, set_arithmetic
-    from adafilter_dist.models.backbones import resolve_preprocess
-    from adafilter_dist.models.convert import AdaFilterNet
-    from adafilter_dist.models.export import load, read_config
-    from adafilter_dist.node_copies import verify_on_nodes
+    from adafilter_dist.data.stored.prepared import open_prepared
+    from adafilter_dist.distributed.world import join_world, set_arithmetic
+    from adafilter_dist.methods.export import load, read_config
+    from adafilter_dist.models.backbone.backbones import resolve_preprocess
+    from adafilter_dist.models.gating.convert import AdaFilterNet
     from adafilter_dist.report.compacting import compact_export
-    from adafilter_dist.run_data import read_run_data, require_classes, require_run_data
+    from adafilter_dist.training.best import load_best
+    from adafilter_dist.training.run_data import read_run_data, require_classes, require_run_data
+    from adafilter_dist.training.stage_data import verify_on_nodes
 
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no best model in it yet: {resume_line(source.parent)}")

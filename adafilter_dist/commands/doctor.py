@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.shared_memory import shared_memory, shortage
+from adafilter_dist.system.shared_memory import shared_memory, shortage
 
 HELP = "show what is installed and missing, and how to get it"
 
@@ -195,7 +195,7 @@ def _ffcv() -> Row:
     if importlib.util.find_spec("ffcv") is None:
         return Row("absent", "ffcv", f"{_FFCV_LIBRARIES}; pip install ffcv   ({_WITHOUT_FFCV})")
     try:
-        importlib.import_module("adafilter_dist.data.ffcv_backend")
+        importlib.import_module("adafilter_dist.data.loading.ffcv_backend")
     except Exception as error:  # a library it was compiled against, or one of its packages
         reason = " ".join(str(error).split())[:120]
         return Row("note", "ffcv", f"does not import: {reason}   ({_WITHOUT_FFCV})")
@@ -220,7 +220,7 @@ def _disk() -> Row:
 
 def _cache() -> Iterator[Row]:
     try:
-        from adafilter_dist.cache_folder import cache_folder
+        from adafilter_dist.system.cache_folder import cache_folder
     except ImportError:
         return  # a core package is missing, and said so above
     folder = cache_folder()

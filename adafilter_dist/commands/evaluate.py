@@ -5,20 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafilter_dist import atomic
+from adafilter_dist.commands.options import add_gates
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.commands.resume import add_gates
-from adafilter_dist.console import Console
-from adafilter_dist.errors import UserError
-from adafilter_dist.kept_recipe import read_kept
-from adafilter_dist.recipe import Recipe, load_recipe
-from adafilter_dist.recipe.engine import DDP, AnyEngine
-from adafilter_dist.recipe.hints import no_run
-from adafilter_dist.recipe.identity import run_dir
-from adafilter_dist.resuming import resume_line
+from adafilter_dist.errors import UserError, resume_line
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.run.find import find_run_of
+from adafilter_dist.system import files
+from adafilter_dist.system.console import Console
 
 if TYPE_CHECKING:
-    from adafilter_dist.data.prepared import Prepared, SplitName
+    from adafilter_dist.data.stored.prepared import Prepared, SplitName
 
 HELP = "accuracy, gates and linear probe of a run's best model"
 
@@ -61,37 +57,10 @@ def run(words: list[str]) -> int:
     )
 
 
-def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
-    """The run folder and its recipe, from the folder or from the words that trained it.
-
-    The recipe's engine is DDP's: what trained the run need not be installed to measure it.
-    """
-    if any(word.startswith("recipe=") for word in words):
-        recipe = load_recipe(words)
-        folder = run_dir(recipe).expanduser()
-        if not (folder / "recipe.yaml").is_file():
-            raise UserError(
-                f"{folder}: this recipe has no run there yet; train it first, or give the run's "
-                "folder: adafilter evaluate RUN"
-            )
-        read_kept(folder)
-        return folder, _with_ddp(recipe)
-    if wrong := no_run(words[0], words[1:]):
-        raise UserError(wrong)
-    folder = Path(words[0]).expanduser()
-    read_kept(folder)
-    return folder, _with_ddp(load_recipe([f"recipe={folder / 'recipe.yaml'}", *words[1:]]))
-
-
-def _with_ddp(recipe: Recipe) -> Recipe:
-    engine = DDP(**recipe.engine.model_dump(include=set(AnyEngine.model_fields)))
-    return recipe.model_copy(update={"engine": engine})
-
-
 def _named_alike(folder: Path, classes: list[str], prepared: Prepared) -> Prepared:
     """The data with the model's numbers for the classes; UserError where the names differ."""
-    from adafilter_dist.data.renumbered import in_classes
-    from adafilter_dist.run_data import require_classes
+    from adafilter_dist.data.stored.renumbered import in_classes
+    from adafilter_dist.training.run_data import require_classes
 
     if sorted(classes) != sorted(prepared.classes):
         require_classes(folder, classes, prepared)
@@ -109,15 +78,15 @@ def _evaluate(
 ) -> int:
     import torch
 
-    from adafilter_dist.best import load_best
-    from adafilter_dist.data.prepared import open_prepared
-    from adafilter_dist.engine.world import join_world, set_arithmetic
-    from adafilter_dist.models.backbones import resolve_preprocess
-    from adafilter_dist.models.export import read_config
-    from adafilter_dist.node_copies import verify_on_nodes
+    from adafilter_dist.data.stored.prepared import open_prepared
+    from adafilter_dist.distributed.world import join_world, set_arithmetic
+    from adafilter_dist.methods.export import read_config
+    from adafilter_dist.models.backbone.backbones import resolve_preprocess
     from adafilter_dist.report.measure import measure
     from adafilter_dist.report.summary import print_summary
-    from adafilter_dist.run_data import read_run_data, require_run_data
+    from adafilter_dist.training.best import load_best
+    from adafilter_dist.training.run_data import read_run_data, require_run_data
+    from adafilter_dist.training.stage_data import verify_on_nodes
 
     if not (folder / "best" / "config.json").is_file():
         raise UserError(
@@ -157,6 +126,6 @@ def _evaluate(
             for line in (*notices, prepared.notice):
                 if line:
                     console.print(line, highlight=False, markup=False, soft_wrap=True)
-            atomic.write_json(path, results.to_dict())
+            files.write_json(path, results.to_dict())
             print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)
     return 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.console import Console
 from adafilter_dist.recipe import load_recipe
+from adafilter_dist.system.console import Console
 
 HELP = "show gated layers, parameters, operations and memory of a recipe"
 

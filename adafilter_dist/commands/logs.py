@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError
-from adafilter_dist.launch.queue import Queue
+from adafilter_dist.slurm.queue import Queue
 from adafilter_dist.status import RunStatus, is_run, read_runs
 from adafilter_dist.status.logs import Follower, last_of, log_of
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.console import Console
 from adafilter_dist.recipe import load_recipe
+from adafilter_dist.system.console import Console
 
 HELP = "fetch data and weights, store the pictures for fast reading"
 
@@ -28,9 +28,9 @@ def run(words: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="recipe=NAME and overrides")
     recipe = load_recipe(parser.parse_args(words).words)
     # Imported here: --help and a mistyped recipe need not wait for the models.
-    from adafilter_dist.data.prepare import look, prepare
-    from adafilter_dist.data.summary import summarise
-    from adafilter_dist.models.backbones import fetch_weights
+    from adafilter_dist.data.prepare.prepare import look, prepare
+    from adafilter_dist.data.prepare.summary import summarise
+    from adafilter_dist.models.backbone.backbones import fetch_weights
 
     console = Console()
     start = look(recipe)  # a wrong path is not worth a download

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from adafilter_dist.commands.options import add_gates
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError
-from adafilter_dist.kept_recipe import recipe_file
 from adafilter_dist.recipe import load_recipe
-from adafilter_dist.recipe.changes import require_known
+from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
 from adafilter_dist.recipe.hints import no_run
+from adafilter_dist.run.kept_recipe import recipe_file
+from adafilter_dist.system.console import Console
 
 HELP = "go on with the run in a folder"
 
@@ -38,7 +38,7 @@ def run(words: list[str]) -> int:
         raise UserError(wrong)
     folder = Path(options.run).expanduser()
     recipe = load_recipe([f"recipe={recipe_file(folder)}", *options.overrides])
-    from adafilter_dist.attempt import run_attempt
+    from adafilter_dist.training.attempt import run_attempt
 
     recipe = recipe.model_copy(update={"resume": str(folder)})
     return run_attempt(
@@ -46,23 +46,4 @@ def run(words: list[str]) -> int:
         Console(),
         allow_mismatch=tuple(options.allow_mismatch),
         every_gate=options.gates,
-    )
-
-
-def add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
-    """The option by which a run goes on with other numbers than it began with."""
-    parser.add_argument(
-        "--allow-mismatch",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="go on although this key or section (optim.lr, data) changes the numbers of the run; "
-        "may be given again",
-    )
-
-
-def add_gates(parser: argparse.ArgumentParser) -> None:
-    """The option that shows all gates where a line about them is the default."""
-    parser.add_argument(
-        "--gates", action="store_true", help="show the gates of every layer at the end"
     )

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.disk import gib
 from adafilter_dist.errors import UserError
-from adafilter_dist.launch.queue import Queue
-from adafilter_dist.ownership import claim
-from adafilter_dist.removal import REMOVED, remove_folder
+from adafilter_dist.run.ownership import claim
+from adafilter_dist.run.removal import REMOVED, remove_folder
+from adafilter_dist.slurm.queue import Queue
 from adafilter_dist.status import RunStatus, read_runs
+from adafilter_dist.system.disk import gib
 
 HELP = "remove runs, with all that they saved"
 _BUSY = ("running", "stalled", "queued")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError
-from adafilter_dist.launch.queue import Queue
+from adafilter_dist.slurm.queue import Queue
 from adafilter_dist.status import RunStatus, find_runs, is_run, read_runs
 from adafilter_dist.status.model import failed_at_once
 from adafilter_dist.status.sweep import Sweep, read_sweep

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.commands.resume import add_allow_mismatch
-from adafilter_dist.console import Console
 from adafilter_dist.errors import UserError, nearest, shown
-from adafilter_dist.recipe.changes import require_known
+from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
 from adafilter_dist.recipe.find import recipe_names
 from adafilter_dist.recipe.hints import wrong_words
 from adafilter_dist.recipe.keys import means_recipe
-from adafilter_dist.status.submitted import rank_log
+from adafilter_dist.run.submission import rank_log
+from adafilter_dist.system.console import Console
 
 if TYPE_CHECKING:
     from adafilter_dist.launch.target import Target
@@ -66,7 +65,7 @@ def run(words: list[str], program: str = "adafilter submit") -> int:
     console = Console()
     if verb == "train":
         return _train(rest, options.allow_mismatch, options.dry_run, program, console)
-    from adafilter_dist.launch.other_verbs import submit_verb
+    from adafilter_dist.launch.verb_jobs import submit_verb
 
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from adafilter_dist.commands.options import add_gates
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.commands.resume import add_allow_mismatch, add_gates
-from adafilter_dist.console import Console
 from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
-from adafilter_dist.recipe.changes import require_known
+from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
+from adafilter_dist.system.console import Console
 
 HELP = "train a recipe; the same words again go on where it stopped"
 
@@ -40,10 +40,10 @@ def run(words: list[str]) -> int:
         return 0
     console = Console()
     if options.check:
-        from adafilter_dist.check import run_check
+        from adafilter_dist.training.dry_run import run_check
 
         return run_check(recipe, console)
-    from adafilter_dist.attempt import run_attempt
+    from adafilter_dist.training.attempt import run_attempt
 
     return run_attempt(
         recipe,

@@ -1,1 +1,4 @@
-"""Pictures and labels: where they lie, how they are split, stored and read."""
+"""Data sets, prepared data, and batches of them.
+
+Opening one picture file is in `pictures`; augmentation of batches is in `data.loading`.
+"""

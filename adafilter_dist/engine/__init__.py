@@ -1,4 +1,7 @@
-"""Engines: who runs the step, behind one interface."""
+"""The step on ranks: DistributedDataParallel or DeepSpeed behind one interface.
+
+How ranks meet is in `distributed`, what a step computes in `training.step`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from typing import Any
 
 from torch import nn
 
+from adafilter_dist.distributed import World
 from adafilter_dist.engine.base import Engine, FullState
-from adafilter_dist.engine.world import World, join_world, set_arithmetic
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.engine import DeepSpeed
 
-__all__ = ["Engine", "FullState", "World", "build_engine", "join_world", "set_arithmetic"]
+__all__ = ["Engine", "FullState", "build_engine"]
 
 
 def build_engine(

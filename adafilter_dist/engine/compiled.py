@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from adafilter_dist.cache_folder import cache_folder
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.ops.native import processor
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.system.cache_folder import cache_folder
 
 
 def keep_compiled(recipe: Recipe, device: torch.device) -> list[str]:

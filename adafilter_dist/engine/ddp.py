@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from adafilter_dist.distributed.world import World
 from adafilter_dist.engine.autocast import AUTOCAST
 from adafilter_dist.engine.base import FullState, Replicated
 from adafilter_dist.engine.optimizer import build_optimizer, optimizer_tensors, put_optimizer
-from adafilter_dist.engine.world import World
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 

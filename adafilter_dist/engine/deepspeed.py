@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adafilter_dist.distributed.deepspeed_import import import_deepspeed
+from adafilter_dist.distributed.world import World
 from adafilter_dist.engine.autocast import AUTOCAST, Autocast
 from adafilter_dist.engine.base import FullState
-from adafilter_dist.engine.deepspeed_import import import_deepspeed
 from adafilter_dist.engine.optimizer import build_optimizer
 from adafilter_dist.engine.scaler import LossScaler
-from adafilter_dist.engine.world import World
 from adafilter_dist.engine.zero import Stage0, Stage3, Stages12
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.recipe import Recipe

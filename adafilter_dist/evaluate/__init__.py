@@ -1,8 +1,11 @@
-"""How good a model is, every image counted exactly once on any number of ranks."""
+"""How good a model is, every image counted exactly once on any number of ranks.
 
+Tables, figures and files of it are in `report`.
+"""
+
+from adafilter_dist.evaluate.forward_pass import Batches, evaluate, sweep
 from adafilter_dist.evaluate.gates import GateEvaluation, LayerGates, evaluate_gates
 from adafilter_dist.evaluate.scores import Difference, Evaluation, Outcomes
-from adafilter_dist.evaluate.sweep import Batches, evaluate, sweep
 
 __all__ = [
     "Batches",

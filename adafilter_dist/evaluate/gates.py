@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adafilter_dist.evaluate.forward_pass import Batches, OutcomeRows, Visit, sweep
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.evaluate.scores import Difference, Evaluation
-from adafilter_dist.evaluate.sweep import Batches, OutcomeRows, Visit, sweep
-from adafilter_dist.models.gate import find_gate, observe_gates, override_gates
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
 
 # Sets this use of the seed apart from every other one.
 _STREAM = 0x6A7E

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import adafilter_dist
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, printable
 from adafilter_dist.launch.job import Job
-from adafilter_dist.printable import printable
 from adafilter_dist.recipe.launch import Launch, minutes
 from adafilter_dist.recipe.section import seconds
 

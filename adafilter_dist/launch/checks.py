@@ -25,8 +25,8 @@ class Checks:
 
         Raises UserError with what to do, e.g. the line that prepares data and weights.
         """
-        from adafilter_dist.engine.deepspeed_import import require_deepspeed
-        from adafilter_dist.run_space import require_run_space, space_of_run
+        from adafilter_dist.distributed.deepspeed_import import require_deepspeed
+        from adafilter_dist.run.space import require_run_space, space_of_run
 
         require_job_shares(recipe)
         if recipe.launch.python is None:  # another Python has other packages
@@ -43,10 +43,10 @@ class Checks:
 
 
 def _built(recipe: Recipe, run: Path) -> nn.Module:
-    from adafilter_dist.data.prepared import open_prepared
+    from adafilter_dist.data.stored.prepared import open_prepared
     from adafilter_dist.methods import build_method
-    from adafilter_dist.models.backbones import load_backbone
-    from adafilter_dist.run_data import read_run_data
+    from adafilter_dist.models.backbone.backbones import load_backbone
+    from adafilter_dist.training.run_data import read_run_data
 
     data = read_run_data(run)
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)

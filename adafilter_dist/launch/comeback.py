@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.atomic import write_json
 from adafilter_dist.launch.requeue import Verdict, requeue
 from adafilter_dist.metrics.jsonl import append
-from adafilter_dist.salvage import read_object
+from adafilter_dist.system.files import write_json
+from adafilter_dist.system.json_files import read_object
 
 
 def come_back(run: Path, job: str, verdict: Verdict, say: Callable[[str], None]) -> bool:

@@ -24,9 +24,9 @@ from adafilter_dist.launch.requeue import (
     limits,
     own_job,
 )
-from adafilter_dist.preemption import StopFlag, stop_on_signal
-from adafilter_dist.said import exit_code
-from adafilter_dist.surroundings import Surroundings
+from adafilter_dist.system.exit_code import exit_code
+from adafilter_dist.training.preemption import StopFlag, stop_on_signal
+from adafilter_dist.training.stop_policy import Surroundings
 
 _STOPPED = 75
 # Where a rank failed by itself, srun ends the others within a second or two.
@@ -92,10 +92,10 @@ class Job:
         return self._train(self.run, flag)
 
     def _train(self, run: Path, flag: StopFlag) -> int:
-        from adafilter_dist.attempt import run_attempt
-        from adafilter_dist.console import Console
-        from adafilter_dist.engine.peers import sign_of_loss
+        from adafilter_dist.distributed.lost_peer import sign_of_loss
         from adafilter_dist.recipe import load_recipe
+        from adafilter_dist.system.console import Console
+        from adafilter_dist.training.attempt import run_attempt
 
         recipe = load_recipe(self.words)
         verdict: list[Verdict] = []

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
-from adafilter_dist.atomic import write_json
-from adafilter_dist.salvage import read_object
+from adafilter_dist.system.files import write_json
+from adafilter_dist.system.json_files import read_object
 
 _MODULE = "adafilter_dist.launch.local"
 

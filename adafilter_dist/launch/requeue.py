@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adafilter_dist.preemption import TIME_LIMIT
+from adafilter_dist.training.preemption import TIME_LIMIT
 
 _FIELD = re.compile(r"(?:^|\s)(JobState|Restarts|Reason|PreemptTime|EndTime|Partition)=(\S+)")
 _ASK_SECONDS = 20.0

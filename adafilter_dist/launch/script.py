@@ -18,17 +18,16 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from adafilter_dist.atomic import make_folder, write_text
-from adafilter_dist.commands.resume import add_allow_mismatch
 from adafilter_dist.errors import UserError
+from adafilter_dist.launch.after_torchrun import settle
 from adafilter_dist.launch.requeue import ask, limits, own_job
-from adafilter_dist.launch.settle import settle
-from adafilter_dist.ownership import is_alive, newest_owner
-from adafilter_dist.preemption import StopFlag, stop_on_signal
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
-from adafilter_dist.recipe.changes import require_known
+from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
 from adafilter_dist.recipe.section import seconds
-from adafilter_dist.said import exit_code
+from adafilter_dist.run.ownership import is_alive, newest_owner
+from adafilter_dist.system.exit_code import exit_code
+from adafilter_dist.system.files import make_folder, write_text
+from adafilter_dist.training.preemption import StopFlag, stop_on_signal
 
 # As in __main__, before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -63,10 +62,10 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
     file = _kept(job)
     if restart and file.is_file():
         return
-    from adafilter_dist.engine.deepspeed_import import require_deepspeed
+    from adafilter_dist.distributed.deepspeed_import import require_deepspeed
     from adafilter_dist.launch.target import find_targets
     from adafilter_dist.recipe.shares import require_shares
-    from adafilter_dist.run_folder import RunFolder
+    from adafilter_dist.run.folder import RunFolder
 
     target, *others = find_targets(words, allow)
     if others:
@@ -106,10 +105,10 @@ def train(allow: Collection[str]) -> int:
     """Train as a rank of torchrun; 0 when the run is finished, or stopped and saved."""
     flag = LinkFlag(os.environ.get("ADAFILTER_STOP"))
     with stop_on_signal(flag, last=True):  # from now on: imports take seconds
-        from adafilter_dist.attempt import run_attempt
-        from adafilter_dist.console import Console
-        from adafilter_dist.engine.interface import require, use
-        from adafilter_dist.surroundings import Surroundings
+        from adafilter_dist.distributed.interface import require, use
+        from adafilter_dist.system.console import Console
+        from adafilter_dist.training.attempt import run_attempt
+        from adafilter_dist.training.stop_policy import Surroundings
 
         recipe = load_recipe([f"recipe={_kept(_job()[0])}"])
         launch = recipe.launch

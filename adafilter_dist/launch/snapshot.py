@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import adafilter_dist
-from adafilter_dist.atomic import fsync_folder, make_folder
 from adafilter_dist.recipe.load import shipped_recipes
+from adafilter_dist.system.files import fsync_folder, make_folder
 
 # Not __pycache__: times are copied too, so Python takes what is compiled, and no rank waits for it.
 _LEFT_OUT = shutil.ignore_patterns(".*")

@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from adafilter_dist.atomic import make_folder, write_json
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch import local
 from adafilter_dist.launch.batch import Batch
 from adafilter_dist.launch.checks import Checks
+from adafilter_dist.launch.cleanup import removed_on_failure
 from adafilter_dist.launch.job import Job
-from adafilter_dist.launch.queue import jobs as ask_queue
 from adafilter_dist.launch.snapshot import take_snapshot
 from adafilter_dist.launch.target import Target, job_of
-from adafilter_dist.launch.undo import removed_on_failure
 from adafilter_dist.recipe.launch import Launch
 from adafilter_dist.recipe.section import seconds
 from adafilter_dist.recipe.shares import require_job_shares
+from adafilter_dist.slurm.queue import jobs as ask_queue
+from adafilter_dist.system.files import make_folder, write_json
 
 Say = Callable[[str], None]
 

@@ -10,18 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.atomic import make_folder, write_bytes, write_json, write_text
 from adafilter_dist.errors import UserError
-from adafilter_dist.kept_recipe import recipe_file
 from adafilter_dist.launch import local
-from adafilter_dist.launch.queue import Job
 from adafilter_dist.launch.sweep import Member, expand
-from adafilter_dist.ownership import Ownership, is_alive, newest_owner
-from adafilter_dist.plan import Plan, make_plan
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.section import seconds
-from adafilter_dist.run_folder import RunFolder
-from adafilter_dist.salvage import read_object, text
+from adafilter_dist.run.folder import RunFolder
+from adafilter_dist.run.kept_recipe import recipe_file
+from adafilter_dist.run.ownership import Ownership, is_alive, newest_owner
+from adafilter_dist.slurm.queue import Job
+from adafilter_dist.system.files import make_folder, write_bytes, write_json, write_text
+from adafilter_dist.system.json_files import read_object, text
+from adafilter_dist.training.plan import Plan, make_plan
 
 
 @dataclass(frozen=True)

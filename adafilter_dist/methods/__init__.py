@@ -1,4 +1,8 @@
-"""AdaFilter and what it is compared with: model surgery, parameter groups, penalty."""
+"""What is trained: AdaFilter and its baselines, one file each, and their export.
+
+A file turns a backbone into a model with parameter groups and a penalty; the networks themselves
+are in `models`, the step that trains them in `training`.
+"""
 
 from adafilter_dist.methods.base import Built, parameter_groups
 from adafilter_dist.methods.build import build_method

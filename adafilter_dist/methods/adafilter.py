@@ -7,10 +7,10 @@ from functools import partial
 from torch import nn
 
 from adafilter_dist.methods.base import Built, groups_of
-from adafilter_dist.models.backbones import Backbone
-from adafilter_dist.models.convert import convert
-from adafilter_dist.models.gated import fix_statistics
-from adafilter_dist.models.penalty import penalty
+from adafilter_dist.models.backbone.backbones import Backbone
+from adafilter_dist.models.gating.convert import convert
+from adafilter_dist.models.gating.gated_conv import fix_statistics
+from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.schema import AdaFilter, Recipe
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adafilter_dist.models.backbones import Backbone
-from adafilter_dist.models.gate import RecurrentGate
-from adafilter_dist.models.report import ConversionReport
+from adafilter_dist.models.backbone.backbones import Backbone
+from adafilter_dist.models.gating.conversion_report import ConversionReport
+from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.recipe.schema import Optim, Recipe
 
 

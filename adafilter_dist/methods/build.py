@@ -6,7 +6,7 @@ from adafilter_dist.methods.adafilter import build_adafilter
 from adafilter_dist.methods.base import Built
 from adafilter_dist.methods.finetune import build_finetune
 from adafilter_dist.methods.linear_probe import build_linear_probe
-from adafilter_dist.models.backbones import Backbone
+from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.recipe.schema import AdaFilter, FineTune, Recipe
 
 

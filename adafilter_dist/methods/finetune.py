@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from adafilter_dist.methods.base import Built, without_gates
-from adafilter_dist.models.backbones import Backbone
-from adafilter_dist.models.batchnorm import replace_batchnorm
+from adafilter_dist.models.backbone.backbones import Backbone
+from adafilter_dist.models.gating.batchnorm import replace_batchnorm
 from adafilter_dist.recipe.schema import Recipe
 
 

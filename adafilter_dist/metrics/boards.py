@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from adafilter_dist import atomic
+from adafilter_dist.system import files
 
 
 class Board(Protocol):
@@ -92,5 +92,5 @@ def _wandb_id(run_dir: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         return path.read_text().strip()
     fresh = uuid.uuid4().hex[:16]
-    atomic.write_text(path, fresh + "\n")
+    files.write_text(path, fresh + "\n")
     return fresh

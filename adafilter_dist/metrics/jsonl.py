@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist import atomic
-from adafilter_dist.salvage import whole
+from adafilter_dist.system import files
+from adafilter_dist.system.json_files import whole
 
 
 def _plain(value: Any) -> Any:
@@ -60,7 +60,7 @@ def repair(path: Path) -> None:
     """Drop torn lines by an atomic rewrite, so that the next row starts on a line of its own."""
     content = _join([line for line, _ in _whole_lines(path)])
     if path.exists() and path.read_bytes() != content:
-        atomic.write_bytes(path, content)
+        files.write_bytes(path, content)
 
 
 def cut_after(path: Path, step: int, evaluated: int | None = None, *, ending: bool = False) -> None:
@@ -81,7 +81,7 @@ def cut_after(path: Path, step: int, evaluated: int | None = None, *, ending: bo
         )
 
     if path.exists():
-        atomic.write_bytes(path, _join([line for line, row in _whole_lines(path) if stays(row)]))
+        files.write_bytes(path, _join([line for line, row in _whole_lines(path) if stays(row)]))
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
@@ -93,7 +93,7 @@ def append(path: Path, row: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     if new:
-        atomic.fsync_folder(path.parent)
+        files.fsync_folder(path.parent)
 
 
 class JsonLines:
@@ -107,7 +107,7 @@ class JsonLines:
         new = not path.exists()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if new:
-            atomic.fsync_folder(path.parent)
+            files.fsync_folder(path.parent)
         self._end = os.fstat(self._descriptor).st_size
         self._kept = b""
         self._closed = False

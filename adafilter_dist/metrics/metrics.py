@@ -14,7 +14,7 @@ from rich.console import Console
 
 from adafilter_dist.metrics.boards import Board, TensorBoard, WeightsAndBiases
 from adafilter_dist.metrics.jsonl import JsonLines, append, cut_after
-from adafilter_dist.progress import ConsoleProgress
+from adafilter_dist.metrics.progress import ConsoleProgress
 from adafilter_dist.recipe import Recipe
 
 

@@ -1,1 +1,4 @@
-"""Networks: backbones and their weights, conversion to AdaFilter, gates, BatchNorm, penalties."""
+"""Networks: pre-trained ones, AdaFilter's, and their kernels.
+
+What is trained of them, and how, is in `methods`.
+"""

@@ -1,4 +1,7 @@
-"""What to do: typed recipes, their files and overrides, and the identity of a run."""
+"""What to do: typed recipes, their files and overrides, and the identity of a run.
+
+What a run keeps of its recipe is in `run`.
+"""
 
 from adafilter_dist.recipe.find import find_recipe, recipe_names
 from adafilter_dist.recipe.load import dump_recipe, load_recipe

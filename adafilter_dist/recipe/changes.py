@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,3 +171,15 @@ def _checked(recipe: Recipe) -> Recipe:
     except ValidationError as error:
         lines = [item["msg"].removeprefix("Value error, ") for item in error.errors()]
         raise UserError("\n".join(lines)) from None
+
+
+def add_allow_mismatch(parser: argparse.ArgumentParser) -> None:
+    """The option by which a run goes on with other numbers than it began with."""
+    parser.add_argument(
+        "--allow-mismatch",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="go on although this key or section (optim.lr, data) changes the numbers of the run; "
+        "may be given again",
+    )

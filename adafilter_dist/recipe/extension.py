@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adafilter_dist.errors import resume_line
 from adafilter_dist.recipe.schema import Recipe
-from adafilter_dist.resuming import resume_line
 
 # Judged together: what more epochs mean depends on the schedule's length.
 LENGTH = ("train.epochs", "optim.schedule_epochs")

@@ -10,8 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from adafilter_dist.errors import closest, nearest, shown
-from adafilter_dist.printable import printable
+from adafilter_dist.errors import closest, nearest, printable, shown
 from adafilter_dist.recipe.keys import meant, sections_in
 from adafilter_dist.recipe.scalars import Integer, Real
 from adafilter_dist.recipe.schema import Recipe

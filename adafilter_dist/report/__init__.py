@@ -1,4 +1,7 @@
-"""The end of a run: what it measured, told on the console, in a file and in a picture."""
+"""What a run measured, as tables on the console, files and figures.
+
+Measuring is in `evaluate`; lines during training are in `metrics`.
+"""
 
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.results import Results

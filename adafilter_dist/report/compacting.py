@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from adafilter_dist import atomic
-from adafilter_dist.data.loader import EvalLoader
-from adafilter_dist.data.prepared import Prepared, SplitName
-from adafilter_dist.data.sample import Sample
-from adafilter_dist.engine.world import World
+from adafilter_dist.data.loading.loader import EvalLoader
+from adafilter_dist.data.stored.prepared import Prepared, SplitName
+from adafilter_dist.data.stored.subset import Sample
+from adafilter_dist.distributed.world import World
 from adafilter_dist.evaluate import Evaluation, evaluate
-from adafilter_dist.evaluate.constant import GateCounts
-from adafilter_dist.models.compact import compact, constant_gates, settled, write_constant
-from adafilter_dist.models.convert import AdaFilterNet
-from adafilter_dist.models.export import COMPACT_FORMAT, read_config, write_files
-from adafilter_dist.models.gate import observe_gates
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.evaluate.gate_counts import GateCounts
+from adafilter_dist.methods.export import COMPACT_FORMAT, read_config, write_files
+from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.models.gating.gate import observe_gates
+from adafilter_dist.models.inference.compact import compact, constant_gates, settled, write_constant
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.system import files
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def compact_export(
         expected=expected,
     )
     if world.first:
-        atomic.write_json(out / "compacting.json", found.to_dict())
+        files.write_json(out / "compacting.json", found.to_dict())
     return found
 
 

@@ -6,12 +6,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from adafilter_dist.data.prepared import open_prepared
-from adafilter_dist.data.summary import own_validation
+from adafilter_dist.data.prepare.summary import own_validation
+from adafilter_dist.data.stored.prepared import open_prepared
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods import Built, build_method
-from adafilter_dist.models.backbones import Backbone, load_backbone
-from adafilter_dist.models.report import ConversionReport
+from adafilter_dist.models.backbone.backbones import Backbone, load_backbone
+from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.schema import FineTune
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs

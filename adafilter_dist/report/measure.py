@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from adafilter_dist.data.loader import EvalLoader
-from adafilter_dist.data.prepared import Prepared, SplitName
-from adafilter_dist.engine.world import World
+from adafilter_dist.data.loading.loader import EvalLoader
+from adafilter_dist.data.stored.prepared import Prepared, SplitName
+from adafilter_dist.distributed.world import World
 from adafilter_dist.evaluate import Batches, evaluate, evaluate_gates
-from adafilter_dist.models.backbones import load_backbone
-from adafilter_dist.models.convert import AdaFilterNet
-from adafilter_dist.models.preprocess import Preprocess
-from adafilter_dist.probe import Features, Probe, extract_features, fit_probe
+from adafilter_dist.evaluate.linear_probe import Features, Probe, extract_features, fit_probe
+from adafilter_dist.models.backbone.backbones import load_backbone
+from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.report.results import Results
 

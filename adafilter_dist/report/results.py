@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adafilter_dist.evaluate import Evaluation, GateEvaluation
-from adafilter_dist.probe import Probe
+from adafilter_dist.evaluate.linear_probe import Probe
 
 TITLES = {
     "adafilter": "AdaFilter",

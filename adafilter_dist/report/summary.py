@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from adafilter_dist import atomic
 from adafilter_dist.evaluate import LayerGates
 from adafilter_dist.report.results import TITLES, Results
+from adafilter_dist.system import files
 
 _FAR_OFF = 0.1
 """How far a layer's mean gate is from the median layer's to be shown by itself."""
@@ -24,7 +24,7 @@ def write_summary(run_dir: Path, results: Results) -> Path:
     """RUN/figures/summary.json: everything the summary says, as numbers."""
     path = run_dir / "figures" / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(path, results.to_dict())
+    files.write_json(path, results.to_dict())
     return path
 
 
@@ -36,7 +36,7 @@ def write_gates(run_dir: Path, results: Results) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     Console(file=text, width=100).print(_gate_table(results.gates.layers))
-    atomic.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())
     return path
 
 

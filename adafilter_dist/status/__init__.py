@@ -1,4 +1,7 @@
-"""How runs stand: from their folders, and where it can be asked, from SLURM. Imports no torch."""
+"""How runs stand, read from their folders and, where it can be asked, from SLURM.
+
+Imports no torch and changes nothing.
+"""
 
 from adafilter_dist.status.find import find_runs, is_run
 from adafilter_dist.status.model import RunStatus

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adafilter_dist.ownership import owners
-from adafilter_dist.salvage import Row, changed, read_object, text, whole
+from adafilter_dist.run.ownership import owners
 from adafilter_dist.status.judge import claim_of, host_of
 from adafilter_dist.status.model import Attempt, CheckpointFolder
+from adafilter_dist.system.json_files import Row, changed, read_object, text, whole
 
 
 def read_attempts(run: Path, events: list[Row], state: str, reason: str) -> list[Attempt]:

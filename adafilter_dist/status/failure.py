@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from adafilter_dist.salvage import Row, number, read_object, text, whole
+from adafilter_dist.run.submission import Submitted
 from adafilter_dist.status.model import Attempt, Failure
-from adafilter_dist.status.submitted import Submitted
+from adafilter_dist.system.json_files import Row, number, read_object, text, whole
 
 LINES = 15
 _TAIL = 200_000  # bytes of a log that are looked at

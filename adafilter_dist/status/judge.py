@@ -6,9 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.ownership import LEASE, Owner, is_alive, newest_owner, this_process
-from adafilter_dist.salvage import Row, number, read_object, text, whole
+from adafilter_dist.run.ownership import LEASE, Owner, is_alive, newest_owner, this_process
 from adafilter_dist.status.model import ago
+from adafilter_dist.system.json_files import Row, number, read_object, text, whole
 
 RECORDED = ("queued", "running", "stopped", "finished", "failed")
 RESUMABLE = ("stopped", "failed", "killed", "cancelled", "lost")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.status.submitted import read_submitted
+from adafilter_dist.run.submission import read_submitted
 
 _BLOCK = 65536
 

@@ -6,14 +6,14 @@ import socket
 import time
 from pathlib import Path
 
+from adafilter_dist.errors import resume_line
 from adafilter_dist.launch.local import is_running
-from adafilter_dist.resuming import resume_line
-from adafilter_dist.salvage import Row, number, read_object, read_rows, text, whole
+from adafilter_dist.run.submission import Submitted, read_submitted
 from adafilter_dist.status.attempts import read_attempts, read_checkpoints
 from adafilter_dist.status.failure import first_failure
 from adafilter_dist.status.judge import RESUMABLE, find_owner, host_of, judge
 from adafilter_dist.status.model import Attempt, RunStatus
-from adafilter_dist.status.submitted import Submitted, read_submitted
+from adafilter_dist.system.json_files import Row, number, read_object, read_rows, text, whole
 
 _STARTING_SECONDS = 60.0
 

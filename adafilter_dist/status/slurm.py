@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from adafilter_dist.launch.queue import Job, Queue
+from adafilter_dist.run.submission import read_submitted
+from adafilter_dist.slurm.queue import Job, Queue
 from adafilter_dist.status.failure import LINES, first_failure, last_lines, srun_failure
 from adafilter_dist.status.model import Failure, RunStatus
 from adafilter_dist.status.read import read_run, resume_line_of
-from adafilter_dist.status.submitted import read_submitted
 
 _STARTS = 30.0  # seconds by which clocks may differ, and a job may start before it is noted
 _FAR = 30 * 86400.0  # seconds ahead in which SLURM only guesses

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
-from adafilter_dist.salvage import text
 from adafilter_dist.status.model import RunStatus, ago
 from adafilter_dist.status.sweep import Sweep, best_of, percent, shown, summary
+from adafilter_dist.system.json_files import text
 
 _HEAD = (
     *("STATE", "STEP", "EPOCH", "METRIC", "IMAGES/S", "RESTARTS", "LOST"),

@@ -9,7 +9,7 @@ from floor import FORWARD, GATE, INPUT, NORM, OTHER, UPDATE, WEIGHT
 from grouping import MARK, SplitGradients, part_of_event, seconds_by_part
 from torch import nn
 
-from adafilter_dist.models.convert import convert
+from adafilter_dist.models.gating.convert import convert
 from tests.models.networks import Pairs, images
 
 CPU = torch.device("cpu")

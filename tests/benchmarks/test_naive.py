@@ -10,10 +10,10 @@ from naive import NaiveGatedConvBN, naive
 from torch import nn
 from torch.nn import functional
 
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import constant, override_gates
-from adafilter_dist.models.gated import GatedConvBN
-from adafilter_dist.models.statistics import update_statistics
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import constant, override_gates
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.gating.step_statistics import update_statistics
 from tests.models.networks import images, network, pairs, randomise
 
 

@@ -18,7 +18,7 @@ from training import same_start, steps_of
 from variants import FOLDED, NAIVE, TRAINED, Networks
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.said import exit_code
+from adafilter_dist.system.exit_code import exit_code
 from tests.benchmarks.conftest import BENCHMARKS
 
 SMALL = ["--model", "resnet18", "--size", "32", "--threads", "1", "--device", "cpu"]

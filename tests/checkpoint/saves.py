@@ -11,7 +11,7 @@ import torch
 from adafilter_dist.checkpoint.saver import Failed, Saved, Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.engine import FullState
-from adafilter_dist.ownership import claim
+from adafilter_dist.run.ownership import claim
 
 FROZEN = frozenset({"conv.frozen_weight"})
 

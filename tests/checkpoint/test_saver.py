@@ -17,7 +17,7 @@ from adafilter_dist.checkpoint.saver import Failed, Saved, Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.checkpoint.writer import IGNORED, command
 from adafilter_dist.engine import FullState
-from adafilter_dist.ownership import claim
+from adafilter_dist.run.ownership import claim
 from tests.checkpoint.saves import Attempt, attempt, newest, state
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from adafilter_dist.checkpoint.files import read_manifest, write_manifest
 from adafilter_dist.checkpoint.store import Checkpoints, NotFiniteError, Position, check_finite
 from adafilter_dist.errors import UserError
+from adafilter_dist.system.sealed_files import read_manifest, write_manifest
 from tests.checkpoint.saves import attempt, hurt, newest, save, state
 
 DAMAGES = ["truncated", "flipped", "emptied", "removed"]

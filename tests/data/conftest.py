@@ -10,10 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from adafilter_dist.data.loader import TrainLoader
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.store import Format, Record, open_store, write_store
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.data.loading.loader import TrainLoader
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.store import Format, Record, open_store, write_store
+from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe.schema import Recipe
 
 PREPROCESS = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 64, 48)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from adafilter_dist.data.datasets import list_dataset
-from adafilter_dist.data.listing import Listing, Sample
+from adafilter_dist.data.sources.datasets import list_dataset
+from adafilter_dist.data.sources.listing import Listing, Sample
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-importlib.import_module("adafilter_dist.data.ffcv_backend")  # makes ffcv importable anywhere
+importlib.import_module(
+    "adafilter_dist.data.loading.ffcv_backend"
+)  # makes ffcv importable anywhere
 
 from ffcv.fields.basics import IntDecoder  # noqa: E402
 from ffcv.fields.rgb_image import CenterCropRGBImageDecoder  # noqa: E402

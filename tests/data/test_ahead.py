@@ -13,10 +13,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from adafilter_dist.data.ahead import AHEAD, in_forwards
-from adafilter_dist.data.batch import DeviceBatch, MicroBatch
-from adafilter_dist.data.device import Input, joined, normalise, to_device
-from adafilter_dist.data.prepared import Prepared
+from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
+from adafilter_dist.data.loading.device import Input, joined, normalise, to_device
+from adafilter_dist.data.loading.prefetch import AHEAD, in_forwards
+from adafilter_dist.data.stored.prepared import Prepared
 from tests.data.conftest import PREPROCESS, needs_ffcv, train_loader
 
 M, SIDE = 2, PREPROCESS.crop

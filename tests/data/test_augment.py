@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from adafilter_dist.data.augment import _exp, crop_boxes, flips
+from adafilter_dist.data.loading.crop import _exp, crop_boxes, flips
 
 RATIO = (3 / 4, 4 / 3)
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from adafilter_dist.data.prepare import prepare
-from adafilter_dist.data.summary import summarise
+from adafilter_dist.data.prepare.prepare import prepare
+from adafilter_dist.data.prepare.summary import summarise
 from adafilter_dist.recipe import Recipe
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adafilter_dist.data.fingerprint import fingerprint
-from adafilter_dist.data.lists import read_list
-from adafilter_dist.data.prepare import prepare
-from adafilter_dist.data.prepared import Prepared, open_prepared
+from adafilter_dist.data.prepare.lists import read_list
+from adafilter_dist.data.prepare.prepare import prepare
+from adafilter_dist.data.sources.fingerprint import fingerprint
+from adafilter_dist.data.stored.prepared import Prepared, open_prepared
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe import Recipe
 from tests.data import trees

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from adafilter_dist.data.batch import MicroBatch
-from adafilter_dist.data.device import to_device
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.device import to_device
 from tests.data.conftest import PREPROCESS
 
 CPU = torch.device("cpu")

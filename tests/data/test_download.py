@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from torchvision.datasets import Food101
 
-from adafilter_dist.data.datasets import fetch_dataset, list_dataset
 from adafilter_dist.data.sources import download
+from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 from tests.data import trees

@@ -17,12 +17,12 @@ from torchvision.models import (
     WeightsEnum,
 )
 
-from adafilter_dist.data.device import to_device
-from adafilter_dist.data.loader import EvalLoader
-from adafilter_dist.data.pictures import stored_pixels
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.store import open_store, write_store
-from adafilter_dist.models.preprocess import Preprocess
+from adafilter_dist.data.loading.device import to_device
+from adafilter_dist.data.loading.loader import EvalLoader
+from adafilter_dist.data.prepare.pictures import stored_pixels
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.store import open_store, write_store
+from adafilter_dist.models.backbone.preprocess import Preprocess
 from tests.data.conftest import recipe
 from tests.real_pictures import photographs
 

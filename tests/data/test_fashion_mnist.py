@@ -9,14 +9,14 @@ import pytest
 from rich.console import Console
 from torchvision.datasets import FashionMNIST
 
-from adafilter_dist.cache_folder import cache_folder
-from adafilter_dist.data.datasets import fetch_dataset, labels_of, list_dataset
-from adafilter_dist.data.prepare import prepare
+from adafilter_dist.data.prepare.prepare import prepare
 from adafilter_dist.data.sources import fashion_mnist
-from adafilter_dist.data.store import open_store
+from adafilter_dist.data.sources.datasets import fetch_dataset, labels_of, list_dataset
+from adafilter_dist.data.stored.store import open_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.schema import Data
+from adafilter_dist.system.cache_folder import cache_folder
 
 
 @pytest.fixture(scope="module")

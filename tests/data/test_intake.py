@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adafilter_dist.data.intake import Intake, content_hash
-from adafilter_dist.data.listing import Sample
+from adafilter_dist.data.prepare.read_pictures import Intake, content_hash
+from adafilter_dist.data.sources.listing import Sample
 from tests.pictures.odd_pictures import encoded, odd_pictures
 
 # What an older version read otherwise: its prepared pictures are not these.

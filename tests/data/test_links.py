@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adafilter_dist.printable import printable
+from adafilter_dist.errors import printable
 from tests.data import trees
 from tests.data.listings import listed, names, per_class, refused
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from adafilter_dist.data.augment import crop_boxes, flips
-from adafilter_dist.data.batch import MicroBatch
-from adafilter_dist.data.loader import EvalLoader, TrainLoader
-from adafilter_dist.data.order import epoch_order
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.resize import resize_box
-from adafilter_dist.data.store import open_store
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.crop import crop_boxes, flips
+from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
+from adafilter_dist.data.loading.order import epoch_order
+from adafilter_dist.data.loading.resize import resize_box
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.store import open_store
 from adafilter_dist.errors import UserError
 from tests.data.conftest import (
     PREPROCESS,
@@ -289,7 +289,7 @@ def test_a_truncated_store_is_noticed(kind: str, jpg: Prepared, tmp_path: Path) 
 
 def test_ffcv_asked_for_but_missing(jpg: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if it were not installed.
-    monkeypatch.setitem(sys.modules, "adafilter_dist.data.ffcv_backend", None)
+    monkeypatch.setitem(sys.modules, "adafilter_dist.data.loading.ffcv_backend", None)
     with pytest.raises(
         UserError, match=r"data\.loader=ffcv: FFCV cannot be used here \(.*\); inst"
     ):

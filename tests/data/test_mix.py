@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adafilter_dist.data.mix import erase, mix
+from adafilter_dist.data.loading.mix import erase, mix
 from adafilter_dist.recipe.schema import Augment
 
 M, SIDE, CLASSES = 6, 16, 5

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adafilter_dist.data.keyed import Purpose, permutation, uniforms
-from adafilter_dist.data.order import (
+from adafilter_dist.data.loading.keyed import Purpose, permutation, uniforms
+from adafilter_dist.data.loading.order import (
     batch_share,
     epoch_order,
     rank_order,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adafilter_dist.data.prepared import open_prepared, prepared_folder
+from adafilter_dist.data.stored.prepared import open_prepared, prepared_folder
 from adafilter_dist.errors import UserError
 from tests.data import trees
 from tests.data.test_prepare import identity, prepared, recipe, refused

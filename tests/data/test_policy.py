@@ -7,8 +7,8 @@ from PIL.Image import Image, fromarray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from adafilter_dist.data import policy as policies
-from adafilter_dist.data.policy import Policy, policy_of
+from adafilter_dist.data.loading import policy as policies
+from adafilter_dist.data.loading.policy import Policy, policy_of
 from adafilter_dist.recipe.schema import Augment
 from tests.data.conftest import picture
 

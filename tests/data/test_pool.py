@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from adafilter_dist.data.pool import WorkerPool
+from adafilter_dist.data.stored.pool import WorkerPool
 
 
 def threads() -> list[str]:

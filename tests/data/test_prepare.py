@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from adafilter_dist.data import space
-from adafilter_dist.data.lists import read_list
-from adafilter_dist.data.manifest import read_manifest
-from adafilter_dist.data.pictures import stored_pixels
-from adafilter_dist.data.prepare import prepare
-from adafilter_dist.data.prepared import Prepared, open_prepared, prepared_folder
-from adafilter_dist.data.store import open_store
-from adafilter_dist.data.summary import summarise
-from adafilter_dist.data.verifying import remember
+from adafilter_dist.data.prepare import space
+from adafilter_dist.data.prepare.lists import read_list
+from adafilter_dist.data.prepare.pictures import stored_pixels
+from adafilter_dist.data.prepare.prepare import prepare
+from adafilter_dist.data.prepare.summary import summarise
+from adafilter_dist.data.stored.manifest import read_manifest
+from adafilter_dist.data.stored.prepared import Prepared, open_prepared, prepared_folder
+from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.verification import remember
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from tests.data import trees

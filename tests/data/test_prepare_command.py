@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from adafilter_dist.__main__ import main
-from adafilter_dist.data import progress
+from adafilter_dist.data.prepare import progress
 from tests.data import trees
 
 

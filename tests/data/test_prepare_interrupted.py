@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from adafilter_dist.data import lock
-from adafilter_dist.data.prepare import prepare
-from adafilter_dist.data.prepared import open_prepared
+from adafilter_dist.data.prepare.prepare import prepare
+from adafilter_dist.data.stored.prepared import open_prepared
 from adafilter_dist.recipe import load_recipe
+from adafilter_dist.system import lock
 from tests.data import trees
 
 Start = Callable[[], subprocess.Popen[str]]

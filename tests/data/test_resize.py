@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adafilter_dist.data.resize import resize_box
+from adafilter_dist.data.loading.resize import resize_box
 from tests.data.conftest import picture
 
 

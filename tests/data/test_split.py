@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adafilter_dist.data.split import Purpose, cut_count, cut_fraction, keep_fraction
+from adafilter_dist.data.sources.split import Purpose, cut_count, cut_fraction, keep_fraction
 from adafilter_dist.errors import UserError
 
 LABELS = np.repeat(np.arange(4), (100, 37, 2, 1))

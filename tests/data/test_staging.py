@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from adafilter_dist.data import staging
-from adafilter_dist.data.manifest import Manifest, StoredSplit, read_manifest
-from adafilter_dist.data.origin import Origin
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.staging import NotStaged, copy_folder, expanded, is_good, stage
-from adafilter_dist.data.store import open_store, write_store
+from adafilter_dist.data.sources.origin import Origin
+from adafilter_dist.data.stored import staging
+from adafilter_dist.data.stored.manifest import Manifest, StoredSplit, read_manifest
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.staging import NotStaged, copy_folder, expanded, is_good, stage
+from adafilter_dist.data.stored.store import open_store, write_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.changes import judge
 from adafilter_dist.recipe.identity import run_hash

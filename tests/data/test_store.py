@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.store import Record, open_store, write_store
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.store import Record, open_store, write_store
 from adafilter_dist.errors import UserError
 from tests.data.conftest import SAMPLES, needs_ffcv, picture, records
 from tests.distributed.launch import ROOT
@@ -78,7 +78,7 @@ def test_a_picture_of_the_wrong_kind(tmp_path: Path) -> None:
 def test_pages_are_not_crossed_and_too_large_a_record_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adafilter_dist.data.store._PAGE", 1 << 15)
+    monkeypatch.setattr("adafilter_dist.data.stored.store._PAGE", 1 << 15)
     written = write_store(tmp_path / "x", records(12), format="raw")
     store = open_store(written.path)
     for k in range(12):

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from adafilter_dist.data import verifying
-from adafilter_dist.data.manifest import Manifest, read_manifest
-from adafilter_dist.data.prepared import Prepared
-from adafilter_dist.data.store import open_store
-from adafilter_dist.data.verifying import DamagedStore, verify
+from adafilter_dist.data.stored import verification
+from adafilter_dist.data.stored.manifest import Manifest, read_manifest
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.verification import DamagedStore, verify
 from adafilter_dist.recipe.identity import run_hash
 from tests.data import trees
 from tests.data.test_prepare import identity, prepared, recipe, refused
@@ -162,7 +162,7 @@ def test_many_at_once_remember_the_same(root: Path, cache: Path) -> None:
 def test_what_is_gone_is_forgotten(
     root: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifying, "_REMEMBERED", 4)
+    monkeypatch.setattr(verification, "_REMEMBERED", 4)
     done = [prepared(root, prepared=tmp_path / name)[0] for name in "ab"]
     shutil.rmtree(done[0].folder)
     prepared(root, prepared=tmp_path / "c")
@@ -172,7 +172,7 @@ def test_what_is_gone_is_forgotten(
 
 def test_beats_come_while_a_file_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, _ = prepared(root)
-    monkeypatch.setattr(verifying, "_CHUNK", 1000)
+    monkeypatch.setattr(verification, "_CHUNK", 1000)
     beats: list[Any] = []
     verify(
         done.folder, manifest_of(done), always=True, beat=lambda *progress: beats.append(progress)

@@ -9,8 +9,8 @@ import os
 import sys
 from typing import Any
 
-from adafilter_dist import step
 from adafilter_dist.__main__ import main
+from adafilter_dist.training import step
 
 
 def install() -> None:

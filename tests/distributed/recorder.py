@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist import step
 from adafilter_dist.__main__ import main
-from adafilter_dist.data.batch import DeviceBatch
+from adafilter_dist.data.loading.batch import DeviceBatch
+from adafilter_dist.training import step
 
 
 def install() -> None:

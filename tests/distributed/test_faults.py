@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from adafilter_dist.metrics import read_lines
-from adafilter_dist.ownership import newest_owner
+from adafilter_dist.run.ownership import newest_owner
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter, start
 from tests.distributed.watching import ranks, watched

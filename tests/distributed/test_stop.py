@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adafilter_dist.preemption import DELAY
+from adafilter_dist.training.preemption import DELAY
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import Ended, free_port, kill_tree, rank_environment, start, wait
 from tests.distributed.test_world_sizes import rows, tensors

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafilter_dist.engine import FullState, World, join_world
+from adafilter_dist.distributed import World, join_world
+from adafilter_dist.engine import FullState
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.recipe import Recipe, load_recipe
-from adafilter_dist.session import Session, build_session
+from adafilter_dist.training.session import Session, build_session
 
 STAGES = (0, 1, 2, 3)
 SEEDS = (0, 1, 2)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from adafilter_dist.engine import join_world, world
+from adafilter_dist.distributed import join_world, world
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Recipe
 
@@ -119,7 +119,7 @@ def only_meet() -> None:
     """Meet the others, but never become a part of the process group."""
     from datetime import timedelta
 
-    from adafilter_dist.engine.meeting_file import meet_in_file
+    from adafilter_dist.distributed.meeting_file import meet_in_file
 
     file, rank = Path(os.environ["ADAFILTER_MEETING"]), int(os.environ["RANK"])
     meeting = meet_in_file(file, rank, 2, within=30, timeout=timedelta(seconds=30))

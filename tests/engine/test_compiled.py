@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from adafilter_dist.engine.compiled import keep_compiled
-from adafilter_dist.models.batchnorm import MicroBatchNorm2d
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from tests.engine.test_compiled import recipe
 
 torch.set_num_threads(1)

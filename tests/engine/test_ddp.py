@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adafilter_dist.engine import Engine, build_engine, join_world
+from adafilter_dist.distributed import join_world
+from adafilter_dist.engine import Engine, build_engine
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, load_recipe
 

@@ -65,7 +65,7 @@ def test_where_jobs_have_a_python_of_their_own_this_one_need_not_have_it(here: P
 _DDP = """\
 import sys
 import torch
-import adafilter_dist.attempt, adafilter_dist.check
+import adafilter_dist.training.attempt, adafilter_dist.training.dry_run
 from adafilter_dist.engine import build_engine, join_world
 from adafilter_dist.recipe import load_recipe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adafilter_dist.engine.world import _device
+from adafilter_dist.distributed.world import _device
 from adafilter_dist.errors import RankError
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.engine import interface
-from adafilter_dist.engine.interface import addresses, mend_gloo, require, use
+from adafilter_dist.distributed import interface
+from adafilter_dist.distributed.interface import addresses, mend_gloo, require, use
 from adafilter_dist.errors import RankError
 from tests.distributed.launch import ROOT
 

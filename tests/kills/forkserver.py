@@ -32,7 +32,11 @@ from typing import Any, NoReturn
 
 IMPORTS = (
     *("torch", "torch.distributed", "torchvision", "rich.progress"),
-    *("adafilter_dist.attempt", "adafilter_dist.finish", "adafilter_dist.check"),
+    *(
+        "adafilter_dist.training.attempt",
+        "adafilter_dist.training.final_report",
+        "adafilter_dist.training.dry_run",
+    ),
     *(f"adafilter_dist.commands.{verb}" for verb in ("prepare", "train", "resume", "evaluate")),
 )
 # Where they are installed. ffcv itself starts numba's threads: it is left to the child.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.launch.queue import Job, Queue, hosts, jobs
+from adafilter_dist.slurm.queue import Job, Queue, hosts, jobs
 from tests.launch.recorded import NO_ACCOUNTING, SACCT, SQUEUE, UNABLE, UNKNOWN, Cluster
 
 

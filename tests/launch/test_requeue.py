@@ -19,7 +19,7 @@ from adafilter_dist.launch.requeue import (
     show_grace,
     show_job,
 )
-from adafilter_dist.preemption import TIME_LIMIT
+from adafilter_dist.training.preemption import TIME_LIMIT
 from tests.launch.recorded import Cluster
 
 NOW = 1795409900

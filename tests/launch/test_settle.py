@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from adafilter_dist.launch.after_torchrun import Ending, decide, how_it_ended, nodes_answer, settle
 from adafilter_dist.launch.requeue import Verdict
-from adafilter_dist.launch.settle import Ending, decide, how_it_ended, nodes_answer, settle
 from tests.launch.recorded import Cluster
 
 JOB, RESTART = "77", 1

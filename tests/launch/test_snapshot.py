@@ -51,7 +51,7 @@ def test_the_copy_runs_and_not_the_clone_from_whose_root_it_was_submitted(
     tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = Batch(Launch(environment={"A": 1}), "small", tmp_path, take_snapshot(tmp_path / "code"))
-    marked = tmp_path / "code" / "adafilter_dist" / "__init__.py"
+    marked = tmp_path / "code" / "adafilter_dist" / "version.py"
     marked.write_text(marked.read_text() + "\n__version__ = 'the copy'\n")
     monkeypatch.chdir(CLONE)
     command = [sys.executable, "-m", "adafilter_dist", "--version"]

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from adafilter_dist.methods import Built, build_method, parameter_groups
-from adafilter_dist.models import statistics
-from adafilter_dist.models.backbones import load_backbone
-from adafilter_dist.models.batchnorm import MicroBatchNorm2d
-from adafilter_dist.models.convert import AdaFilterNet
+from adafilter_dist.models.backbone.backbones import load_backbone
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
+from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.recipe.schema import Recipe
 
 
@@ -111,7 +111,7 @@ def test_linear_probe_trains_the_head_on_features_of_evaluation_mode() -> None:
     optimizer = torch.optim.SGD(built.groups, lr=0.1)
     model(x).square().sum().backward()
     optimizer.step()
-    statistics.update_statistics(model)
+    step_statistics.update_statistics(model)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"backbone.classifier.1.weight", "backbone.classifier.1.bias"}
 

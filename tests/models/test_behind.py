@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from adafilter_dist.models.behind import absorb
-from adafilter_dist.models.convert import AdaFilterNet, convert, convert_pairs
-from adafilter_dist.models.gated import set_kernels
-from adafilter_dist.models.pairs import find_pairs
+from adafilter_dist.models.gating.absorb_residual import absorb
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert, convert_pairs
+from adafilter_dist.models.gating.find_pairs import find_pairs
+from adafilter_dist.models.gating.gated_conv import set_kernels
 from tests.models.networks import network
 
 

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from adafilter_dist import load
 from adafilter_dist.errors import UserError
-from adafilter_dist.evaluate.constant import GateCounts
-from adafilter_dist.models.compact import (
+from adafilter_dist.evaluate.gate_counts import GateCounts
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import observe_gates, override_gates
+from adafilter_dist.models.inference.compact import (
     compact,
     constant_gates,
     read_constant,
     settled,
     write_constant,
 )
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import observe_gates, override_gates
-from adafilter_dist.models.selected import InferenceNet, SelectedConv, for_inference
+from adafilter_dist.models.inference.selected_conv import InferenceNet, SelectedConv, for_inference
 from tests.models.gates import random_gates, unsettle
 from tests.models.networks import images, network, pairs
 
@@ -133,7 +133,7 @@ def test_gates_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.slow
 def test_older_folders_are_read_as_before_and_fast(tmp_path: Path) -> None:
-    from adafilter_dist.models.export import export_model
+    from adafilter_dist.methods.export import export_model
     from tests.models.test_export import CLASSES, METHODS, PREPROCESS, build
 
     for number, method in enumerate(METHODS):

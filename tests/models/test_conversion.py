@@ -14,14 +14,14 @@ from torch.nn.utils import parametrizations
 from torchvision import models
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models import statistics
-from adafilter_dist.models.batchnorm import MicroBatchNorm2d
-from adafilter_dist.models.convert import convert
-from adafilter_dist.models.gate import observe_gates
-from adafilter_dist.models.gated import GatedConvBN
-from adafilter_dist.models.modes import in_mode
-from adafilter_dist.models.pairs import find_pairs
-from adafilter_dist.models.trace import ConvCall, _trace_by_forward, _trace_by_fx
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
+from adafilter_dist.models.gating.convert import convert
+from adafilter_dist.models.gating.find_pairs import find_pairs
+from adafilter_dist.models.gating.gate import observe_gates
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.gating.modes import in_mode
+from adafilter_dist.models.gating.trace import ConvCall, _trace_by_forward, _trace_by_fx
 from tests.models.networks import Pairs, images, network, pairs
 
 
@@ -341,7 +341,7 @@ def test_frozen_leftovers_keep_their_statistics_and_cost_no_backward() -> None:
     assert early.running_mean is not None
     before = early.running_mean.clone()
     net(images(4)).sum().backward()
-    statistics.apply(net, statistics.collect(net))
+    step_statistics.apply(net, step_statistics.collect(net))
     assert seen == [False]
     assert torch.equal(early.running_mean, before)
     assert not early.weight.requires_grad

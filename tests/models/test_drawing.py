@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
-from adafilter_dist.models import statistics
-from adafilter_dist.models.convert import convert
-from adafilter_dist.models.drawing import drawing_modules
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.convert import convert
+from adafilter_dist.models.gating.random_modules import drawing_modules
 from adafilter_dist.recipe.schema import Gate
 from tests.models.networks import network, pairs
 
@@ -48,6 +48,6 @@ def test_nothing_is_left_behind() -> None:
     drawing_modules(net, 16)
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert not statistics.collect(net).any()
+    assert not step_statistics.collect(net).any()
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not any(module._forward_hooks for module in net.modules())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.estimators import binarise
+from adafilter_dist.models.gating.estimators import binarise
 
 KINDS = ["straight_through", "identity", "gumbel", "semhash"]
 

@@ -18,10 +18,10 @@ from torchvision import models
 import adafilter_dist
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods import Built, build_method
-from adafilter_dist.models.backbones import load_backbone
-from adafilter_dist.models.convert import AdaFilterNet
-from adafilter_dist.models.export import export_model, load
-from adafilter_dist.models.preprocess import Preprocess, evaluation_transform
+from adafilter_dist.methods.export import export_model, load
+from adafilter_dist.models.backbone.backbones import load_backbone
+from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_transform
+from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.recipe.schema import Recipe
 from tests.models.networks import randomise
 

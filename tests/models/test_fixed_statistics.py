@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.models import statistics
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import override_gates
-from adafilter_dist.models.gated import fix_statistics, set_kernels
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import override_gates
+from adafilter_dist.models.gating.gated_conv import fix_statistics, set_kernels
 from adafilter_dist.models.ops.passes import Kernels
 
 Branches = Literal["none", "frozen", "both"]
@@ -114,6 +114,6 @@ def test_running_statistics_of_a_fixed_branch_stay() -> None:
     assert layer.bn1.running_mean is not None and layer.bn2.running_mean is not None
     before = layer.bn1.running_mean.clone(), layer.bn2.running_mean.clone()
     net(images())
-    statistics.update_statistics(net)
+    step_statistics.update_statistics(net)
     assert not torch.equal(layer.bn1.running_mean, before[0])
     assert torch.equal(layer.bn2.running_mean, before[1])

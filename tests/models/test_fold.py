@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adafilter_dist.models.fold import BareConv, fold, foldable
+from adafilter_dist.models.inference.fold_batchnorm import BareConv, fold, foldable
 from tests.models.gates import gated
 
 

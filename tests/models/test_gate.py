@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adafilter_dist.models import statistics
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import (
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import (
     RecurrentGate,
     constant,
     find_gate,
@@ -164,7 +164,7 @@ def test_statistics_are_the_mean_and_the_variance_over_images() -> None:
     module = gate()
     batches = [inputs(7), [x.flip(0) * 2 - 1 for x in inputs(5)]]
     seen = [walk(module, xs) for xs in batches]
-    statistics.apply(module, statistics.collect(module) / 2)
+    step_statistics.apply(module, step_statistics.collect(module) / 2)
     means = [torch.stack([g.mean() for g in gates]) for gates in seen]
     variances = [torch.stack([(g - g.mean(0)).square().mean() for g in gates]) for gates in seen]
     torch.testing.assert_close(module.last_mean, (means[0] + means[1]) / 2)
@@ -177,10 +177,10 @@ def test_evaluation_and_discarded_steps_leave_no_trace() -> None:
     module = gate()
     before = copy.deepcopy(module.state_dict())
     walk(module.eval(), inputs())
-    assert not statistics.collect(module).any()
+    assert not step_statistics.collect(module).any()
     walk(module.train(), inputs())
-    statistics.discard(module)
-    statistics.apply(module, statistics.collect(module))
+    step_statistics.discard(module)
+    step_statistics.apply(module, step_statistics.collect(module))
     kept = {k: v for k, v in module.state_dict().items() if k != "running_mean"}
     before.pop("running_mean")
     torch.testing.assert_close(kept, before, rtol=0, atol=0)

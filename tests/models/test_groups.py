@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from adafilter_dist.models import groups, statistics
-from adafilter_dist.models.batchnorm import MicroBatchNorm2d
-from adafilter_dist.models.estimators import binarise
-from adafilter_dist.models.groups import grouped
+from adafilter_dist.models.gating import micro_batches, step_statistics
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
+from adafilter_dist.models.gating.estimators import binarise
+from adafilter_dist.models.gating.micro_batches import grouped
 
 
 def norm(**options: bool) -> MicroBatchNorm2d:
@@ -38,7 +38,7 @@ def test_batchnorm_normalises_each_micro_batch_by_itself(layout: torch.memory_fo
     (wanted**3).sum().backward()
     assert x.grad is not None and y.grad is not None and torch.equal(x.grad, y.grad)
     torch.testing.assert_close(together.weight.grad, apart.weight.grad, rtol=1e-12, atol=0)
-    assert torch.equal(statistics.collect(together), statistics.collect(apart))
+    assert torch.equal(step_statistics.collect(together), step_statistics.collect(apart))
     assert together.step_sums[-1] == 3
 
 
@@ -76,7 +76,7 @@ def test_noise_is_that_of_forwards_of_their_own(kind: str) -> None:
 def test_what_was_before_is_put_back() -> None:
     with pytest.raises(RuntimeError), grouped(4):
         with grouped(2):
-            assert groups.forward.count == 2
-        assert groups.forward.count == 4
+            assert micro_batches.forward.count == 2
+        assert micro_batches.forward.count == 4
         raise RuntimeError
-    assert groups.forward.count == 1
+    assert micro_batches.forward.count == 1

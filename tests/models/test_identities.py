@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.models.batchnorm import replace_batchnorm
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import constant, observe_gates, override_gates
-from adafilter_dist.models.gated import GatedConvBN, set_kernels
+from adafilter_dist.models.gating.batchnorm import replace_batchnorm
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
+from adafilter_dist.models.gating.gated_conv import GatedConvBN, set_kernels
 from adafilter_dist.models.ops.passes import Kernels
-from adafilter_dist.models.ops.reference import selected_only
 from tests.models.networks import architectures, images, network, pairs
+from tests.models.ops.reference import selected_only
 
 # One with residuals, one with depthwise convolutions; the others with the slow tests.
 QUICK = ("resnet18", "mobilenet_v2")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from adafilter_dist.models.convert import convert
-from adafilter_dist.models.gated import set_kernels
-from adafilter_dist.models.known_means import KnownMeans
+from adafilter_dist.models.gating.convert import convert
+from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.gating.pooled_means import KnownMeans
 from tests.models.networks import images, network
 
 

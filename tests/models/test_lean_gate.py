@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adafilter_dist.models.gate import RecurrentGate
-from adafilter_dist.models.lean_gate import LeanGate
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.inference.inference_gate import LeanGate
 from adafilter_dist.recipe.schema import Gate
 
 # With a hidden size of 12, P_i is multiplied into the LSTM for fewer than 16 channels.

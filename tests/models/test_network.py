@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from adafilter_dist.models import statistics
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import constant, observe_gates, override_gates
-from adafilter_dist.models.gated import set_kernels
-from adafilter_dist.models.penalty import penalty
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
+from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.schema import Gate
 from tests.models.networks import images, network, pairs
 
@@ -31,7 +31,7 @@ def trained(net: AdaFilterNet) -> AdaFilterNet:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        statistics.update_statistics(net)
+        step_statistics.update_statistics(net)
     net(images(4, 16))
     return net
 
@@ -97,7 +97,7 @@ def test_same_draws_same_bits_in_training() -> None:
         loss = net.train()(images(4)).square().sum()
         loss.backward()
         assert net.gate.cell.weight_hh.grad is not None
-        return torch.cat([loss.detach()[None], statistics.collect(net)])
+        return torch.cat([loss.detach()[None], step_statistics.collect(net)])
 
     assert torch.equal(run(), run())
 
@@ -131,7 +131,7 @@ def test_compiled_network_computes_the_same() -> None:
     compiled = torch.compile(copy.deepcopy(net), backend="eager", fullgraph=True)
     expected, got = net(x), compiled(x)
     torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(statistics.collect(compiled), statistics.collect(net))
+    torch.testing.assert_close(step_statistics.collect(compiled), step_statistics.collect(net))
     expected.square().sum().backward()
     got.square().sum().backward()
     for (name, own), other in zip(net.named_parameters(), compiled.parameters(), strict=True):

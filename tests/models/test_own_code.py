@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gated import set_kernels
-from adafilter_dist.models.selected import for_inference
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.inference.selected_conv import for_inference
 from tests.models.networks import randomise
 
 FLAG = False

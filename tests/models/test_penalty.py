@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.models import statistics
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import constant, override_gates
-from adafilter_dist.models.penalty import penalty
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import constant, override_gates
+from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.schema import Gate
 from tests.models.networks import images, pairs
 
@@ -33,7 +33,7 @@ def test_target_compares_the_running_mean_moved_by_this_batch() -> None:
     batch = torch.stack([gates.mean() for gates in model.gate.walk.gates.values()]).detach()
     moved = 0.9 * 0.5 + 0.1 * batch
     torch.testing.assert_close(penalty(model, "target", 2.0, 0.2), 2 * ((moved - 0.2) ** 2).mean())
-    statistics.update_statistics(model)
+    step_statistics.update_statistics(model)
     torch.testing.assert_close(model.gate.running_mean, moved)
     model(images(8, 16, seed=2))
     again = torch.stack([gates.mean() for gates in model.gate.walk.gates.values()]).detach()
@@ -84,7 +84,7 @@ def follow(kind: str, target: float) -> list[float]:
         optimizer.zero_grad()
         penalty(model, kind, 1.0, target).backward()
         optimizer.step()
-        statistics.update_statistics(model)
+        step_statistics.update_statistics(model)
         means.append(float(model.gate.last_mean.mean()))
     return means
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import adafilter_dist
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.convert import AdaFilterNet, convert
-from adafilter_dist.models.gate import constant, observe_gates, override_gates
-from adafilter_dist.models.gated import GatedConvBN
-from adafilter_dist.models.lean_gate import LeanGate
-from adafilter_dist.models.ops.choosing import NOTHING
-from adafilter_dist.models.selected import InferenceNet, SelectedConv, for_inference
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.inference.choose_kernel import NOTHING
+from adafilter_dist.models.inference.inference_gate import LeanGate
+from adafilter_dist.models.inference.selected_conv import InferenceNet, SelectedConv, for_inference
 from tests.models.gates import gated, random_gates, unsettle
 from tests.models.networks import architectures, images, network, pairs
 

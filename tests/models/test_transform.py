@@ -13,13 +13,13 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from adafilter_dist.data.device import to_device
-from adafilter_dist.data.lists import read_list
-from adafilter_dist.data.loader import EvalLoader
-from adafilter_dist.data.prepare import prepare
+from adafilter_dist.data.loading.device import to_device
+from adafilter_dist.data.loading.loader import EvalLoader
+from adafilter_dist.data.prepare.lists import read_list
+from adafilter_dist.data.prepare.prepare import prepare
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.backbones import resolve_preprocess
-from adafilter_dist.models.preprocess import evaluation_transform
+from adafilter_dist.models.backbone.backbones import resolve_preprocess
+from adafilter_dist.models.backbone.preprocess import evaluation_transform
 from adafilter_dist.recipe import Recipe
 from tests.pictures.odd_pictures import encoded, odd_pictures, photograph
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adafilter_dist.data.listing import is_picture
-from adafilter_dist.data.pictures import stored_pixels
+from adafilter_dist.data.prepare.pictures import stored_pixels
+from adafilter_dist.data.sources.listing import is_picture
 from adafilter_dist.pictures.formats import picture_suffixes, unread_by_suffix
 from adafilter_dist.pictures.modes import BadPicture
 

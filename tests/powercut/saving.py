@@ -19,7 +19,7 @@ from adafilter_dist.checkpoint.saver import Saved, Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.engine import FullState
 from adafilter_dist.metrics.jsonl import JsonLines, cut_after
-from adafilter_dist.ownership import Ownership, claim
+from adafilter_dist.run.ownership import Ownership, claim
 from tests.powercut.replay import SETTLED, marked
 
 FROZEN = frozenset({"conv.frozen_weight"})

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from adafilter_dist.checkpoint.files import DamagedError
 from adafilter_dist.checkpoint.store import Checkpoints
 from adafilter_dist.metrics.jsonl import read_lines
-from adafilter_dist.ownership import owners
+from adafilter_dist.run.ownership import owners
+from adafilter_dist.system.sealed_files import DamagedError
 from tests.powercut.disk import write
 from tests.powercut.replay import Recording, Replay, marked, record
 from tests.powercut.saving import attempt, run_in, state

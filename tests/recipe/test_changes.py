@@ -21,7 +21,7 @@ from adafilter_dist.recipe.changes import (
     translate_step,
 )
 from adafilter_dist.recipe.identity import run_hash
-from adafilter_dist.schedule import rate_factor
+from adafilter_dist.training.lr_schedule import rate_factor
 
 HASHES = {
     "caltech256": "efe59195",

@@ -1,5 +1,6 @@
-"""Where data sets come from: one file per layout, each with ``find`` and maybe ``fetch``.
+"""Which pictures there are: one file a layout of data sets, their splits and classes.
 
-``find(data) -> Found`` reads folders and lists, never the network; UserError says which layout is
-expected where. ``fetch(data, say)`` downloads what is missing, through torchvision where it can.
+Each layout has ``find(data) -> Found``, which reads folders and lists, never the network, and maybe
+``fetch(data, say)``, which downloads what is missing, through torchvision where it can. Reading and
+storing the pictures is in `data.prepare`.
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torchvision.datasets import Caltech256
 
-from adafilter_dist.data.listing import Found, Sample, root_of
 from adafilter_dist.data.sources.download import Say, fetch_folder
+from adafilter_dist.data.sources.listing import Found, Sample, root_of
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 

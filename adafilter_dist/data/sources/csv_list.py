@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adafilter_dist.data.listing import Found, Sample
 from adafilter_dist.data.sources.download import relative_name
+from adafilter_dist.data.sources.listing import Found, Sample
+from adafilter_dist.data.sources.split import SplitName
 from adafilter_dist.data.sources.split_names import WORDS, split_of_word
-from adafilter_dist.data.split import SplitName
-from adafilter_dist.errors import UserError, nearest
-from adafilter_dist.printable import printable
+from adafilter_dist.errors import UserError, nearest, printable
 
 _COLUMNS = ("path", "label", "split")
 _WORDS = [word for word in WORDS if word not in ("trn", "tst")]

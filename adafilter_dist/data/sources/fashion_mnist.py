@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import FashionMNIST
 
-from adafilter_dist.data.listing import Found, Sample, root_of
 from adafilter_dist.data.sources.download import Say, patience
+from adafilter_dist.data.sources.listing import Found, Sample, root_of
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 

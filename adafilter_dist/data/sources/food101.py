@@ -9,10 +9,9 @@ from pathlib import Path
 
 from torchvision.datasets import Food101
 
-from adafilter_dist.data.listing import Found, Sample, root_of
 from adafilter_dist.data.sources.download import Say, fetch_folder
-from adafilter_dist.errors import UserError
-from adafilter_dist.printable import printable, unprintable
+from adafilter_dist.data.sources.listing import Found, Sample, root_of
+from adafilter_dist.errors import UserError, printable, unprintable
 from adafilter_dist.recipe.schema import Data
 
 CLASSES, TRAIN, TEST = 101, 75_750, 25_250

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from adafilter_dist.data.listing import Found, Sample, root_of
-from adafilter_dist.data.missing import no_such
 from adafilter_dist.data.sources import csv_list
 from adafilter_dist.data.sources.layout import LAYOUTS, class_folders, read_layout
+from adafilter_dist.data.sources.listing import Found, Sample, root_of
+from adafilter_dist.data.sources.missing import no_such
 from adafilter_dist.data.sources.walk import Walk
-from adafilter_dist.errors import UserError, nearest
+from adafilter_dist.errors import UserError, nearest, printable
 from adafilter_dist.pictures.formats import unread_by_suffix
-from adafilter_dist.printable import printable
 from adafilter_dist.recipe.schema import Data
 
 

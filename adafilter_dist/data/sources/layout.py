@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adafilter_dist.data.listing import DEFAULT_NAME
+from adafilter_dist.data.sources.listing import DEFAULT_NAME
+from adafilter_dist.data.sources.split import SplitName
 from adafilter_dist.data.sources.split_names import is_filler, resembles, split_of
 from adafilter_dist.data.sources.walk import Walk, contents
-from adafilter_dist.data.split import SplitName
-from adafilter_dist.errors import UserError
-from adafilter_dist.printable import printable
+from adafilter_dist.errors import UserError, printable
 
 LAYOUTS = (
     "train/CLASS/*.jpg with test/CLASS/*.jpg and maybe val/CLASS/*.jpg, CLASS/*.jpg alone, or "

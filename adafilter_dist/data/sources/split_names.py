@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from adafilter_dist.data.split import SplitName
+from adafilter_dist.data.sources.split import SplitName
 
 WORDS: dict[str, SplitName] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adafilter_dist.data.listing import is_picture
-from adafilter_dist.errors import UserError
-from adafilter_dist.printable import printable
+from adafilter_dist.data.sources.listing import is_picture
+from adafilter_dist.errors import UserError, printable
 
 _Identity = tuple[int, int]
 

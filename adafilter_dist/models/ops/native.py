@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from adafilter_dist.cache_folder import cache_folder
+from adafilter_dist.system.cache_folder import cache_folder
 
 # -fno-trapping-math lets comparisons become masks; results are the same.
 _FLAGS = ("-O3", "-march=native", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -28,20 +28,19 @@ _SECONDS = 120
 
 
 @functools.cache
-def library(name: str) -> ctypes.CDLL | None:
-    """The compiled source `name`, a file of this folder; None, and one warning, if that failed.
+def library(source: Path) -> ctypes.CDLL | None:
+    """The compiled C or C++ file `source`; None, and one warning, if that failed.
 
     ADAFILTER_NATIVE=0 compiles nothing and warns of nothing.
     """
     if os.environ.get("ADAFILTER_NATIVE") == "0" or platform.system() != "Linux":
         return None
-    source = Path(__file__).with_name(name)
     try:
         return ctypes.CDLL(str(_compiled(source)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            f"{name} was not compiled, gated layers run slower on the CPU: "
+            f"{source.name} was not compiled, gated layers run slower on the CPU: "
             f"{said.strip().splitlines()[0]}. A C++ compiler (Debian: g++) mends that, "
             "ADAFILTER_NATIVE=0 silences it",
             stacklevel=2,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from ctypes import c_double, c_int, c_int64, c_void_p
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -179,7 +180,7 @@ def spread(
 @functools.cache
 def _functions() -> dict[str, Callable[..., None]] | None:
     """Each pass for each dtype, by its name in the library; None where nothing is compiled."""
-    compiled = library("passes.cpp")
+    compiled = library(Path(__file__).with_name("passes.cpp"))
     if compiled is None:
         return None
     found: dict[str, Callable[..., None]] = {}

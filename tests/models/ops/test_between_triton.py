@@ -90,13 +90,16 @@ def test_gates_and_weights_in_half_precision(run: Run) -> None:
 
 
 def check_operators(device: str) -> None:
-    from adafilter_dist.models.ops import between_triton
+    from adafilter_dist.models.ops import coefficients_triton
 
     gates, norms, sums = given(device, (3, 5), torch.float32, True)
     first, second = ([*norm.affine(), norm.mean, norm.var] for norm in norms)
     calls = [
-        (between_triton._coefficients, (gates, first, second, 1e-5, 1e-3)),
-        (between_triton._gradients, ([gates, *sums, *first[:3], *second[:3]], 70, True, False)),
+        (coefficients_triton._coefficients, (gates, first, second, 1e-5, 1e-3)),
+        (
+            coefficients_triton._gradients,
+            ([gates, *sums, *first[:3], *second[:3]], 70, True, False),
+        ),
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adafilter_dist.models.fold import BareConv
-from adafilter_dist.models.ops import choosing
-from adafilter_dist.models.ops.choosing import (
+from adafilter_dist.models.inference import choose_kernel
+from adafilter_dist.models.inference.choose_kernel import (
     Behind,
     alike,
     choose,
@@ -20,7 +19,8 @@ from adafilter_dist.models.ops.choosing import (
     each_is_cheaper,
     union,
 )
-from adafilter_dist.models.ops.filter_table import FilterTable
+from adafilter_dist.models.inference.filter_table import FilterTable
+from adafilter_dist.models.inference.fold_batchnorm import BareConv
 
 
 @dataclass
@@ -183,7 +183,7 @@ def test_few_pixels_are_a_matrix_product(monkeypatch: pytest.MonkeyPatch) -> Non
     rows, bias = given.rows[given.chosen[0]], given.bias[given.chosen[0]]
     made: list[Tensor] = []
     for limit in (10_000, 0):
-        monkeypatch.setattr(choosing, "FEW_PIXELS", limit)
+        monkeypatch.setattr(choose_kernel, "FEW_PIXELS", limit)
         made.append(convolve(conv, given.x, rows, bias))
     assert made[0].is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(made[0], given.wanted())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.ops.filter_table import FilterTable, Laid, LaidFilters
+from adafilter_dist.models.inference.filter_table import FilterTable, Laid, LaidFilters
 
 FILTERS = 3
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.gate import RecurrentGate
-from adafilter_dist.models.lean_gate import LeanGate
-from adafilter_dist.models.ops import gate_cpu
-from adafilter_dist.models.ops.gate_cpu import can_step
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.inference import gate_cpu
+from adafilter_dist.models.inference.gate_cpu import can_step
+from adafilter_dist.models.inference.inference_gate import LeanGate
 from adafilter_dist.recipe.schema import Gate
 
 pytestmark = [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adafilter_dist.models.batchnorm import MicroBatchNorm2d
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.ops import passes_cpu, passes_reference
 from adafilter_dist.models.ops.gated_norm import gated_norm
 from adafilter_dist.models.ops.norm import Norm

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.ops.kept_rows import KeptRows
+from adafilter_dist.models.inference.row_cache import KeptRows
 
 FILTERS = 20
 

@@ -11,6 +11,8 @@ import pytest
 
 from adafilter_dist.models.ops import native
 
+PASSES = Path(native.__file__).with_name("passes.cpp")
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -22,11 +24,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_compiles_once_and_finds_it_again(own_cache: Path) -> None:
-    assert isinstance(native.library("passes.cpp"), ctypes.CDLL)
+    assert isinstance(native.library(PASSES), ctypes.CDLL)
     (made,) = (own_cache / "native").iterdir()
     before = made.stat().st_mtime_ns
     native.library.cache_clear()
-    assert native.library("passes.cpp") is not None
+    assert native.library(PASSES) is not None
     assert made.stat().st_mtime_ns == before
 
 
@@ -35,7 +37,7 @@ def test_without_a_compiler_one_warning_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.warns(UserWarning, match=r"none of g\+\+.*Debian: g\+\+"):
-        assert native.library("passes.cpp") is None
+        assert native.library(PASSES) is None
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -44,14 +46,14 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     with pytest.warns(UserWarning, match="out of everything"):
-        assert native.library("passes.cpp") is None
+        assert native.library(PASSES) is None
 
 
 def test_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
     monkeypatch.setenv("ADAFILTER_NATIVE", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert native.library("passes.cpp") is None
+        assert native.library(PASSES) is None
     assert not own_cache.exists()
 
 
@@ -59,7 +61,7 @@ def test_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -
 def test_trains_without_a_compiler(tmp_path: Path) -> None:
     program = """
 import torch, warnings
-from adafilter_dist.models.convert import convert
+from adafilter_dist.models.gating.convert import convert
 from torch import nn
 warnings.simplefilter("ignore")
 net = convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)),

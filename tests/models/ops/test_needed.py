@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adafilter_dist.models.ops.needed import selected_filters
+from adafilter_dist.models.ops.selected_filters import selected_filters
 
 
 @pytest.mark.parametrize("bias", [False, True])

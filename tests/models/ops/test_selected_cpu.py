@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adafilter_dist.models.fold import BareConv
-from adafilter_dist.models.ops import choosing, selected_cpu
-from adafilter_dist.models.ops.choosing import choose
-from adafilter_dist.models.ops.filter_table import FilterTable
-from adafilter_dist.models.ops.selected_cpu import can_compute, selected_conv
+from adafilter_dist.models.inference import choose_kernel, selected_cpu
+from adafilter_dist.models.inference.choose_kernel import choose
+from adafilter_dist.models.inference.filter_table import FilterTable
+from adafilter_dist.models.inference.fold_batchnorm import BareConv
+from adafilter_dist.models.inference.selected_cpu import can_compute, selected_conv
 from tests.models.ops.test_choosing import SHAPES, case
 
 needs_compiler = pytest.mark.skipif(
@@ -97,7 +97,7 @@ def test_without_it_other_ways_compute_the_same(monkeypatch: pytest.MonkeyPatch)
         used.append(1)
         return selected_conv(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(choosing, "selected_conv", watched)
+    monkeypatch.setattr(choose_kernel, "selected_conv", watched)
     with_kernel = choose(*args)
     assert used == [1]
     monkeypatch.setattr(selected_cpu, "_library", lambda: None)

@@ -69,7 +69,7 @@ def expected(
 
 
 def check_conv(device: str, case: Case, dtype: torch.dtype, chosen: str, relu: bool) -> None:
-    from adafilter_dist.models.ops.selected_triton import selected_conv
+    from adafilter_dist.models.inference.selected_triton import selected_conv
 
     torch.manual_seed(sum(case.x))
     x = torch.randn(case.x, device=device).to(dtype)
@@ -111,7 +111,7 @@ def test_all_bits_alike_are_one_convolution(run: Run, chosen: str) -> None:
 
 
 def check_alone(device: str) -> None:
-    from adafilter_dist.models.ops.selected_triton import selected_conv
+    from adafilter_dist.models.inference.selected_triton import selected_conv
 
     case = CASES["3x3"]
     x = torch.randn(case.x, device=device)
@@ -133,7 +133,7 @@ def test_images_and_filters_not_chosen_do_not_meet(run: Run) -> None:
 
 
 def check_operator(device: str) -> None:
-    from adafilter_dist.models.ops import selected_triton
+    from adafilter_dist.models.inference import selected_triton
 
     case = CASES["uneven"]
     x = torch.randn(case.x, device=device)
@@ -161,7 +161,7 @@ def test_the_operator_keeps_what_it_promises_to_torch_compile(run: Run) -> None:
 
 
 def check_refusals(device: str) -> None:
-    from adafilter_dist.models.ops.selected_triton import selected_conv
+    from adafilter_dist.models.inference.selected_triton import selected_conv
 
     x, weight, bias = torch.randn(2, 4, 5, 5), torch.randn(2, 3, 3, 3, 4), torch.randn(2, 3)
     bits = torch.ones(2, 3, dtype=torch.bool)
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_in_words(interpreter: Worker) -> None:
 
 
 def check_cubin(capability: int, case: Case, dtype: torch.dtype, words: str, absent: str) -> None:
-    from adafilter_dist.models.ops.selected_triton import selected_conv
+    from adafilter_dist.models.inference.selected_triton import selected_conv
     from tests.models.ops.compile_only import compiled
 
     torch.backends.cuda.matmul.allow_tf32 = "tf32" in words
@@ -224,7 +224,7 @@ def test_it_compiles_to_matrix_units_of_nvidia_s_gpus_without_one(
 
 
 def check_tiles(device: str) -> None:
-    from adafilter_dist.models.ops.selected_triton import choose_tiles
+    from adafilter_dist.models.inference.selected_triton import choose_tiles
 
     shared = 227 * 1024
     for images in (1, 64):

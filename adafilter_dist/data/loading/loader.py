@@ -1,0 +1,217 @@
+"""The two loaders: random crops of the training split in exact order, and plain evaluation.
+
+FFCV or torchvision decodes; order, boxes and flips come from here, so that both give the same
+pictures whatever the number of workers and ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import time
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import fromarray
+from torch import Tensor
+
+from adafilter_dist.data.loading.backend import Backend, Plan
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.crop import crop_boxes, flips
+from adafilter_dist.data.loading.order import batch_share, rank_order, share, steps_per_epoch
+from adafilter_dist.data.loading.policy import policy_of
+from adafilter_dist.data.loading.torchvision_backend import TorchvisionBackend
+from adafilter_dist.data.stored.pool import WorkerPool, default_workers
+from adafilter_dist.data.stored.prepared import Prepared, SplitName
+from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pixels
+from adafilter_dist.recipe.schema import Recipe
+
+__all__ = ["Batches", "EvalLoader", "MicroBatch", "TrainLoader"]
+
+
+class Batches:
+    """Iterator over micro-batches; ``wait_seconds`` is the time spent waiting for them so far."""
+
+    def __init__(self, batches: Iterator[MicroBatch]) -> None:
+        self._batches = batches
+        self.wait_seconds = 0.0
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> MicroBatch:
+        began = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.wait_seconds += time.perf_counter() - began
+
+
+class TrainLoader:
+    """The training split, augmented, in the order of (seed, epoch): this rank's part of it.
+
+    ``kind`` is who decodes, ``notice`` one line where that is not what one would want. Making it
+    raises UserError where the split is smaller than a global batch, there are more ranks than
+    micro-batches, or ``data.loader=ffcv`` cannot be had.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        recipe: Recipe,
+        preprocess: Preprocess,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+    ) -> None:
+        path, self._records, self._labels = prepared.split("train")
+        self._recipe = recipe
+        self._rank, self._world_size = rank, world_size
+        self._pin = device.type == "cuda"
+        self._workers = recipe.data.num_workers or default_workers()
+        self._policy = policy_of(recipe.augment, recipe.seed)
+        self.steps_per_epoch = steps_per_epoch(len(self._records), recipe.train.global_batch)
+        share(recipe.train.micro_batches, rank, world_size)
+        self._store = open_store(path)
+        self._backend, self.notice = self._choose(preprocess.crop)
+        self.kind = self._backend.kind
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batches]:
+        """The micro-batches of this rank, step by step, from ``first_step`` of the epoch on.
+
+        What came before ``first_step`` is not read. However the context is left, threads have ended
+        afterwards.
+        """
+        train = self._recipe.train
+        samples = rank_order(
+            self._recipe.seed,
+            epoch,
+            len(self._records),
+            train.global_batch,
+            train.micro_batch,
+            self._rank,
+            self._world_size,
+            first_step,
+        ).reshape(-1, train.micro_batch)
+        with contextlib.closing(self._micro_batches(epoch, samples)) as batches:
+            yield Batches(batches)
+
+    def _micro_batches(
+        self, epoch: int, samples: NDArray[np.int64]
+    ) -> Generator[MicroBatch, None, None]:
+        plan = Plan(samples, self._records[samples], lambda index: self._boxes(epoch, index))
+        with contextlib.closing(self._images(epoch, plan)) as images:
+            for index, batch in zip(samples, images, strict=True):
+                labels = torch.from_numpy(self._labels[index])
+                if self._pin:
+                    labels = labels.pin_memory()
+                yield MicroBatch(batch, labels, torch.from_numpy(index))
+
+    def _images(self, epoch: int, plan: Plan) -> Generator[Tensor, None, None]:
+        with contextlib.closing(self._backend.read(plan)) as images:
+            policy = self._policy
+            if policy is None:
+                yield from images
+                return
+            with WorkerPool(self._workers) as pool:
+                yield from pool.map(
+                    lambda item: policy(item[0], item[1], epoch),
+                    zip(images, plan.samples, strict=True),
+                    ahead=self._workers,
+                )
+
+    def _boxes(self, epoch: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n, 5) for the samples ``index``: top, left, height, width, mirrored."""
+        seed, augment = self._recipe.seed, self._recipe.augment
+        records = self._records[index]
+        heights, widths = self._store.heights[records], self._store.widths[records]
+        boxes = crop_boxes(seed, epoch, index, heights, widths, augment.scale, augment.ratio)
+        return np.column_stack([boxes, flips(seed, epoch, index, augment.flip)])
+
+    def _choose(self, size: int) -> tuple[Backend, str | None]:
+        wanted, notice = self._recipe.data.loader, None
+        if wanted != "torchvision":
+            why_not = _why_no_ffcv()
+            if why_not is None:
+                from adafilter_dist.data.loading.ffcv_backend import FfcvBackend
+
+                micro_batch = self._recipe.train.micro_batch
+                return FfcvBackend(self._store, size, self._workers, micro_batch, self._pin), None
+            if wanted == "ffcv":
+                raise UserError(
+                    f"data.loader=ffcv: FFCV cannot be used here ({why_not}); install it "
+                    "(`adafilter doctor` says how), or use data.loader=torchvision: same pictures, "
+                    "decoded more slowly"
+                )
+            notice = (
+                f"FFCV cannot be used here ({why_not}): torchvision decodes the same pictures, "
+                "more slowly; `adafilter doctor` says how to install FFCV"
+            )
+        return TorchvisionBackend(self._store, size, self._workers, self._pin), notice
+
+
+class EvalLoader:
+    """A split for evaluation: resized and cropped as the weights ask for, nothing random.
+
+    Batches are the same on any number of ranks, and each goes to exactly one of them.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        split: SplitName,
+        recipe: Recipe,
+        preprocess: Preprocess,
+        *,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+    ) -> None:
+        path, self._records, self._labels = prepared.split(split)
+        self._store = open_store(path)
+        self._workers = recipe.data.num_workers or default_workers()
+        self._batch_size = batch_size
+        self._preprocess = preprocess
+        self.total = len(self._records)
+        self._batches = batch_share(self.total, batch_size, rank, world_size)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Generator[MicroBatch, None, None]:
+        crop, pin = self._preprocess.crop, torch.cuda.is_available()
+        samples = range(
+            self._batches.start * self._batch_size,
+            min(self._batches.stop * self._batch_size, self.total),
+        )
+        with WorkerPool(self._workers) as pool:
+            pictures = pool.map(self._picture, samples, ahead=self._batch_size + self._workers)
+            for first in samples[:: self._batch_size]:
+                index = torch.arange(first, min(first + self._batch_size, samples.stop))
+                shape = (len(index), crop, crop, 3)
+                images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+                for pixels in images.numpy():
+                    pixels[:] = next(pictures)
+                labels = torch.from_numpy(self._labels[index.numpy()])
+                labels = labels.pin_memory() if pin else labels
+                yield MicroBatch(images.permute(0, 3, 1, 2), labels, index)
+
+    def _picture(self, sample: int) -> NDArray[np.uint8]:
+        picture = fromarray(self._store.read(int(self._records[sample])))
+        return evaluation_pixels(picture, self._preprocess)
+
+
+def _why_no_ffcv() -> str | None:
+    if importlib.util.find_spec("ffcv") is None:
+        return "it is not installed"
+    try:
+        import adafilter_dist.data.loading.ffcv_backend  # noqa: F401
+    except Exception as error:  # its libraries can be missing or too old in many ways
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None

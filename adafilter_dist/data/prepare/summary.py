@@ -1,0 +1,74 @@
+"""What `prepare` ends with: counts a class, skipped pictures by reason, duplicates, notes."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from adafilter_dist.data.prepare.lists import read_list
+from adafilter_dist.data.stored.manifest import read_manifest
+
+
+def own_validation(pictures: int) -> str:
+    """The line that says whose validation split is used."""
+    return (
+        f"validation: the data's own split of {pictures:,} pictures; data.val_fraction has no "
+        "effect"
+    )
+
+
+def summarise(folder: Path, console: Console) -> None:
+    """Print the summary of a prepared folder."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return
+    counts = read_list(folder / "classes.csv")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("split")
+    for column in ("pictures", "size", "a class: min", "median", "max"):
+        table.add_column(column, justify="right")
+    rows = [
+        ("train", manifest.train.pictures - manifest.validation, manifest.train.size),
+        ("test", manifest.test.pictures, manifest.test.size),
+    ]
+    if manifest.validation:
+        rows.insert(1, ("val", manifest.validation, 0))
+    for name, pictures, size in rows:
+        of_class = [int(row[name]) for row in counts]
+        table.add_row(
+            name,
+            f"{pictures:,}",
+            f"{size / 1e6:,.1f} MB" if size else "in train",
+            str(min(of_class)),
+            f"{statistics.median(of_class):g}",
+            str(max(of_class)),
+        )
+    console.print(table)
+    lines = [f"{len(manifest.classes)} classes; counts of each in {folder / 'classes.csv'}"]
+    if manifest.skipped:
+        reasons = Counter(row["reason"].split(" (")[0] for row in read_list(folder / "skipped.csv"))
+        by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        lines.append(f"skipped {manifest.skipped}: {by_reason}; listed in {folder / 'skipped.csv'}")
+    if manifest.duplicates:
+        lines.append(
+            f"{manifest.duplicates} test pictures are in the training set too (same pixels); "
+            f"listed in {folder / 'duplicates.csv'}"
+        )
+    else:
+        lines.append("no picture is in both splits")
+    if manifest.validation:
+        lines.append(own_validation(manifest.validation))
+        twins = {row["val_path"] for row in read_list(folder / "val-duplicates.csv")}
+        if twins:
+            lines.append(
+                f"{len(twins)} validation pictures are in the training or the test set too (same "
+                f"pixels); listed in {folder / 'val-duplicates.csv'}"
+            )
+    lines += [note if note.startswith("warning: ") else f"note: {note}" for note in manifest.notes]
+    lines.append(f"fingerprint {manifest.fingerprint[:16]}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,197 @@
+"""The data sets by name: fetched, listed, reduced to the wanted classes, and split."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from adafilter_dist.data.sources import caltech256, fashion_mnist, food101, imagefolder
+from adafilter_dist.data.sources.download import Say
+from adafilter_dist.data.sources.listing import Found, Listing, Sample
+from adafilter_dist.data.sources.split import Indices, Purpose, cut_count, cut_fraction
+from adafilter_dist.errors import UserError, nearest, printable, unprintable
+from adafilter_dist.recipe.schema import Data
+
+_FIND = {
+    "caltech256": caltech256.find,
+    "fashion_mnist": fashion_mnist.find,
+    "food101": food101.find,
+    "imagefolder": imagefolder.find,
+}
+_FETCH = {
+    "caltech256": caltech256.fetch,
+    "fashion_mnist": fashion_mnist.fetch,
+    "food101": food101.fetch,
+}
+_IS_THERE = {
+    "caltech256": caltech256.is_there,
+    "fashion_mnist": fashion_mnist.is_there,
+    "food101": food101.is_there,
+    "imagefolder": imagefolder.is_there,
+}
+
+
+def fetch_dataset(data: Data, say: Say) -> None:
+    """Download what is missing, if ``data.download`` and the data set can be; UserError if not."""
+    if can_fetch(data):
+        _FETCH[data.name](data, say)
+
+
+def is_there(data: Data) -> bool:
+    """Whether its list or any picture of it is there, in whatever state."""
+    return _IS_THERE[data.name](data)
+
+
+def lists_of(data: Data) -> dict[str, Path]:
+    """The files that say which pictures belong where, by a name that stays when the root moves."""
+    if data.csv is not None:
+        return {"data.csv": data.csv}
+    return food101.lists_of(data) if data.name == "food101" else {}
+
+
+def can_fetch(data: Data) -> bool:
+    """Whether ``fetch_dataset`` can get it."""
+    return data.download and data.name in _FETCH
+
+
+def list_dataset(data: Data) -> Listing:
+    """Classes and the pictures of each split, in an order that depends on names alone.
+
+    The test set is the published one, or drawn first, so that training sets of other sizes leave
+    it as it is. Raises UserError for anything that cannot be trained on.
+    """
+    found = _FIND[data.name](data)
+    found = found if data.classes is None else _only(found, data.classes)
+    _require_names(found)
+    if len(found.classes) < 2:
+        raise UserError(
+            f"{found.root}: only one class ({', '.join(found.classes)}); at least two are needed"
+        )
+    if data.test_split == "val":
+        if not found.validation:
+            raise UserError(f"data.test_split=val: {found.root} has no validation split")
+        note = (
+            f"data.test_split=val: the {len(found.validation)} pictures of val are the test split"
+        )
+        if found.test:
+            note += f", the {len(found.test)} of test are left out"
+        notes = [*found.notes, note]
+        found = replace(found, test=found.validation, validation=[], notes=notes)
+    train, test, notes = found.train, found.test, list(found.notes)
+    if test is None:
+        train, test = _cut_test(found, data)
+        if found.validation:
+            notes.append(
+                "no test split: it is drawn from the training pictures (data.test_fraction, "
+                "data.test_per_class); data.test_split=val tests on the validation split instead"
+            )
+    elif data.test_per_class is not None:
+        test = _draw(test, data.test_per_class, Purpose.TEST, found, data, "data.test_per_class")
+    _require_every_class(found, train)
+    if not test:
+        raise UserError(
+            f"{found.root}: no test pictures; add some, or have them cut off (data.test_fraction)"
+        )
+    if data.train_per_class is not None:
+        train = _draw(
+            train, data.train_per_class, Purpose.TRAIN, found, data, "data.train_per_class"
+        )
+    notes += _alike(found.classes)
+    for name, part in (("test", test), ("validation", found.validation)):
+        notes += _missing(found.classes, name, part) if part else []
+    return Listing(found.root, found.classes, train, test, notes, found.validation)
+
+
+def labels_of(samples: Sequence[Sample]) -> Indices:
+    """The labels as an int64 array."""
+    return np.fromiter((sample.label for sample in samples), np.int64, len(samples))
+
+
+def _only(found: Found, wanted: Sequence[str]) -> Found:
+    for name in wanted:
+        if name not in found.classes:
+            raise UserError(
+                f"data.classes: {found.root} has no class {name!r}{nearest(name, found.classes)}"
+            )
+    classes = [name for name in found.classes if name in wanted]
+    label = {found.classes.index(name): number for number, name in enumerate(classes)}
+
+    def reduce(samples: Iterable[Sample]) -> list[Sample]:
+        return [
+            Sample(s.name, label[s.label], s.path, s.pixels) for s in samples if s.label in label
+        ]
+
+    test = None if found.test is None else reduce(found.test)
+    validation = reduce(found.validation)
+    return Found(found.root, classes, reduce(found.train), test, found.notes, validation)
+
+
+def _cut_test(found: Found, data: Data) -> tuple[list[Sample], list[Sample]]:
+    pool, seed = labels_of(found.train), data.split_seed
+    if data.test_per_class is not None:
+        rest, part = cut_count(
+            pool, data.test_per_class, seed, Purpose.TEST, found.classes, "data.test_per_class"
+        )
+    else:
+        rest, part = cut_fraction(pool, data.test_fraction, seed, Purpose.TEST)
+    return [found.train[i] for i in rest], [found.train[i] for i in part]
+
+
+def _require_names(found: Found) -> None:
+    """Names of classes go into manifests, exports and tables."""
+    if unprintable(str(found.root)):
+        raise UserError(
+            f"data.root={printable(found.root)}: the path {unprintable(str(found.root))}; rename it"
+        )
+    for name in found.classes:
+        if unprintable(name):
+            raise UserError(
+                f"{found.root}: the name of the class {printable(name)} {unprintable(name)}; "
+                "rename it, or leave it out with data.classes"
+            )
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """A note on classes that are one word in two spellings."""
+    known: dict[str, str] = {}
+    for name in classes:
+        word = unicodedata.normalize("NFKC", name).casefold().strip()
+        twin = known.setdefault(word, name)
+        if twin != name:
+            return [
+                f"the classes {twin!r} and {name!r} differ in capitals, blanks or Unicode form "
+                "alone; they are kept apart"
+            ]
+    return []
+
+
+def _missing(classes: Sequence[str], split: str, samples: Sequence[Sample]) -> list[str]:
+    """A note on classes without a picture in a split."""
+    counts = np.bincount(labels_of(samples), minlength=len(classes))
+    absent = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if not absent:
+        return []
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return [f"no {split} pictures of class {absent[0]!r}{more}"]
+
+
+def _draw(
+    samples: list[Sample], count: int, purpose: Purpose, found: Found, data: Data, key: str
+) -> list[Sample]:
+    _, part = cut_count(labels_of(samples), count, data.split_seed, purpose, found.classes, key)
+    return [samples[i] for i in part]
+
+
+def _require_every_class(found: Found, train: Sequence[Sample]) -> None:
+    counts = np.bincount(labels_of(train), minlength=len(found.classes))
+    empty = [name for name, count in zip(found.classes, counts, strict=True) if count == 0]
+    if empty:
+        raise UserError(
+            f"{found.root}: no training pictures of class {empty[0]!r}"
+            + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
+            + "; add some, or name the classes to use with data.classes"
+        )

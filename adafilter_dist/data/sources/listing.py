@@ -1,0 +1,78 @@
+"""What a data set is before it is stored: named, labelled pictures that can be read."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adafilter_dist.pictures.formats import picture_suffixes, suffix_of
+from adafilter_dist.recipe.schema import Data
+from adafilter_dist.system.cache_folder import cache_folder
+
+# Of the folder that `prepare` makes beside the pictures by default.
+DEFAULT_NAME = re.compile(r"adafilter-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled picture: a file, or pixels taken out of one.
+
+    ``name`` is its path below the root of the data set, with forward slashes.
+    """
+
+    name: str
+    label: int
+    path: Path
+    pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source found in its layout; ``test`` is None where no test split is published.
+
+    ``validation`` holds the data's own validation split, and is empty where there is none.
+    """
+
+    root: Path
+    classes: list[str]
+    train: list[Sample]
+    test: list[Sample] | None
+    notes: list[str] = field(default_factory=list)
+    validation: list[Sample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A data set with its splits drawn; labels index ``classes``.
+
+    ``validation`` holds the data's own validation split. Where it is empty, ``Prepared`` cuts one
+    from the training pictures (``data.val_fraction``).
+    """
+
+    root: Path
+    classes: list[str]
+    train: list[Sample]
+    test: list[Sample]
+    notes: list[str]
+    validation: list[Sample] = field(default_factory=list)
+
+    @property
+    def train_store(self) -> list[Sample]:
+        """What the train store holds: the training pictures, then those of validation."""
+        return [*self.train, *self.validation]
+
+
+def root_of(data: Data) -> Path:
+    """The folder of the pictures: data.root, else the CSV's, else one in the cache folder."""
+    if data.root is None and data.csv is not None:
+        return data.csv.parent
+    return data.root or cache_folder() / data.name.replace("_", "-")
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture (hidden ones such as ._x.jpg are not)."""
+    return not name.startswith(".") and suffix_of(name) in picture_suffixes()

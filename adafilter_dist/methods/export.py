@@ -1,0 +1,184 @@
+"""A trained model as a folder that needs nothing else: model.safetensors and config.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.backbone.backbones import build_architecture
+from adafilter_dist.models.backbone.frozen import LinearProbeNet
+from adafilter_dist.models.backbone.head import replace_head
+from adafilter_dist.models.backbone.preprocess import Preprocess, Transform, evaluation_transform
+from adafilter_dist.models.backbone.weights import read_state, sha256_of_tensors
+from adafilter_dist.models.gating.batchnorm import replace_batchnorm
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert_pairs
+from adafilter_dist.models.gating.find_pairs import Pair, Pairs
+from adafilter_dist.models.inference.compact import read_constant
+from adafilter_dist.models.inference.selected_conv import InferenceNet, for_inference
+from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.system.files import write_bytes, write_json
+from adafilter_dist.version import __version__
+
+FORMAT = 1
+# Of folders that older versions could not read; all others stay at the older number.
+COMPACT_FORMAT = 2
+
+
+class Exportable(Protocol):
+    """What an export needs to know; `adafilter_dist.methods.Built` is one.
+
+    `name` is the architecture's, `head` the classifier's path in it, `method` the recipe's name.
+    """
+
+    model: nn.Module
+    name: str
+    head: str
+    method: str
+
+
+def export_model(
+    folder: Path, built: Exportable, *, classes: Sequence[str], preprocess: Preprocess
+) -> None:
+    """Write `folder`/model.safetensors and config.json, each replaced as a whole.
+
+    The configuration is the same for all exports of a run, so that any pair of files fits.
+    """
+    constants = preprocess.to_dict()
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "version": __version__,
+        "model": built.name,
+        "head": built.head,
+        "method": built.method,
+        "classes": list(classes),
+        # The stored size lies beside the constants, where older versions pass over it.
+        "stored_size": constants.pop("stored_size"),
+        "preprocess": constants,
+    }
+    if isinstance(built.model, AdaFilterNet):
+        config |= {
+            "gate": built.model.gate.settings.model_dump(mode="json"),
+            "layers": [[layer.name, layer.batchnorm] for layer in built.model.report.gated],
+            "left_out": [list(entry) for entry in built.model.report.left_out],
+        }
+    write_files(folder, config, built.model)
+
+
+def write_files(folder: Path, config: dict[str, Any], model: nn.Module) -> None:
+    """Write config.json and the state of `model`, each replaced as a whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    write_json(folder / "config.json", {**config, "sha256": _seal_of(config)})
+    digest = {"sha256": sha256_of_tensors(state)}
+    write_bytes(folder / "model.safetensors", safetensors.torch.save(state, digest))
+
+
+def _seal_of(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]:
+    """The model of an export (or of a run's best/) in evaluation mode, and its transform.
+
+    The transform takes a PIL picture, a path, a file's bytes, or an array, reads it as `prepare`
+    does, and gives the float32 tensor (3, H, W) that the model expects in a batch; it raises
+    UserError for what cannot be used. `model.classes` names the logits. With `fast` an AdaFilter
+    network comes as `for_inference` makes it: quicker, the same up to rounding, not to be trained;
+    others have nothing to choose and come as they are. What `adafilter compact` wrote is always
+    fast. Raises UserError if files are missing, damaged or of a newer format.
+    """
+    folder = folder_of(Path(path))
+    config = read_config(folder)
+    stored_size = config.get("stored_size")
+    preprocess = Preprocess.from_dict(config["preprocess"] | {"stored_size": stored_size})
+    model = _rebuild(config, preprocess)
+    if "compact" in config:
+        assert isinstance(model, AdaFilterNet)
+        model = for_inference(model, read_constant(config["compact"]))
+    state = read_weights(folder)
+    floating = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    try:
+        model.to(floating).load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{folder}: its two files do not fit together: {first}") from error
+    model.classes = list(config["classes"])  # type: ignore[assignment]
+    model.eval()
+    if isinstance(model, InferenceNet):
+        model.gate.prepare()
+    elif fast and isinstance(model, AdaFilterNet):
+        model = for_inference(model)
+    return model, evaluation_transform(preprocess)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an export; UserError if they are missing, or not what was written."""
+    path = folder / "model.safetensors"
+    state = read_state(path)
+    with safetensors.safe_open(path, "pt") as file:
+        known = (file.metadata() or {}).get("sha256")  # none in those of earlier versions
+    if known is not None and known != sha256_of_tensors(state):
+        raise UserError(f"{path} is damaged: its tensors are not those that were written (sha256)")
+    return state
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of an export itself, where `path` may be a run."""
+    if not (path / "config.json").is_file() and (path / "best" / "config.json").is_file():
+        return path / "best"
+    return path
+
+
+def _rebuild(config: dict[str, Any], preprocess: Preprocess) -> nn.Module:
+    head = config["head"]
+    with torch.random.fork_rng(devices=[]):
+        module = build_architecture(config["model"], preprocess.crop)
+        replace_head(module, head, len(config["classes"]), seed=0)
+        if config["method"] == "linear_probe":
+            return LinearProbeNet(module, head)
+        if config["method"] == "finetune":
+            return replace_batchnorm(module)
+        pairs = Pairs(
+            tuple(Pair(*names) for names in config["layers"]),
+            tuple((name, reason) for name, reason in config["left_out"]),
+            "given",
+        )
+        return convert_pairs(module, pairs, gate=Gate(**config["gate"]), head=head)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of an export; UserError if it is missing, damaged or of another format."""
+    path = folder / "config.json"
+    try:
+        config: Any = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing; give the best/ folder of a run, or an export"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is damaged: it holds no configuration")
+    if config.get("format") not in (FORMAT, COMPACT_FORMAT):
+        raise UserError(
+            f"{path} has format {config.get('format')}, this version reads {FORMAT} and "
+            f"{COMPACT_FORMAT}; install a newer adafilter-dist"
+        )
+    known = config.pop("sha256", None)  # none in those of earlier versions
+    if known is not None and known != _seal_of(config):
+        raise UserError(
+            f"{path} is damaged or was edited (sha256): put back what was there; if the edit is "
+            'meant, take out its line "sha256"'
+        )
+    return config

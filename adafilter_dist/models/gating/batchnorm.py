@@ -1,0 +1,261 @@
+"""BatchNorm whose running statistics move once a step, by the mean over all micro-batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.gating import micro_batches
+from adafilter_dist.models.gating.step_statistics import StepStatistics
+from adafilter_dist.models.ops.norm import Norm
+from adafilter_dist.models.ops.passes import Passes
+from adafilter_dist.models.ops.passes_reference import accumulation_dtype
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
+    """Normalises (N, C, H, W) by its own batch; running statistics wait for the end of the step.
+
+    Where a forward holds several micro-batches, each is normalised by its own.
+
+    In training, forward touches no buffer of the state: mean and unbiased variance are added to
+    sums. In evaluation it is `nn.BatchNorm2d`.
+    """
+
+    step_sums: Tensor
+    held_still = False
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        # [mean | variance | micro-batches]: a module that did not run (a branch that is left out,
+        # evaluation mode) has a count of zero and keeps its running statistics.
+        sums = torch.zeros(2 * num_features + 1, device=device, dtype=dtype)
+        self.register_buffer("step_sums", sums, persistent=False)
+
+    @classmethod
+    def from_batchnorm(cls, source: nn.BatchNorm2d) -> MicroBatchNorm2d:
+        """A copy of `source` with its own tensors, in the same mode."""
+        like = source.weight if source.affine else source.running_mean
+        copy = cls(
+            source.num_features,
+            source.eps,
+            source.momentum,
+            source.affine,
+            source.track_running_stats,
+            device=None if like is None else like.device,
+            dtype=None if like is None else like.dtype,
+        )
+        copy.load_state_dict(
+            {key: value for key, value in source.state_dict().items() if key in copy.state_dict()}
+        )
+        for own, other in zip(copy.parameters(), source.parameters(), strict=False):
+            own.requires_grad_(other.requires_grad)
+        return copy.train(source.training)
+
+    def hold_still(self) -> None:
+        """From now on as in evaluation, in training too: running statistics, nothing trained."""
+        self.held_still = True
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.held_still and self.running_mean is not None:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if not self.training:
+            return super().forward(x)
+        parts = micro_batches.forward.split(x)
+        if len(parts) == 1:
+            return self._micro_batch(x)
+        # Slices, not one call with the micro-batches among the channels: in either layout of x they
+        # are outermost, and to bring them beside the channels copies x as the joining does here.
+        return torch.cat([self._micro_batch(part) for part in parts])
+
+    def _micro_batch(self, x: Tensor) -> Tensor:
+        if self.running_mean is None:
+            return super().forward(x)
+        self._check_input_dim(x)
+        # With momentum 1 torch's kernel leaves exactly this batch's mean and unbiased variance
+        # in the buffers it is given: no second pass over x.
+        batch = torch.zeros(2, self.num_features, device=x.device, dtype=self.step_sums.dtype)
+        y = F.batch_norm(x, batch[0], batch[1], self.weight, self.bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            self.step_sums[:-1] += batch.flatten()
+            self.step_sums[-1] += 1
+        return y
+
+    def norm_of(self, x: Tensor, passes: Passes) -> Norm:
+        """What a fused layer needs to normalise x; in training the statistics are gathered."""
+        if not self.training or self.held_still:
+            assert self.running_mean is not None and self.running_var is not None
+            wide = accumulation_dtype(x.dtype)
+            mean, var = self.running_mean.to(wide), self.running_var.to(wide)
+            return Norm(self.weight, self.bias, mean, var, self.eps, batch=False)
+        with torch.no_grad():
+            mean, var = passes.moments(x)
+            count = x.numel() // self.num_features
+            unbiased = var * (count / (count - 1)) if count > 1 else var
+            self.step_sums[:-1] += torch.cat((mean, unbiased))
+            self.step_sums[-1] += 1
+        return Norm(self.weight, self.bias, mean, var, self.eps, batch=True)
+
+    def step_statistics(self) -> list[Tensor]:
+        return list(self.step_sums.split([self.num_features, self.num_features, 1]))
+
+    @torch.no_grad()
+    def apply_step_statistics(self, means: list[Tensor]) -> None:
+        self.discard_step_statistics()
+        if self.running_mean is None or self.running_var is None:
+            return
+        mean, variance, count = means
+        ran = count > 0
+        count = torch.where(ran, count, torch.ones_like(count))
+        tracked = self.num_batches_tracked
+        assert tracked is not None
+        tracked += ran[0]
+        rate = self.momentum if self.momentum is not None else 1 / tracked.clamp(min=1).to(mean)
+        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
+            moved = (1 - rate) * running + rate * (value / count)
+            running.copy_(torch.where(ran, moved, running))
+
+    @classmethod
+    @torch.no_grad()
+    def apply_together(
+        cls, modules: Sequence[MicroBatchNorm2d], parts: Sequence[list[Tensor]]
+    ) -> None:
+        """All of them in a dozen operations instead of a dozen each; the same bits."""
+        usual = [m.running_mean is not None and m.momentum is not None for m in modules]
+        if len({(m.step_sums.dtype, m.step_sums.device) for m in modules}) > 1 or not all(usual):
+            return super().apply_together(modules, parts)
+        torch._foreach_zero_([m.step_sums for m in modules])
+        counts = torch.cat([count for _, _, count in parts])
+        ran = counts > 0
+        tracked = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
+        torch._foreach_add_(tracked, [each.long() for each in ran.unbind()])
+        widths = tuple(m.num_features for m in modules)
+        rates = tuple(m.momentum or 0.0 for m in modules)
+        places, kept, rate = _by_channel(widths, rates, counts.dtype, counts.device)
+        count, ran = torch.where(ran, counts, torch.ones_like(counts))[places], ran[places]
+        for which, name in enumerate(("running_mean", "running_var")):
+            buffers = [getattr(m, name) for m in modules]
+            running, value = torch.cat(buffers), torch.cat([means[which] for means in parts])
+            moved = torch.where(ran, kept * running + rate * (value / count), running)
+            torch._foreach_copy_(buffers, list(moved.split(widths)))
+        return None
+
+    def discard_step_statistics(self) -> None:
+        self.step_sums.zero_()
+
+
+# Kept, because bringing a list of numbers to a GPU makes the host wait for it.
+@functools.lru_cache(maxsize=8)
+def _by_channel(
+    widths: tuple[int, ...], rates: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each channel of all modules: which module it is of, 1 - its rate, its rate."""
+    places = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+    rate = torch.tensor(rates, dtype=torch.float64)
+    kept, rate = (1 - rate)[places], rate[places]
+    return places.to(device), kept.to(device, dtype), rate.to(device, dtype)
+
+
+class MicroBatchNormAct2d(MicroBatchNorm2d):
+    """`MicroBatchNorm2d` followed by the dropping and activation that timm keeps in its BN."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
+
+
+def holds_activation(module: nn.Module) -> bool:
+    """Whether this is timm's BatchNorm that applies an activation as well."""
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and type(module).forward is not nn.BatchNorm2d.forward
+        and isinstance(getattr(module, "drop", None), nn.Module)
+        and isinstance(getattr(module, "act", None), nn.Module)
+    )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether this BatchNorm2d computes what torch's does, timm's activation aside."""
+    return (
+        isinstance(module, nn.BatchNorm2d)
+        and (type(module).forward is nn.BatchNorm2d.forward or holds_activation(module))
+        and "forward" not in module.__dict__
+        and not parametrize.is_parametrized(module)
+    )
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to the module's forward or backward."""
+    return any(getattr(module, name) for name in _HOOKS)
+
+
+def replace_batchnorm(model: nn.Module) -> nn.Module:
+    """Make every BatchNorm2d of `model` (in place) a `MicroBatchNorm2d`; returns the model.
+
+    Raises UserError for a BatchNorm of another kind: its statistics would differ from rank to rank.
+    """
+    if isinstance(model, nn.modules.batchnorm._BatchNorm):
+        return _replacement(model, "the model itself")
+    for name, module in list(model.named_modules()):
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                path = f"{name}.{child_name}".lstrip(".")
+                setattr(module, child_name, _replacement(child, path))
+    return model
+
+
+def _replacement(source: nn.Module, path: str) -> nn.Module:
+    if isinstance(source, MicroBatchNorm2d):
+        return source
+    if parametrize.is_parametrized(source) or "forward" in source.__dict__:
+        raise UserError(
+            f"{path} is a BatchNorm2d whose weight is parametrised or whose forward was replaced, "
+            "which would be lost; use a plain one there (parametrize.remove_parametrizations)"
+        )
+    if not isinstance(source, nn.BatchNorm2d) or not is_plain(source):
+        raise UserError(
+            f"{path} is a {type(source).__name__}; only BatchNorm2d can be trained here, because "
+            "running statistics are reduced over ranks once a step. Replace it by nn.BatchNorm2d"
+        )
+    if holds_activation(source):
+        copy = MicroBatchNormAct2d.from_batchnorm(source)
+        copy.drop, copy.act = source.drop, source.act
+        return _with_hooks(copy, source)
+    return _with_hooks(MicroBatchNorm2d.from_batchnorm(source), source)
+
+
+def _with_hooks(copy: nn.Module, source: nn.Module) -> nn.Module:
+    # The very dictionaries: whoever attached a hook can remove it.
+    for name in _HOOKS:
+        setattr(copy, name, getattr(source, name))
+    return copy

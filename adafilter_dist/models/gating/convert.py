@@ -1,0 +1,206 @@
+"""Any CNN with Conv2d -> BatchNorm2d pairs becomes an AdaFilter network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.backbone.head import find_head
+from adafilter_dist.models.gating.absorb_residual import absorb
+from adafilter_dist.models.gating.batchnorm import (
+    MicroBatchNorm2d,
+    holds_activation,
+    replace_batchnorm,
+)
+from adafilter_dist.models.gating.conversion_report import (
+    ConversionReport,
+    GatedLayer,
+    ParameterCounts,
+)
+from adafilter_dist.models.gating.equality import Source
+from adafilter_dist.models.gating.find_pairs import Pair, Pairs, find_pairs
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.gating.modes import aside
+from adafilter_dist.recipe.schema import Gate
+
+
+class AdaFilterNet(nn.Module):
+    """A converted network: images (N, 3, H, W) -> logits (N, classes).
+
+    `gated_layers` are in order of execution; `head` is the classifier's path in `backbone`.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, gate: RecurrentGate, report: ConversionReport, head: str | None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.gate = gate
+        self.report = report
+        self.head = head
+
+    @property
+    def gated_layers(self) -> dict[str, GatedConvBN]:
+        """Path of the convolution in the source network -> its gated layer."""
+        found: dict[str, GatedConvBN] = {}
+        for name in self.gate.names:
+            layer = self.backbone.get_submodule(name)
+            assert isinstance(layer, GatedConvBN)
+            found[name] = layer
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.gate.start()
+        try:
+            logits: Tensor = self.backbone(images)
+        finally:
+            self.gate.stop()
+        return logits
+
+
+def convert(
+    model: nn.Module,
+    *,
+    size: int = 224,
+    example_input: Tensor | None = None,
+    gate: Gate | None = None,
+    layers: str = ".*",
+    ungated: Literal["train", "freeze"] = "train",
+    head: str | None = None,
+    seed: int = 0,
+) -> AdaFilterNet:
+    """Make `model` an AdaFilter network, reusing its modules: `model` itself is used up.
+
+    A copy is run on `example_input` (N, C, H, W), or on noise (2, 3, size, size), in evaluation and
+    in training mode, before and afterwards, to check that it still computes the same. Every Conv2d
+    directly followed by a BatchNorm2d whose path matches `layers` (re.search) is gated; `ungated`
+    says what happens to the other convolutions and BatchNorms; `head` is the classifier's path
+    (default the last nn.Linear); `seed` draws the gate's initial weights. Raises UserError if
+    nothing can be gated or the network computes something else afterwards, naming the layer.
+    """
+    example = _example(model, size) if example_input is None else example_input
+    source = aside(model)
+    pairs = find_pairs(source, example, layers)
+    before = Source.of(source, example, copied=source is not model)
+    net = convert_pairs(model, pairs, gate=gate, ungated=ungated, head=head, seed=seed)
+    before.check(net, pairs)
+    return net
+
+
+def convert_pairs(
+    model: nn.Module,
+    pairs: Pairs,
+    *,
+    gate: Gate | None = None,
+    ungated: Literal["train", "freeze"] = "train",
+    head: str | None = None,
+    seed: int = 0,
+) -> AdaFilterNet:
+    """`convert` for pairs that are known already: nothing is traced, run or checked."""
+    reference = next(model.parameters())
+    described = tuple(_describe(model, pair) for pair in pairs.gated)
+    recurrent = RecurrentGate(
+        [(layer.name, layer.in_channels, layer.out_channels) for layer in described],
+        gate or Gate(),
+        generator=torch.Generator().manual_seed(seed),
+        device=reference.device,
+        dtype=reference.dtype if reference.dtype == torch.float64 else torch.float32,
+    )
+    for index, pair in enumerate(pairs.gated):
+        _gate_pair(model, pair, recurrent, index)
+    replace_batchnorm(model)
+    absorb(model)
+    if ungated == "freeze":
+        _freeze(model, [name for name, _ in pairs.left_out])
+    recurrent.train(model.training)
+    head = head or _head_or_none(model)
+    counts = _count(model, recurrent, head)
+    conv_weights = sum(layer.weights for layer in described)
+    left_weights = sum(_conv(model, name).weight.numel() for name, _ in pairs.left_out)
+    share = conv_weights / (conv_weights + left_weights)
+    report = ConversionReport(described, pairs.left_out, pairs.found_by, share, counts)
+    net = AdaFilterNet(model, recurrent, report, head)
+    net.training = model.training
+    return net
+
+
+def _gate_pair(model: nn.Module, pair: Pair, gate: RecurrentGate, index: int) -> None:
+    batchnorm = model.get_submodule(pair.batchnorm)
+    assert isinstance(batchnorm, nn.BatchNorm2d)
+    layer = GatedConvBN(_conv(model, pair.conv), batchnorm, gate, index)
+    model.set_submodule(pair.conv, layer.train(batchnorm.training))
+    behind: nn.Module = nn.Identity()
+    if holds_activation(batchnorm):
+        behind = nn.Sequential(batchnorm.get_submodule("drop"), batchnorm.get_submodule("act"))
+    model.set_submodule(pair.batchnorm, behind.train(batchnorm.training))
+
+
+def _conv(model: nn.Module, name: str) -> nn.Conv2d:
+    conv = model.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def _describe(model: nn.Module, pair: Pair) -> GatedLayer:
+    conv = _conv(model, pair.conv)
+    return GatedLayer(
+        name=pair.conv,
+        batchnorm=pair.batchnorm,
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel=(conv.kernel_size[0], conv.kernel_size[1]),
+        stride=(conv.stride[0], conv.stride[1]),
+        groups=conv.groups,
+        weights=conv.weight.numel(),
+    )
+
+
+def _freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Convolutions that no gate covers, and BatchNorms outside gated layers, stay pre-trained.
+
+    What lies before the first gated layer then costs no backward.
+    """
+    for name in names:
+        _conv(model, name).requires_grad_(False)
+    gated = [module for module in model.modules() if isinstance(module, GatedConvBN)]
+    inside = {id(part) for layer in gated for part in layer.modules()}
+    for module in model.modules():
+        if isinstance(module, MicroBatchNorm2d) and id(module) not in inside:
+            module.hold_still()
+
+
+def _head_or_none(model: nn.Module) -> str | None:
+    try:
+        return find_head(model)
+    except UserError:
+        return None
+
+
+def _count(model: nn.Module, gate: RecurrentGate, head: str | None) -> ParameterCounts:
+    def numbers(modules: Sequence[nn.Module]) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    layers = [module for module in model.modules() if isinstance(module, GatedConvBN)]
+    tuned = numbers([layer.conv for layer in layers])
+    norms = numbers([m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)])
+    classifier = numbers([model.get_submodule(head)]) if head else 0
+    return ParameterCounts(
+        frozen=tuned,  # the twins have the same shapes
+        tuned=tuned,
+        gate=numbers([gate]),
+        batchnorm=norms,
+        head=classifier,
+        other=numbers([model]) - tuned - norms - classifier,
+        still=sum(p.numel() for p in model.parameters() if not p.requires_grad),
+    )
+
+
+def _example(model: nn.Module, size: int) -> Tensor:
+    reference = next(model.parameters())
+    noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return noise.to(reference.device, reference.dtype)

@@ -1,0 +1,226 @@
+"""The recurrent gate: one LSTM walks through the layers and decides filter by filter.
+
+For layer i with input x: u_i = P_i GAP(x); (h_i, c_i) = LSTM(u_i, (h_{i-1}, c_{i-1}));
+logits = Q_i h_i; gate = binarise(logits), 1 for the fine-tuned filter, 0 for the pre-trained one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import skip_init
+
+from adafilter_dist.models.gating import micro_batches
+from adafilter_dist.models.gating.estimators import binarise
+from adafilter_dist.models.gating.pooled_means import KnownMeans
+from adafilter_dist.models.gating.step_statistics import StepStatistics
+from adafilter_dist.recipe.schema import Gate
+
+Override = Callable[[int, Tensor], Tensor]
+Observer = Callable[[int, str, Tensor, Tensor], None]
+# Share of the new step in the running mean of the gates.
+RUNNING_RATE = 0.1
+
+
+@dataclass
+class Walk:
+    """What one forward through the layers leaves behind: gates and logits (N, C) by layer."""
+
+    gates: dict[int, Tensor] = field(default_factory=dict)
+    logits: dict[int, Tensor] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Walk:
+        # The tensors hang in an autograd graph, which cannot be copied and belongs to the original.
+        return Walk()
+
+    def __reduce__(self) -> tuple[type[Walk], tuple[()]]:
+        return Walk, ()
+
+
+class RecurrentGate(nn.Module, StepStatistics):
+    """One LSTM shared by all gated layers, a projection in and one out for each.
+
+    `layers` gives (name, C_in, C_out) in order of execution. In training the mean over filters and
+    images of each layer's gates, and their variance over images (at most 0.25) averaged over the
+    filters, are gathered; after the step they are `last_mean` and `last_variance` (one value a
+    layer), and `running_mean` has moved.
+    """
+
+    running_mean: Tensor
+    last_mean: Tensor
+    last_variance: Tensor
+    step_sums: Tensor
+
+    def __init__(
+        self,
+        layers: Sequence[tuple[str, int, int]],
+        settings: Gate,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.names = [name for name, _, _ in layers]
+        self.settings = settings
+        hidden = settings.hidden
+        kind: dict[str, Any] = {"device": device or torch.get_default_device(), "dtype": dtype}
+        # Without torch's own initialisation, which would draw from the global generator.
+        linear = partial(skip_init, nn.Linear, **kind)
+        self.inputs = nn.ModuleList(linear(c_in, hidden) for _, c_in, _ in layers)
+        self.cell = skip_init(nn.LSTMCell, hidden, hidden, **kind)
+        self.outputs = nn.ModuleList(linear(hidden, c_out) for _, _, c_out in layers)
+        self._initialise(generator)
+        start = torch.full((len(layers),), 1 / (1 + math.exp(-settings.bias)), **kind)
+        self.register_buffer("running_mean", start)
+        self.register_buffer("last_mean", start.clone(), persistent=False)
+        self.register_buffer("last_variance", torch.zeros_like(start), persistent=False)
+        sums = torch.zeros(3 * len(layers), **kind)  # [mean | variance | micro-batches]
+        self.register_buffer("step_sums", sums, persistent=False)
+        self.overrides: list[Override] = []
+        self.observers: list[Observer] = []
+        self.walk = Walk()
+        self._walking = False
+        self._state: tuple[Tensor, Tensor] | None = None
+        self._means = KnownMeans()
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        # Drawn on the CPU in float32, so that device and dtype do not change the start.
+        def draw(parameter: Tensor, fan_in: int, scale: float = 1.0) -> None:
+            values = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter.copy_((2 * values - 1) * scale * fan_in**-0.5)
+
+        settings = self.settings
+        for linear in self.inputs:
+            assert isinstance(linear, nn.Linear)
+            for parameter in linear.parameters():
+                draw(parameter, linear.in_features)
+        for parameter in self.cell.parameters():
+            draw(parameter, settings.hidden)
+        for linear in self.outputs:
+            assert isinstance(linear, nn.Linear)
+            draw(linear.weight, settings.hidden, settings.init_scale)
+            linear.bias.fill_(settings.bias)
+
+    def start(self) -> None:
+        """Begin a forward of the network: the recurrent state is zero."""
+        self.walk = Walk()
+        self._walking, self._state = True, None
+        self._means.clear()
+
+    def stop(self) -> None:
+        """End a forward of the network; its gates and logits stay in `walk`."""
+        self._walking, self._state = False, None
+        self._means.clear()
+
+    def discard(self) -> None:
+        """Let go of the last forward's graph, also of one that an exception ended halfway."""
+        self.start()
+        self.stop()
+
+    def remember_mean(self, x: Tensor, mean: Tensor) -> None:
+        """The mean over the pixels of x, from the layer that made x: nobody need read x for it."""
+        self._means.add(x, mean)
+
+    def forward(self, index: int, x: Tensor) -> Tensor:
+        """Gates (N, C_out) of layer `index` for its input x (N, C_in, H, W).
+
+        Computed in the dtype of the gate's own parameters, outside autocast.
+        """
+        if not self._walking:
+            raise RuntimeError(
+                "a gated layer was called outside its AdaFilterNet; call the whole network, "
+                "because the gate's state runs through all layers"
+            )
+        settings = self.settings
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = self._means.of(x, self.running_mean.dtype)
+            if settings.input_norm == "layer_norm":
+                pooled = F.layer_norm(pooled, pooled.shape[1:])
+            self._state = self.cell(self.inputs[index](pooled), self._state)
+            logits = self.outputs[index](self._state[0])
+            gates = binarise(logits, settings.estimator, settings.temperature, self.training)
+            for override in self.overrides:
+                gates = override(index, gates)
+            self.walk.gates[index], self.walk.logits[index] = gates, logits
+            if self.training:
+                self._gather(index, gates)
+            for observer in self.observers:
+                observer(index, self.names[index], gates, self.probabilities(logits))
+        return gates
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The noise-free soft gate, sigmoid(logits / temperature)."""
+        return torch.sigmoid(logits / self.settings.temperature)
+
+    @torch.no_grad()
+    def _gather(self, index: int, gates: Tensor) -> None:
+        sums = self.step_sums.view(3, -1)
+        for part in micro_batches.forward.split(gates):
+            sums[0, index] += part.mean()
+            sums[1, index] += part.var(0, unbiased=False).mean()
+            sums[2, index] += 1
+
+    def step_statistics(self) -> list[Tensor]:
+        return list(self.step_sums.split(len(self.names)))
+
+    @torch.no_grad()
+    def apply_step_statistics(self, means: list[Tensor]) -> None:
+        mean, variance, count = means
+        ran = count > 0
+        count = torch.where(ran, count, torch.ones_like(count))
+        self.last_mean.copy_(torch.where(ran, mean / count, self.last_mean))
+        self.last_variance.copy_(torch.where(ran, variance / count, self.last_variance))
+        self.running_mean.lerp_(self.last_mean, RUNNING_RATE)
+        self.discard_step_statistics()
+
+    def discard_step_statistics(self) -> None:
+        self.step_sums.zero_()
+
+
+def find_gate(model: nn.Module) -> RecurrentGate:
+    """The gate inside `model`, which may be wrapped; ValueError if there is none."""
+    for module in model.modules():
+        if isinstance(module, RecurrentGate):
+            return module
+    raise ValueError(f"{type(model).__name__} has no gate: it was not converted to AdaFilter")
+
+
+def constant(value: float) -> Override:
+    """An override that sets every gate to `value`."""
+    return lambda index, gates: torch.full_like(gates, value)
+
+
+@contextmanager
+def override_gates(model: nn.Module, function: Override) -> Iterator[None]:
+    """Inside, `function(layer_index, gates) -> gates` (N, C) replaces every layer's gates."""
+    with _registered(find_gate(model).overrides, function):
+        yield
+
+
+@contextmanager
+def observe_gates(model: nn.Module, function: Observer) -> Iterator[None]:
+    """Inside, `function(layer_index, layer_name, gates, probabilities)` sees every layer's gates.
+
+    It sees the gates as used, after any override.
+    """
+    with _registered(find_gate(model).observers, function):
+        yield
+
+
+@contextmanager
+def _registered(functions: list[Any], function: Any) -> Iterator[None]:
+    functions.append(function)
+    try:
+        yield
+    finally:
+        functions.remove(function)

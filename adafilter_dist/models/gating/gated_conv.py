@@ -1,0 +1,170 @@
+"""The gated layer: fine-tuned and frozen filters, a BatchNorm for each, a bit to choose."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from adafilter_dist.models.gating import micro_batches
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.ops.gated_norm import gated_norm
+from adafilter_dist.models.ops.passes import Kernels, Passes, pick
+from adafilter_dist.models.ops.selected_filters import selected_filters
+from adafilter_dist.models.ops.stacked_conv import can_stack, pays, stacked_conv
+
+
+class GatedConvBN(nn.Module):
+    """y = G * BN1(F x) + (1 - G) * BN2(S x), with G one bit per image and filter.
+
+    F is `conv` (trained), S its pre-trained twin held in buffers, so that no optimizer and no
+    weight decay can reach it. x (N, C_in, H, W) -> y (N, C_out, H', W').
+    """
+
+    frozen_weight: Tensor
+    frozen_bias: Tensor | None
+    kernels: Kernels = "auto"
+    takes_residual = True
+    """Its forward takes what stands behind it in a block: `residual` and `relu`."""
+
+    def __init__(
+        self, conv: nn.Conv2d, batchnorm: nn.BatchNorm2d, gate: RecurrentGate, index: int
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        for parameter in conv.parameters():
+            parameter.requires_grad_(True)
+        self.register_buffer("frozen_weight", conv.weight.detach().clone())
+        bias = None if conv.bias is None else conv.bias.detach().clone()
+        self.register_buffer("frozen_bias", bias)
+        self.bn1 = MicroBatchNorm2d.from_batchnorm(batchnorm)
+        self.bn2 = MicroBatchNorm2d.from_batchnorm(batchnorm)
+        self.index = index
+        # In a tuple, so that the shared gate does not become a submodule of every layer.
+        self._gate = (gate,)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """The next step of the shared gate: (N, C_out), in the gate's own dtype."""
+        gates: Tensor = self._gate[0](self.index, x)
+        return gates
+
+    def tuned(self, x: Tensor) -> Tensor:
+        """BN1(F x)."""
+        y: Tensor = self.bn1(self.conv(x))
+        return y
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """BN2(S x)."""
+        y: Tensor = self.bn2(self._frozen_conv(x))
+        return y
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """The layer, and what stood behind it in the network's code: + residual, then ReLU."""
+        y1, y2, gates = self._convolve(x, self.gates(x))
+        # Without y2 both lie in y1, stacked.
+        tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
+        if (passes := self._passes(tuned, residual)) is not None:
+            if micro_batches.forward.count == 1:
+                out, mean = self._fused(passes, y1, y2, gates, residual, relu)
+            else:
+                split = micro_batches.forward.split_or_none
+                parts = zip(split(y1), split(y2), split(gates), split(residual), strict=True)
+                made = [self._fused(passes, *part, relu) for part in parts]
+                out, mean = (torch.cat(each) for each in zip(*made, strict=True))
+            self._gate[0].remember_mean(out, mean)
+            return out
+        tuned, frozen = self.bn1(tuned), self.bn2(frozen)
+        # lerp is exact at 0 and 1 and where both branches agree; fractions are used in ablations.
+        out = torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
+        if residual is not None:
+            out = out + residual
+        return out.relu_() if relu else out
+
+    def _convolve(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        if self.training and (self.bn1.held_still or self.bn2.held_still):
+            return self._needed(x, gates)
+        fused = self.training and self.kernels == "auto"
+        if fused and can_stack(self.conv) and pays(self.conv, x):
+            both = stacked_conv(self.conv, x, self.frozen_weight, self.frozen_bias)
+            return both, None, gates
+        return self.conv(x), self._frozen_conv(x), gates
+
+    def _fused(
+        self,
+        passes: Passes,
+        y1: Tensor,
+        y2: Tensor | None,
+        gates: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """What follows the convolutions, for one micro-batch, and its mean over pixels."""
+        tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
+        norms = self.bn1.norm_of(tuned, passes), self.bn2.norm_of(frozen, passes)
+        return gated_norm(passes, y1, y2, gates, *norms, residual, relu)
+
+    def _passes(self, y: Tensor, residual: Tensor | None) -> Passes | None:
+        """What fuses the rest of the layer, in training and where everything fits."""
+        if not self.training or self.kernels == "reference":
+            return None
+        fits = residual is None or (residual.shape == y.shape and residual.dtype == y.dtype)
+        return pick(y) if fits else None
+
+    def _frozen_conv(self, x: Tensor) -> Tensor:
+        if type(self.conv) is nn.Conv2d:
+            return self.conv._conv_forward(x, self.frozen_weight, self.frozen_bias)
+        # A subclass may pad or standardise its filters first.
+        y: Tensor = functional_call(_Unhooked(self.conv), self._frozen_state(), x)
+        return y
+
+    def _needed(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both convolutions' outputs and the gates, without filters that no image selects.
+
+        Only where a branch's statistics are fixed, so that nobody else needs what its filters
+        give. Such a filter's gates have nothing to compare: they get no gradient from the loss.
+        """
+        plain = type(self.conv) is nn.Conv2d and self.conv.groups == 1
+        everyone = torch.ones_like(gates[0], dtype=torch.bool)
+        tuned = (gates != 0).any(0) if plain and self.bn1.held_still else everyone
+        frozen = (gates != 1).any(0) if plain and self.bn2.held_still else everyone
+        gates = torch.where(tuned & frozen, gates, gates.detach())
+        if not plain:
+            return self.conv(x), self._frozen_conv(x), gates
+        y1 = selected_filters(self.conv, x, self.conv.weight, self.conv.bias, tuned)
+        y2 = selected_filters(self.conv, x, self.frozen_weight, self.frozen_bias, frozen)
+        return y1, y2, gates
+
+    def _frozen_state(self) -> dict[str, Tensor]:
+        state = {"conv.weight": self.frozen_weight}
+        if self.frozen_bias is not None:
+            state["conv.bias"] = self.frozen_bias
+        return state
+
+
+class _Unhooked(nn.Module):
+    """A convolution without its hooks: under ZeRO-3 these fetch its own weights, not the twin's."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv.forward(x)
+
+
+def set_kernels(net: nn.Module, kernels: Kernels) -> None:
+    """How the gated layers of `net` train: fused where there are kernels, or as plain modules."""
+    for module in net.modules():
+        if isinstance(module, GatedConvBN):
+            module.kernels = kernels
+
+
+def fix_statistics(net: nn.Module, branches: Literal["none", "frozen", "both"]) -> None:
+    """Which branches of the gated layers normalise by their running statistics in training too."""
+    for module in net.modules():
+        if isinstance(module, GatedConvBN):
+            module.bn1.held_still = branches == "both"
+            module.bn2.held_still = branches != "none"

@@ -1,0 +1,152 @@
+"""The recurrent gate for inference: the same decisions in fewer and smaller steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.inference.gate_cpu import Step, can_step, gate_step
+
+
+class LeanGate(RecurrentGate):
+    """A copy of a gate that only decides: bits (N, C_out) as bool, no estimator, no statistics.
+
+    For layers with few input channels P_i is multiplied into the LSTM's input matrix, where that
+    means fewer bytes to read. Where overrides are registered the gates are what these return, of
+    the gate's own dtype and any value. Observers see gates of the gate's own dtype.
+    """
+
+    def __init__(self, source: RecurrentGate) -> None:
+        shapes = [
+            (name, _linear(into).in_features, _linear(out).out_features)
+            for name, into, out in zip(source.names, source.inputs, source.outputs, strict=True)
+        ]
+        like = source.running_mean
+        drawn = torch.Generator().manual_seed(0)  # not torch's own, which others draw from
+        super().__init__(
+            shapes, source.settings, generator=drawn, device=like.device, dtype=like.dtype
+        )
+        self.load_state_dict(source.state_dict())
+        self.requires_grad_(False)
+        hidden = source.settings.hidden
+        self._joined = [4 * n < n + 4 * hidden for _, n, _ in shapes]
+        self.prepare()
+        self._settled: set[int] = set()
+        self._last_free = len(shapes) - 1
+        self.training = False
+
+    def prepare(self) -> None:
+        """Make what is derived from the weights; to be called again when others were loaded."""
+        self._steps: dict[int, Step] = {}
+        for index, joined in enumerate(self._joined):
+            if joined:
+                weight, bias = _join(_linear(self.inputs[index]), self.cell)
+                self.register_buffer(f"joined_weight_{index}", weight, persistent=False)
+                self.register_buffer(f"joined_bias_{index}", bias, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LeanGate:
+        # What was moved or cast may be other tensors.
+        self._steps.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    def settle(self, index: int, constant: Tensor) -> None:
+        """Take gates of a layer for granted: int8 (C_out,), 1 tuned, 0 frozen, -1 decided."""
+        self.register_buffer(f"constant_{index}", constant.to(self.running_mean.device), False)
+        if bool((constant >= 0).all()):
+            self._settled.add(index)
+        free = [i for i in range(len(self.names)) if i not in self._settled]
+        self._last_free = max(free, default=-1)
+
+    def pass_by(self, index: int, x: Tensor) -> None:
+        """A layer with nothing to decide: only what later decisions remember of it."""
+        if index < self._last_free:
+            self._guarded(index, x)
+
+    def forward(self, index: int, x: Tensor) -> Tensor:
+        """Bits (N, C_out) of layer ``index`` for its input x (N, C_in, H, W)."""
+        logits = self._guarded(index, x, decide=True)
+        assert logits is not None
+        gates = logits > 0
+        if self.overrides:
+            gates = gates.to(logits.dtype)
+            for override in self.overrides:
+                gates = override(index, gates)
+        self.walk.gates[index], self.walk.logits[index] = gates, logits
+        for observer in self.observers:
+            used = gates.to(logits.dtype)
+            constant = getattr(self, f"constant_{index}", None)
+            if constant is not None:
+                used = torch.where(constant < 0, used, constant.to(used.dtype))
+            observer(index, self.names[index], used, self.probabilities(logits))
+        return gates
+
+    def _guarded(self, index: int, x: Tensor, decide: bool = False) -> Tensor | None:
+        if not self._walking:
+            raise RuntimeError(
+                "a gated layer was called outside its network; call the whole network, "
+                "because the gate's state runs through all layers"
+            )
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._step(index, x, decide)
+        return self._step(index, x, decide)
+
+    def _step(self, index: int, x: Tensor, decide: bool) -> Tensor | None:
+        step = self._steps.get(index)
+        if step is None:
+            step = self._steps[index] = self._weights(index)
+        state = self._state
+        if state is None:
+            like = self.running_mean
+            hidden = self.settings.hidden
+            state = (like.new_zeros(len(x), hidden), like.new_zeros(len(x), hidden))
+        if can_step(x, step):
+            self._state, logits = gate_step(x, step, state, decide)
+            return logits
+        pooled = x.mean((2, 3), dtype=self.running_mean.dtype)
+        if step.layer_norm:
+            pooled = F.layer_norm(pooled, pooled.shape[1:])
+        if step.into is not None:
+            pooled = F.linear(pooled, *step.into)
+        (weight, bias), (recurrent, offset) = step.input, step.recurrent
+        self._state = torch.lstm_cell(pooled, state, weight, recurrent, bias, offset)
+        return F.linear(self._state[0], *step.out) if decide else None
+
+    def _weights(self, index: int) -> Step:
+        cell, into, out = self.cell, _linear(self.inputs[index]), _linear(self.outputs[index])
+        joined = self._joined[index]
+        entry = (cell.weight_ih, cell.bias_ih)
+        if joined:
+            entry = (
+                getattr(self, f"joined_weight_{index}"),
+                getattr(self, f"joined_bias_{index}"),
+            )
+        return Step(
+            None if joined else (into.weight, into.bias),
+            entry,
+            (cell.weight_hh, cell.bias_hh),
+            (out.weight, out.bias),
+            self.settings.input_norm == "layer_norm",
+        )
+
+
+def _linear(module: nn.Module) -> nn.Linear:
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+@torch.no_grad()
+def _join(into: nn.Linear, cell: nn.LSTMCell) -> tuple[Tensor, Tensor]:
+    """W_ih P and W_ih p + b_ih, so that W_ih (P x + p) + b_ih is one product."""
+
+    def exact(tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", torch.float64)
+
+    outer, offset = exact(cell.weight_ih), exact(cell.bias_ih)
+    weight, bias = outer @ exact(into.weight), outer @ exact(into.bias) + offset
+    return weight.to(cell.weight_ih), bias.to(cell.bias_ih)

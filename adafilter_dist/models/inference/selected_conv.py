@@ -1,0 +1,225 @@
+"""A network for inference: of each pair of filters only the one that was chosen is computed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.gating.conversion_report import ConversionReport
+from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.inference.choose_kernel import Behind, alike, choose, convolve
+from adafilter_dist.models.inference.filter_table import FilterTable, LaidFilters
+from adafilter_dist.models.inference.fold_batchnorm import BareConv, fold, foldable
+from adafilter_dist.models.inference.inference_gate import LeanGate
+from adafilter_dist.models.inference.row_cache import KeptRows
+
+
+class SelectedConv(nn.Module):
+    """A gated layer for inference: x (N, C_in, H, W) -> y (N, C_out, H', W').
+
+    The BatchNorms are folded into the filters, and only what the gates choose is computed; gates
+    that are neither 0 nor 1 (ablations) blend both. ``rows`` (T, KH, KW, C_in / groups) and
+    ``bias`` (T,) hold the filters: row c is filter c's frozen one, ``tuned_row`` int64 (C_out,)
+    says which is its tuned one; a settled filter has one row for both, whatever its gate says.
+    """
+
+    rows: Tensor
+    bias: Tensor
+    tuned_row: Tensor
+    frozen_row: Tensor
+    takes_residual = True
+
+    def __init__(self, layer: GatedConvBN, gate: LeanGate) -> None:
+        super().__init__()
+        folded = fold(layer)
+        filters = layer.conv.out_channels
+        self.conv = BareConv(layer.conv)
+        self.register_buffer("rows", folded.weight.flatten(0, 1))
+        self.register_buffer("bias", folded.bias.flatten())
+        numbers = torch.arange(filters, device=self.rows.device)
+        self.register_buffer("tuned_row", numbers + filters)
+        self.register_buffer("frozen_row", numbers, persistent=False)
+        self.index = layer.index
+        # In a tuple, so that the shared gate does not become a submodule of every layer.
+        self._gate = (gate,)
+        self._kept, self._laid = KeptRows(), LaidFilters()
+        self._paired = True
+        self.training = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelectedConv:
+        super()._apply(fn, recurse)
+        # To channels-last rows look like images; they lie as kernels read them already.
+        self.rows = self.rows.contiguous()
+        return self
+
+    def settle(self, constant: Tensor) -> None:
+        """Drop the other row of filters whose gate is taken to be constant.
+
+        ``constant`` int8 (C_out,): 1 always tuned, 0 always frozen, -1 decided for each image.
+        """
+        filters = len(constant)
+        constant = constant.to(self.rows.device)
+        free = constant < 0
+        one = torch.where(constant > 0, self.tuned_row, self.frozen_row)
+        kept = torch.cat((one, self.tuned_row[free]))
+        self.rows, self.bias = self.rows[kept], self.bias[kept]
+        behind = filters - 1 + free.cumsum(0)
+        self.tuned_row = torch.where(free, behind, self.frozen_row)
+        self._paired = self._paired and bool(free.all())
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """As `GatedConvBN`: also what stood behind the layer, + residual, then ReLU."""
+        behind = Behind(residual, relu)
+        gate = self._gate[0]
+        if len(self.rows) == len(self.tuned_row) and not gate.observers:
+            gate.pass_by(self.index, x)
+            return alike(self.conv, x, self._table, None, None, behind)
+        gates = gate(self.index, x)
+        if gates.dtype != torch.bool:  # overridden
+            bits = gates != 0
+            if not torch.equal(bits.to(gates.dtype), gates):
+                return behind(self._blended(x, gates))
+            gates = bits
+        if x.is_cuda:
+            return self._on_cuda(x, gates, behind)
+        return choose(self.conv, x, self._table, gates, behind)
+
+    @property
+    def _table(self) -> FilterTable:
+        rows, bias = self.rows, self.bias
+        return FilterTable(rows, bias, self.frozen_row, self.tuned_row, self._kept, self._laid)
+
+    def _on_cuda(self, x: Tensor, bits: Tensor, behind: Behind) -> Tensor:
+        """The kernel where it can be had, else both branches: nothing waits for the device."""
+        kernel = selected_kernel()
+        conv = self.conv
+        fits = conv.plain and conv.groups == 1 and self._paired and x.dtype == self.rows.dtype
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        autocast = torch.is_autocast_enabled("cuda")
+        if kernel is None or not fits or differentiable or autocast or x.dtype == torch.float64:
+            frozen, tuned = self._both(x)
+            return behind(torch.where(bits[:, :, None, None], tuned, frozen))
+        inside, left = behind.split((*bits.shape, *conv.output_size(x)), x.dtype)
+        y: Tensor = kernel(
+            x.contiguous(memory_format=torch.channels_last),
+            self.rows.view(2, -1, *self.rows.shape[1:]),
+            self.bias.view(2, -1),
+            bits,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            residual=inside.residual,
+            relu=inside.relu,
+        )
+        return left(y)
+
+    def _blended(self, x: Tensor, gates: Tensor) -> Tensor:
+        frozen, tuned = self._both(x)
+        return torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
+
+    def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(BN2(S x), BN1(F x))."""
+        rows, bias, filters = self.rows, self.bias, len(self.tuned_row)
+        if self._paired and self.conv.groups == 1:
+            both = convolve(self.conv, x, rows, bias)
+            return both[:, :filters], both[:, filters:]
+        tuned = self.tuned_row
+        return (
+            convolve(self.conv, x, rows[:filters], bias[:filters]),
+            convolve(self.conv, x, rows[tuned], bias[tuned]),
+        )
+
+
+@cache
+def selected_kernel() -> Callable[..., Tensor] | None:
+    """The Triton kernel for CUDA, or None where Triton is not installed."""
+    try:
+        module = import_module("adafilter_dist.models.inference.selected_triton")
+    except ImportError:
+        return None
+    kernel: Callable[..., Tensor] = module.selected_conv
+    return kernel
+
+
+class InferenceNet(nn.Module):
+    """What `for_inference` makes: images (N, 3, H, W) -> logits (N, classes), evaluation only.
+
+    It has no BatchNorm to train and keeps what it gathered last, so it serves one thread at a
+    time; `copy.deepcopy` gives another thread its own.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, gate: LeanGate, report: ConversionReport, head: str | None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.gate = gate
+        self.report = report
+        self.head = head
+        self.requires_grad_(False)
+        super().train(False)
+
+    @property
+    def gated_layers(self) -> dict[str, nn.Module]:
+        """Path of the convolution in the source network -> `SelectedConv`.
+
+        A layer whose convolution does not only pad its input (StdConv2d) is still a `GatedConvBN`.
+        """
+        return {name: self.backbone.get_submodule(name) for name in self.gate.names}
+
+    def train(self, mode: bool = True) -> InferenceNet:
+        """Refuses training mode: UserError."""
+        if mode:
+            raise UserError(
+                "this network is for inference only: its BatchNorms are folded into the filters. "
+                "Train the network it was made from, and call for_inference again"
+            )
+        super().train(False)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.gate.start()
+        try:
+            logits: Tensor = self.backbone(images)
+        finally:
+            self.gate.stop()
+        return logits
+
+
+def for_inference(net: nn.Module, constant: Mapping[str, Tensor] | None = None) -> InferenceNet:
+    """A copy of an AdaFilterNet that predicts the same at about the cost of the plain network.
+
+    ``net`` is left as it is. Predictions are those of ``net.eval()`` up to rounding, which can flip
+    a gate whose logit is almost 0. ``constant`` gives, by layer, gates to be taken for granted:
+    int8 (C_out,), 1 tuned, 0 frozen, -1 decided for each image. Images are best in channels-last.
+    Raises UserError for a network without gates.
+    """
+    if not isinstance(net, AdaFilterNet):
+        raise UserError(
+            f"for_inference: {type(net).__name__} has no gates to choose by; it takes an "
+            "AdaFilterNet, from adafilter_dist.convert or adafilter_dist.load"
+        )
+    gate = LeanGate(net.gate)
+    # What the copy finds here it takes instead of copying: layer by layer, not the network twice.
+    memo: dict[int, Any] = {id(net.gate): gate}
+    constant = constant or {}
+    for name, layer in net.gated_layers.items():
+        if foldable(layer.conv):
+            selected = SelectedConv(layer, gate)
+            if name in constant:
+                selected.settle(constant[name])
+                gate.settle(layer.index, constant[name])
+            memo[id(layer)] = selected
+    fast = InferenceNet(copy.deepcopy(net.backbone, memo), gate, net.report, net.head)
+    classes = getattr(net, "classes", None)
+    if classes is not None:
+        fast.classes = list(classes)  # type: ignore[assignment]
+    return fast

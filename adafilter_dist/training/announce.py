@@ -1,0 +1,99 @@
+"""What is told of an attempt: how it starts, and how it ends."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from adafilter_dist.checkpoint.store import Loaded
+from adafilter_dist.errors import resume_line
+from adafilter_dist.metrics import Metrics
+from adafilter_dist.run.folder import RunFolder
+from adafilter_dist.system.files import write_json
+from adafilter_dist.training.plan import Plan
+from adafilter_dist.training.run_data import keep_run_data
+from adafilter_dist.training.session import Session
+from adafilter_dist.training.stop_policy import ended_before
+
+Outcome = Literal["finished", "stopped"]
+
+
+def tell_start(
+    run: RunFolder,
+    plan: Plan,
+    session: Session,
+    metrics: Metrics,
+    loaded: Loaded | None,
+    environment: dict[str, Any],
+) -> None:
+    """Events, status.json and the console, on rank 0, once the state of ``loaded`` is taken over.
+
+    A restart is told of with how the attempt before it ended, and the steps that are done again.
+    """
+    world, recipe = session.world, plan.verdict.recipe
+    step = loaded.position.step if loaded else 0
+    write_json(run.path / "environment.json", environment)
+    keep_run_data(run.path, session.prepared)
+    lost = max(0, plan.last_step - (loaded.manifest["step"] if loaded else 0))
+    attempt = run.ownership.attempt
+    after = ended_before(run.path, attempt)
+    metrics.event(
+        "start",
+        attempt=attempt,
+        step=step,
+        steps_lost=lost,
+        **({"after": after} if after else {}),
+        **environment,
+    )
+    run.status(
+        "running",
+        phase="starting",
+        step=step,
+        total_steps=session.total_steps,
+        epoch=step // session.steps_per_epoch,
+        epochs=recipe.train.epochs,
+        world_size=world.world_size,
+    )
+    if plan.verdict.changed and plan.before is not None:
+        run.keep(recipe)
+        changes = {key: list(pair) for key, pair in plan.verdict.changes.items()}
+        metrics.event("changed", changes=changes)
+    for line in (*plan.verdict.notices, *plan.notices, *session.notices, session.loader.notice):
+        if line:
+            metrics.say(line)
+    metrics.say(
+        f"{recipe.name}: {recipe.method.name} on {recipe.model.name}, {session.total_steps} "
+        f"steps of {recipe.train.global_batch} images in {recipe.train.epochs} epochs, "
+        f"{world.world_size} x {world.device.type} ({world.threads} threads), "
+        f"loader {session.loader.kind}, run {run.path}"
+    )
+    if session.engine.described:
+        metrics.say(session.engine.described)
+    if loaded is None:
+        if lost:
+            metrics.say(
+                f"warning: there is no checkpoint in {run.checkpoints}: all {lost} steps are done "
+                "again"
+            )
+        return
+    repeated = f", {lost} steps are done again" if lost else ""
+    metrics.say(f"going on from step {step} ({loaded.folder}){repeated}")
+    # The first checkpoints do not name their engine, nor how many micro-batches shared a forward.
+    before = {"engine": "ddp", "micro_batches_per_forward": 1}
+    before |= loaded.manifest.get("environment", {})
+    changed = [k for k in environment if before.get(k) != environment[k]]
+    if changed:
+        said = ", ".join(f"{k} {before.get(k)} -> {environment[k]}" for k in changed)
+        metrics.say(f"continuing, not bit-exact: {said} changed")
+
+
+def tell_end(
+    run: RunFolder, metrics: Metrics, outcome: Outcome, reason: str, step: int, kept: int
+) -> None:
+    """How the attempt ended, on rank 0; ``kept`` is the step of the newest checkpoint."""
+    metrics.event(outcome, step=step, **({"reason": reason} if reason else {}))
+    run.end(outcome, reason=reason, step=step)
+    if outcome == "stopped":
+        saved = "saved" if kept == step else f"NOT saved, the newest checkpoint is of step {kept}"
+        metrics.say(
+            f"stopped by {reason} at step {step}, {saved}; go on with: {resume_line(run.path)}"
+        )

@@ -1,0 +1,114 @@
+"""best/, the export of the best epoch: written, looked at, and mended where it is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from adafilter_dist.checkpoint.layout import folder_name
+from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
+from adafilter_dist.distributed.lost_peer import from_first
+from adafilter_dist.errors import UserError, resume_line
+from adafilter_dist.methods.export import export_model, load, read_config, read_weights
+from adafilter_dist.run.folder import RunFolder
+from adafilter_dist.system.sealed_files import DamagedError
+from adafilter_dist.training.session import Session
+
+
+def write_best(session: Session, run: RunFolder) -> None:
+    """Export the model as it is evaluated now; collective. Raises OSError on the first rank."""
+    with session.whole_model() as model, torch.no_grad():
+        if session.world.first:
+            run.ownership.check()
+            export_model(
+                run.path / "best",
+                replace(session.built, model=model),
+                classes=session.prepared.classes,
+                preprocess=session.preprocess,
+            )
+
+
+def damage_of_best(run: Path) -> str:
+    """Why best/ cannot be used, empty where it can."""
+    try:
+        read_config(run / "best")
+        read_weights(run / "best")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def load_best(run: Path) -> nn.Module:
+    """The model of best/; UserError with what to do where it cannot be used."""
+    try:
+        return load(run / "best")[0]
+    except UserError as error:
+        raise UserError(f"{error}; to write it again: {resume_line(run)}") from None
+
+
+def can_be_mended(run: Path) -> bool:
+    """Whether there is a checkpoint to write best/ from."""
+    return any(run.glob("checkpoints/step-*"))
+
+
+def mend_best(
+    session: Session,
+    run: RunFolder,
+    checkpoints: Checkpoints,
+    loaded: Loaded,
+    say: Callable[[str], None],
+) -> Position:
+    """Write best/ again where it is gone, from the checkpoint of its epoch; collective.
+
+    The session holds the state of ``loaded`` before and after. Where that checkpoint is no longer
+    kept, the position returned seeks the best anew, and ``say`` gets the reason on the first rank.
+    """
+    position = loaded.position
+    if position.best_epoch is None:
+        return position
+    step = (position.best_epoch + 1) * session.steps_per_epoch
+    place = checkpoints.folder / folder_name(step)
+
+    def look() -> str | None:
+        """What to do: nothing (None), write it from the checkpoint's folder, or seek anew."""
+        damage = damage_of_best(run.path)
+        if not damage:
+            return None
+        try:
+            if place != loaded.folder:
+                checkpoints.load(place)
+        except DamagedError:
+            say(f"warning: {damage}. {_anew(session, position)}")
+            return ""
+        say(f"warning: {damage}. It is written again from {place}")
+        return str(place)
+
+    source = from_first(session.world, look)
+    if source is None:
+        return position
+    if source:
+        if place != loaded.folder:
+            session.load_full_state(checkpoints.load(place).state)
+        write_best(session, run)
+        if place != loaded.folder:
+            session.load_full_state(loaded.state)
+        return position
+    ended = position.step == session.total_steps
+    # At the end the last epoch is evaluated once more, and is the best.
+    validated = min(position.validated, session.recipe.train.epochs - 1 if ended else 10**9)
+    return replace(position, best_metric=None, best_epoch=None, validated=validated)
+
+
+def _anew(session: Session, position: Position) -> str:
+    assert position.best_epoch is not None
+    top1 = "" if position.best_metric is None else f", top-1 {position.best_metric:.1%}"
+    ended = position.step == session.total_steps
+    from_where = "the last epoch is taken" if ended else "the best is sought anew from here on"
+    return (
+        f"The checkpoint of its epoch ({position.best_epoch + 1}{top1}) is no longer kept: "
+        f"{from_where}"
+    )

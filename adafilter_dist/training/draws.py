@@ -1,0 +1,38 @@
+"""Random draws in the model as a function of (seed, step, micro-batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from adafilter_dist.models.gating.micro_batches import grouped
+
+
+@contextmanager
+def keyed_draws(
+    seed: int, step: int, micro_batches: Sequence[int], device: torch.device
+) -> Iterator[None]:
+    """Seed torch's default generators from the key inside; put them back on the way out.
+
+    So gate noise, dropout and stochastic depth do not depend on rank, world size or history. Where
+    a forward holds several micro-batches, each has a generator, which only the gates draw from.
+    """
+    keys = [_key(seed, step, micro_batch) for micro_batch in micro_batches]
+    devices = [device.index] if device.type == "cuda" else []
+    generators = []
+    if len(keys) > 1:
+        generators = [torch.Generator(device).manual_seed(key) for key in keys]
+    with torch.random.fork_rng(devices=devices), grouped(len(keys), generators):
+        # Not torch.manual_seed: without a GPU it keeps each call, and a traceback, for a later one.
+        torch.default_generator.manual_seed(keys[0])
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(keys[0])
+        yield
+
+
+def _key(seed: int, step: int, micro_batch: int) -> int:
+    sequence = np.random.SeedSequence([seed, step, micro_batch])
+    return int(sequence.generate_state(1, np.uint64)[0])

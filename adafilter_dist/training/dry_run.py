@@ -1,0 +1,115 @@
+"""``train --check``: two real steps, one save and load, and what the whole run will take."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from adafilter_dist.checkpoint.saver import Saved, Saver
+from adafilter_dist.checkpoint.store import Checkpoints, Position
+from adafilter_dist.distributed import join_world
+from adafilter_dist.engine import FullState
+from adafilter_dist.errors import UserError
+from adafilter_dist.metrics.progress import duration
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.identity import run_dir
+from adafilter_dist.run.ownership import claim
+from adafilter_dist.system.disk import existing_parent, gib
+from adafilter_dist.training import memory
+from adafilter_dist.training.session import Session, build_session, frozen_names
+from adafilter_dist.training.step import rate_of
+
+STEPS = 2
+
+
+def run_check(recipe: Recipe, console: Console) -> int:
+    """Do it and print a few lines; nothing is left behind. Returns 0 or raises as training."""
+    session: Session | None = None
+    with join_world(recipe) as world:
+        try:
+            session = build_session(recipe, world)
+            session.step.warm_up(session.preprocess.crop)
+            seconds = _steps(session)
+            state = session.full_state()
+        except (RuntimeError, MemoryError) as error:
+            where = f"rank {world.rank} ({world.device})"
+            if memory.is_out_of_memory(error):
+                raise memory.explain(recipe, session, where, error) from None
+            raise
+        if world.first:
+            size, took = _save_and_load(session, state)
+            _tell(session, console, seconds, size, took)
+    return 0
+
+
+def _steps(session: Session) -> float:
+    """Seconds a step took, the first one left out where there is a second."""
+    times: list[float] = []
+    with session.epoch(0) as batches:
+        for step in range(min(STEPS, session.steps_per_epoch)):
+            began = time.perf_counter()
+            figures, _ = session.step.run(
+                step,
+                0,
+                batches,
+                rate_of(session.recipe, step, session.steps_per_epoch),
+                stop=False,
+                save=False,
+            )
+            loss = float(figures[0])  # waits for the device
+            times.append(time.perf_counter() - began)
+            if loss != loss:
+                raise UserError(f"the loss is NaN at step {step}: lower optim.lr")
+    return times[-1]
+
+
+def _save_and_load(session: Session, state: FullState) -> tuple[int, float]:
+    """Bytes of one checkpoint and seconds to save it; what is read back must be what was saved."""
+    place = existing_parent(run_dir(session.recipe).parent)
+    with tempfile.TemporaryDirectory(prefix=".adafilter-check-", dir=place) as name:
+        run = Path(name)
+        saver = Saver(claim(run))
+        saver.go_on(frozen_names(session.engine.model), None, None)
+        began = time.perf_counter()
+        try:
+            saver.save(state, Position(step=STEPS), {})
+            result = saver.result(wait=True)
+        finally:
+            saver.close()
+        if not isinstance(result, Saved):
+            raise UserError(f"{place}: a checkpoint cannot be saved there: {result}")
+        took = time.perf_counter() - began
+        store, folder = Checkpoints(run), run / "checkpoints" / result.folder
+        read = dict(store.load(folder).state.tensors())
+        for key, tensor in state.tensors():
+            if not torch.equal(read[key], tensor.cpu()):
+                raise AssertionError(f"{key} was not read back as it was saved")
+        session.load_full_state(store.load(folder).state)
+        size = sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file())
+    return size, took
+
+
+def _tell(session: Session, console: Console, step: float, size: int, took: float) -> None:
+    world, recipe = session.world, session.recipe
+    if world.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(world.device)
+        where = f"of {gib(torch.cuda.get_device_properties(world.device).total_memory)} on the GPU"
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        where = "of host memory a process"
+    images = recipe.train.global_batch / step
+    lines = [
+        f"{recipe.name}: {STEPS} steps, one save and one load went well",
+        f"time     {step:.2f} s a step, {images:,.0f} images/s; {session.total_steps} steps: "
+        f"{duration(step * session.total_steps)}, validation not counted",
+        f"disk     {gib(size)} a checkpoint ({took:.1f} s to save), up to "
+        f"{gib(size * (recipe.checkpoint.keep + 1))} a run",
+        f"memory   {gib(peak)} at the peak {where}, micro_batch {recipe.train.micro_batch}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""The end of a run: the test set is read once, and the run tells what it found."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+
+from adafilter_dist.metrics import Metrics
+from adafilter_dist.report.figure import draw
+from adafilter_dist.report.measure import measure
+from adafilter_dist.report.results import Results
+from adafilter_dist.report.summary import print_summary, write_gates, write_summary
+from adafilter_dist.run.folder import RunFolder
+from adafilter_dist.system.files import write_text
+from adafilter_dist.training.best import damage_of_best, load_best
+from adafilter_dist.training.session import Session
+
+
+def finish(
+    session: Session,
+    run: RunFolder,
+    metrics: Metrics,
+    console: Console,
+    *,
+    every_gate: bool = False,
+) -> None:
+    """Measure the best model on the test set, then print and keep the summary and the figure.
+
+    ``every_gate``: the gates of all layers are printed too, which are kept in any case.
+    """
+    recipe, world = session.recipe, session.world
+    metrics.say("evaluating the best model on the test set")
+    dist.barrier()  # rank 0 has written best/
+    model = load_best(run.path)
+    results = measure(
+        model.to(world.device, session.engine.dtype),
+        recipe,
+        session.prepared,
+        session.preprocess,
+        world,
+        probe=recipe.evaluate.probe,
+        gates=recipe.evaluate.gates,
+    )
+    evaluation = results.evaluation
+    row = {"loss": evaluation.loss, "top1": evaluation.top1, "top5": evaluation.top5}
+    metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)
+    metrics.close()
+    if world.first:
+        _report(run, results, console, every_gate)
+
+
+def _report(run: RunFolder, results: Results, console: Console, every_gate: bool) -> None:
+    files = {
+        "numbers": write_summary(run.path, results),
+        "all gates": write_gates(run.path, results),
+        "figure": draw(run.path, results, console),
+    }
+    print_summary(console, run.path, results, files, every_gate=every_gate)
+    # Kept as text, for whoever asks for the same run again.
+    text = io.StringIO()
+    print_summary(Console(file=text, width=100), run.path, results, files)
+    write_text(_summary(run), text.getvalue())
+
+
+def _summary(run: RunFolder) -> Path:
+    return run.path / "figures" / "summary.txt"
+
+
+def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False) -> None:
+    """Say that the run is already finished, with what it found."""
+    kept = [_summary(run), *([run.path / "figures" / "gates.txt"] if every_gate else [])]
+    for path in kept:
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # figures/ can be deleted
+            print(path.read_text())
+    damage = damage_of_best(run.path)
+    if damage:
+        console.print(
+            f"warning: {damage}; there is no checkpoint left to write it from",
+            markup=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"already finished: {run.path}; resume=never starts another",
+        markup=False,
+        soft_wrap=True,
+    )

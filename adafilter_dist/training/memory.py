@@ -1,0 +1,133 @@
+"""Out of memory, said in one line with a way on."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from adafilter_dist.engine.autocast import AUTOCAST
+from adafilter_dist.errors import UserError
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.training.session import Session, forward_counts
+
+_USABLE = 0.93  # of what is free; the rest is lost in fragments and workspaces
+# How libraries below torch say it, in a plain RuntimeError.
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory"  # torch on a CPU
+    r"|could not create a primitive$"  # oneDNN; what it cannot do at all is "... descriptor ..."
+    r"|CUDA error: out of memory"
+    r"|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED"
+    r"|NCCL(.|\n)*out of memory"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a device or the host ran out of memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def release(gate: RecurrentGate | None, error: BaseException) -> None:
+    """Let go of every activation of the forward that ``error`` ended, by dropping its traceback."""
+    error.__traceback__ = None  # traceback.clear_frames leaves what frames hold besides variables
+    if gate is not None:
+        gate.discard()
+
+
+def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:
+    """The largest usable micro_batch that should fit, None if not even 2 would.
+
+    On CUDA from a measured forward and backward of few samples; elsewhere, and where that cannot be
+    measured, half of what did not fit or less.
+    """
+    train = recipe.train
+    limit = train.micro_batch // 2
+    if session is not None and session.world.device.type == "cuda":
+        measured = _measured_limit(recipe, session)
+        if measured is not None and measured >= 2:
+            limit = min(measured, train.micro_batch - 1)
+    return next((m for m in range(limit, 1, -1) if train.global_batch % m == 0), None)
+
+
+def _measured_limit(recipe: Recipe, session: Session) -> int | None:
+    """How many samples of a forward and backward the GPU holds beside optimizer and weights."""
+    if isinstance(recipe.engine, DeepSpeed):
+        return None  # its forward is collective, and only this rank may be here
+    device = session.world.device
+    torch.cuda.empty_cache()
+    small, large = 2, 6
+    try:
+        first, second = (_peak_of_pass(recipe, session, samples) for samples in (small, large))
+    except RuntimeError:
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    available = _USABLE * (free + torch.cuda.memory_reserved(device))
+    per_sample = max(1.0, (second - first) / (large - small))
+    # Momentum, and gradients where none were made yet; the measured peak holds the rest.
+    trained = [p for p in session.engine.model.parameters() if p.requires_grad]
+    later = 2 * sum(p.numel() * p.element_size() for p in trained)
+    return int((available - later - (first - small * per_sample)) / per_sample)
+
+
+def _peak_of_pass(recipe: Recipe, session: Session, samples: int) -> int:
+    """Bytes at the peak of a forward and backward of ``samples`` images of noise, on CUDA.
+
+    Beside DDP and its hooks, because other ranks do not take part.
+    """
+    model, device = session.engine.model, session.world.device
+    size = session.preprocess.crop
+    images = torch.randn(samples, 3, size, size, dtype=session.engine.dtype, device=device)
+    if recipe.train.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    cast = AUTOCAST.get(recipe.train.precision)
+    torch.cuda.reset_peak_memory_stats(device)
+    model.train()
+    with torch.autocast(device.type, cast, enabled=cast is not None):
+        total = model(images).float().sum()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(total, trained, allow_unused=True)
+    step_statistics.discard(model)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def explain(
+    recipe: Recipe, session: Session | None, where: str, error: BaseException | None = None
+) -> UserError:
+    """The one line: what ran out, what would fit, and what changing it means.
+
+    Frees what the functions that raised ``error`` held, so that a GPU can be measured.
+    """
+    if error is not None:
+        release(session.built.gates if session is not None else None, error)
+    train = recipe.train
+    together = _together(recipe, session)
+    if together > 1:
+        return UserError(
+            f"out of memory on {where} with {together} micro-batches of {train.micro_batch} in one "
+            f"forward; lower train.micro_batches_per_forward: {together // 2} is the next to try, "
+            "and the same run goes on with it, as the numbers do not change"
+        )
+    fitting = fitting_micro_batch(recipe, session)
+    if fitting is None:
+        return UserError(
+            f"out of memory on {where} with micro_batch={train.micro_batch}, and no smaller one "
+            f"divides global_batch={train.global_batch}; lower data.resolution"
+        )
+    return UserError(
+        f"out of memory on {where} with micro_batch={train.micro_batch}; "
+        f"train.micro_batch={fitting} should fit. The global batch stays "
+        f"{train.global_batch}, but batch statistics are then those of {fitting} samples: "
+        "another run with other numbers"
+    )
+
+
+def _together(recipe: Recipe, session: Session | None) -> int:
+    """Micro-batches that a forward of this rank takes at most."""
+    if session is None:
+        return recipe.train.micro_batches_per_forward
+    return max(forward_counts(recipe, session.world))

@@ -1,0 +1,57 @@
+"""What an attempt is going to do: which run, as which recipe, from how far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from adafilter_dist.metrics import read_lines
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.changes import Verdict, begin, judge
+from adafilter_dist.run.folder import find_run
+from adafilter_dist.system.json_files import whole
+from adafilter_dist.training.best import can_be_mended, damage_of_best
+from adafilter_dist.training.run_data import judge_data, read_run_data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which run, as which recipe; ``last_step`` is how far the attempts before it came.
+
+    ``data`` is the fingerprint of the data that the run began on, where it is known.
+    """
+
+    path: Path
+    verdict: Verdict
+    before: Recipe | None
+    done: bool
+    last_step: int
+    data: str | None = None
+    notices: tuple[str, ...] = ()
+
+
+def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
+    """Find the run of ``recipe`` and judge what differs; writes nothing.
+
+    Raises UserError for what may not change, unless ``allow`` names it.
+    """
+    run = find_run(recipe)
+    before = run.known_recipe(allow)
+    verdict = judge(before, recipe, allow, run=run.path) if before else begin(recipe)
+    status = run.read_status()
+    longer = before is not None and recipe.train.epochs > before.train.epochs
+    rows = [whole(row, "step") or 0 for row in read_lines(run.path / "metrics.jsonl")]
+    done = status.get("state") == "finished" and not longer
+    # Its end comes once more where best/ is gone: from a checkpoint, not by training all again.
+    done = done and not (can_be_mended(run.path) and damage_of_best(run.path))
+    known = read_run_data(run.path)
+    return Plan(
+        run.path,
+        verdict,
+        before,
+        done=done,
+        last_step=max([whole(status, "step") or 0, *rows]),
+        data=known.fingerprint if known else None,
+        notices=judge_data(run.path, verdict.recipe, recipe.resume, allow, done=done),
+    )

@@ -1,0 +1,147 @@
+"""Which data a run belongs to: noted in its folder as soon as they are known."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adafilter_dist.data.stored import manifest as prepared_manifest
+from adafilter_dist.data.stored.prepared import Prepared, prepared_folder, require_origin
+from adafilter_dist.errors import UserError, resume_line
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.system.files import write_json
+from adafilter_dist.system.json_files import read_object
+from adafilter_dist.system.sealed_files import DamagedError, read_manifest
+
+NAME = "data.json"
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Fingerprint of a run's data, and the names of its classes where they are known."""
+
+    fingerprint: str
+    classes: list[str] | None
+
+
+def keep_run_data(run: Path, prepared: Prepared) -> None:
+    """Note the data in the run folder, unless they are noted there."""
+    if read_run_data(run) != RunData(prepared.fingerprint, prepared.classes):
+        write_json(
+            run / NAME, {"fingerprint": prepared.fingerprint, "classes": list(prepared.classes)}
+        )
+
+
+def read_run_data(run: Path) -> RunData | None:
+    """The data of a run by its data.json, else by its newest checkpoint; None where neither tells.
+
+    Runs of the first release have no data.json.
+    """
+    noted = read_object(run / NAME, [])
+    if isinstance(noted.get("fingerprint"), str) and isinstance(noted.get("classes"), list):
+        return RunData(noted["fingerprint"], noted["classes"])
+    classes = read_object(run / "best" / "config.json", []).get("classes")
+    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            fingerprint = read_manifest(folder / "manifest.json").get("data_fingerprint")
+        except DamagedError:
+            continue
+        if fingerprint:
+            return RunData(fingerprint, classes if isinstance(classes, list) else None)
+    return None
+
+
+def judge_data(
+    run: Path, recipe: Recipe, resume: str, allow: Collection[str], *, done: bool
+) -> tuple[str, ...]:
+    """Lines to be said of the data as they are now, before a run goes on or is shown as finished.
+
+    ``resume`` is what was asked for: auto and never mean the data of the words, a path that run's
+    own. Raises UserError where they are other data than the run's (unless ``allow`` names data), or
+    where the words ask for pictures or lists that are not those of the prepared data.
+    """
+    data = read_run_data(run)
+    if data is None:
+        return ()
+    folder = prepared_folder(recipe.data)
+    try:
+        manifest = prepared_manifest.read_manifest(folder)
+    except UserError as error:
+        if not done:
+            raise
+        return (f"its data cannot be compared: {error}",)
+    if manifest is None:
+        return (f"its data are not in {folder} any more, and were not compared",) if done else ()
+    allowed = not done and may_differ(allow)
+    if manifest.fingerprint != data.fingerprint:
+        what = difference(data, manifest.fingerprint, manifest.classes)
+        if allowed and data.classes is not None and len(data.classes) != len(manifest.classes):
+            raise UserError(f"{run}: {what}; a network for these is another run: resume=never")
+        if allowed:
+            return (f"other data from here on ({what}), allowed by --allow-mismatch data",)
+        raise UserError(
+            f"{run} is a run on other data than are now in {folder}: {what}; for a run on these "
+            "add resume=never or another run_dir=PATH, for this one put the pictures back and "
+            "prepare them again" + ("" if done else " (for those who know: --allow-mismatch data)")
+        )
+    try:
+        require_origin(folder, manifest, recipe)
+    except UserError as error:
+        if resume not in ("auto", "never"):
+            return (f"{str(error).partition('; ')[0]}; the run goes on with the data it began on",)
+        goes_on = (
+            "" if done else f"; on the data it began on this run goes on by: {resume_line(run)}"
+        )
+        raise UserError(f"{error}{goes_on}") from None
+    return ()
+
+
+def may_differ(allow: Collection[str]) -> bool:
+    """Whether keys of --allow-mismatch let the data be others: another place alone does not."""
+    sections = (key for key in allow if key not in ("data.root", "data.csv"))
+    return any(key.partition(".")[0] == "data" for key in sections)
+
+
+def require_run_data(run: Path, data: RunData | None, prepared: Prepared, advice: str) -> None:
+    """UserError unless these are the run's data; ``advice`` says what else can be done."""
+    if data is None or data.fingerprint == prepared.fingerprint:
+        return
+    what = difference(data, prepared.fingerprint, prepared.classes)
+    raise UserError(
+        f"{run}: trained on other data than are in {prepared.folder}: {what}; put the pictures "
+        f"back and prepare them again{advice}"
+    )
+
+
+def require_classes(folder: Path, trained: Sequence[str], prepared: Prepared) -> None:
+    """UserError unless the data have the classes of the model in ``folder``, in its order."""
+    what = class_difference(trained, prepared.classes)
+    if what:
+        raise UserError(f"{folder}: its classes are not those in {prepared.folder}: {what}")
+
+
+def difference(data: RunData, fingerprint: str, classes: Sequence[str]) -> str:
+    """What sets other data apart from those of a run, in a few words."""
+    named = "" if data.classes is None else class_difference(data.classes, classes)
+    return named or (
+        f"pictures, labels or how they are stored (fingerprint {data.fingerprint[:8]}, now "
+        f"{fingerprint[:8]})"
+    )
+
+
+def class_difference(trained: Sequence[str], now: Sequence[str]) -> str:
+    """Classes that only one side has, or that their order differs; empty where they are equal."""
+    if list(trained) == list(now):
+        return ""
+    absent = [name for name in trained if name not in now]
+    new = [name for name in now if name not in trained]
+    parts = [f"no {_names(absent)} any more"] if absent else []
+    parts += [f"{_names(new)} not known to the run"] if new else []
+    return ", ".join(parts) or "the classes in another order"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ("class " if len(names) == 1 else "classes ") + ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,210 @@
+"""A recipe put together: data, model, engine and the training step, ready for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from adafilter_dist.data.loading.batch import DeviceBatch
+from adafilter_dist.data.loading.device import Input
+from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
+from adafilter_dist.data.loading.order import share
+from adafilter_dist.data.loading.prefetch import Carrier, CudaCarrier, in_forwards
+from adafilter_dist.data.stored.prepared import Prepared, SplitName, open_prepared
+from adafilter_dist.distributed import World, set_arithmetic
+from adafilter_dist.distributed.nodes import complaints, gather
+from adafilter_dist.engine import Engine, FullState, build_engine
+from adafilter_dist.engine.compiled import keep_compiled
+from adafilter_dist.errors import UserError
+from adafilter_dist.methods import Built, build_method
+from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.gating.random_modules import drawing_modules
+from adafilter_dist.models.ops import passes
+from adafilter_dist.models.ops.passes import Kernels
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.training.ema import Ema
+from adafilter_dist.training.stage_data import Watch, read_from_nodes
+from adafilter_dist.training.step import TrainingStep, forwards_of
+
+
+@dataclass
+class Session:
+    """Everything that one rank needs to train; made anew by every attempt."""
+
+    recipe: Recipe
+    world: World
+    prepared: Prepared
+    preprocess: Preprocess
+    built: Built
+    engine: Engine
+    loader: TrainLoader
+    ema: Ema | None
+    step: TrainingStep
+    given: Input
+    carrier: Carrier | None
+    notices: list[str] = field(default_factory=list)  # of the nodes, to be said at the start
+
+    @property
+    def kernels(self) -> str:
+        """What computes the gated layers in training: triton, native, reference; none of them."""
+        if self.built.gates is None:
+            return "none"
+        return passes.name(self.world.device, kernels_of(self.recipe))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        return self.loader.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Global batches in the run."""
+        return self.steps_per_epoch * self.recipe.train.epochs
+
+    @contextmanager
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[DeviceBatch]]:
+        """What each forward of this rank takes, on the device, from ``first_step`` on.
+
+        Threads have ended afterwards, however it is left.
+        """
+        counts = forward_counts(self.recipe, self.world)
+        left = counts * (self.steps_per_epoch - first_step)
+        with (
+            self.loader.epoch(epoch, first_step) as batches,
+            in_forwards(batches, left, self.given, self.carrier) as forwards,
+        ):
+            yield forwards
+
+    def eval_loader(self, split: SplitName) -> EvalLoader:
+        """This rank's share of a split, each sample once over all ranks."""
+        return EvalLoader(
+            self.prepared,
+            split,
+            self.recipe,
+            self.preprocess,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+            batch_size=2 * self.recipe.train.micro_batch,
+        )
+
+    @contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """The network as it is evaluated: averaged where EMA is on; collective."""
+        averaged = self.ema.applied() if self.ema is not None else nullcontext()
+        with averaged, self.engine.whole_model() as model:
+            yield model
+
+    def full_state(self) -> FullState:
+        """The engine's state with the moving average beside it; collective."""
+        state = self.engine.full_state()
+        if self.ema is not None:
+            state.ema = self.ema.state()
+        return state
+
+    def load_full_state(self, state: FullState) -> None:
+        """Take over a checkpoint's state."""
+        self.engine.load_full_state(state)
+        if self.ema is not None:
+            self.ema.load(state.ema)
+
+
+def build_session(
+    recipe: Recipe, world: World, watch: Watch | None = None, data: str | None = None
+) -> Session:
+    """Open the prepared data, load the weights, convert, and wire up engine and step.
+
+    ``watch`` is for the time in which data are copied to the nodes, ``data`` the fingerprint of the
+    data that the run began on. Collective. Raises UserError for whatever the user must mend first.
+    """
+    set_arithmetic(recipe)
+    compiling = keep_compiled(recipe, world.device)
+    found = gather(world)
+    prepared, notices = read_from_nodes(
+        open_prepared(recipe, known=data), recipe, world, found, watch or Watch()
+    )
+    data_notices = [] if prepared.notice is None else [prepared.notice]
+    notices = [*complaints(found), *data_notices, *notices, *compiling]
+    preprocess = resolve_preprocess(recipe)
+    torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
+    backbone = load_backbone(recipe, len(prepared.classes))
+    built = build_method(backbone, recipe)
+    set_kernels(built.model, kernels_of(recipe))
+    require_no_draws(built, recipe, preprocess)
+    loader = TrainLoader(
+        prepared,
+        recipe,
+        preprocess,
+        rank=world.rank,
+        world_size=world.world_size,
+        device=world.device,
+    )
+    # FFCV sets torch's thread count when a loader is made; the bits depend on it.
+    torch.set_num_threads(world.threads)
+    engine = build_engine(built.model, built.groups, recipe, world)
+    ema = Ema(engine, recipe.ema.decay) if recipe.ema.decay else None
+    step = TrainingStep(recipe, built, engine, world, ema)
+    given = Input(preprocess, world.device, engine.dtype, recipe.train.channels_last)
+    carrier: Carrier | None = None
+    if world.device.type == "cuda":
+        samples = max(forward_counts(recipe, world)) * recipe.train.micro_batch
+        carrier = CudaCarrier(given, samples)
+    return Session(
+        recipe,
+        world,
+        prepared,
+        preprocess,
+        built,
+        engine,
+        loader,
+        ema,
+        step,
+        given,
+        carrier,
+        notices,
+    )
+
+
+def kernels_of(recipe: Recipe) -> Kernels:
+    """How gated layers train: ZeRO-3 hands weights to modules when these are called, and a fused
+    layer calls none for its BatchNorms."""
+    engine = recipe.engine
+    if isinstance(engine, DeepSpeed) and engine.zero_stage == 3:
+        return "reference"
+    return recipe.train.kernels
+
+
+def forward_counts(recipe: Recipe, world: World) -> list[int]:
+    """How many micro-batches each forward of this rank takes in a step."""
+    mine = share(recipe.train.micro_batches, world.rank, world.world_size)
+    return [len(part) for part in forwards_of(mine, recipe.train.micro_batches_per_forward)]
+
+
+def require_no_draws(built: Built, recipe: Recipe, preprocess: Preprocess) -> None:
+    """UserError where micro-batches of one forward would share a module's random numbers."""
+    together = recipe.train.micro_batches_per_forward
+    if together == 1:
+        return
+    drawing = drawing_modules(built.model, preprocess.crop)
+    if drawing:
+        more = f" and {len(drawing) - 1} more" if len(drawing) > 1 else ""
+        raise UserError(
+            f"train.micro_batches_per_forward={together}: {drawing[0]} "
+            f"({type(built.model.get_submodule(drawing[0])).__name__}){more} of {built.name} draws "
+            "random numbers for a whole forward, so that the numbers would not be those of each "
+            "micro-batch; use train.micro_batches_per_forward=1, or model.dropout=false (which "
+            "changes the numbers)"
+        )
+
+
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """Tensors of the state that training never changes: frozen parameters and frozen twins."""
+    parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
+    twins = {n for n, _ in model.named_buffers() if n.rpartition(".")[2].startswith("frozen_")}
+    return frozenset(parameters | twins)

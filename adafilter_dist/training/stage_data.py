@@ -1,0 +1,206 @@
+"""Every node reads sound files: its own copy, where ``data.stage_to`` asks for it, or shared ones.
+
+The first rank of each node has the copy made, or the shared files verified; all ranks wait for all
+nodes. They leave word for each other in the store they met in: a copy may take far longer than a
+collective waits. A rank that copies or verifies gives signs of life, and one that gives none for
+engine.timeout is given up.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adafilter_dist.data.stored.manifest import read_manifest
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.data.stored.staging import NotStaged, expanded, redirected, stage
+from adafilter_dist.data.stored.verification import DamagedStore, verify
+from adafilter_dist.distributed import World
+from adafilter_dist.distributed.nodes import Found, first_of_node, gather
+from adafilter_dist.errors import RankError, UserError
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.command import prepare_line
+from adafilter_dist.recipe.schema import seconds
+
+_BEAT_SECONDS = 1.0
+_LEAVE_SECONDS = 5.0
+_TELL_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What else goes on meanwhile: ``tick`` is called at least once a second.
+
+    ``stopped`` says whether to give up copying, ``tell`` gets a line now and then.
+    """
+
+    tick: Callable[[], None] = lambda: None
+    stopped: Callable[[], bool] = lambda: False
+    tell: Callable[[str], None] = print
+
+
+def read_from_nodes(
+    prepared: Prepared, recipe: Recipe, world: World, found: Sequence[Found], watch: Watch
+) -> tuple[Prepared, list[str]]:
+    """The data as this rank is to read them, and lines that say where they are read from.
+
+    Returns once every node has its copy, or has the shared files verified. Raises UserError on
+    every rank where these turn out to be damaged.
+    """
+    data = recipe.data
+    if data.stage_to is None and data.verify == "never":
+        return prepared, []
+    firsts = first_of_node(found)
+    first = firsts[world.rank]
+    if first.rank == world.rank:
+        outcome = _lead(prepared, recipe, world, watch)
+        world.store.set(f"staged {world.rank}", json.dumps(outcome))
+    limit = seconds(recipe.engine.timeout)
+    nodes = {one.rank: one.host for one in firsts.values()}
+    does = "verifies" if data.stage_to is None else "copies"
+    outcomes = {rank: _await(rank, host, does, world, watch, limit) for rank, host in nodes.items()}
+    errors = [outcome["error"] for outcome in outcomes.values() if "error" in outcome]
+    if errors:
+        _leave_together(world)
+        raise UserError(errors[0])
+    lines = [] if data.stage_to is None else _lines(prepared, data.stage_to, nodes, outcomes)
+    lines += [outcome["verified"] for outcome in outcomes.values() if "verified" in outcome]
+    return _seen_here(prepared, outcomes[first.rank], world, watch), lines
+
+
+def verify_on_nodes(prepared: Prepared, recipe: Recipe, world: World) -> list[str]:
+    """Have the shared files verified where ``data.verify`` asks for it; lines that say so.
+
+    Collective. Raises UserError on every rank where they are damaged.
+    """
+    data = recipe.data.model_copy(update={"stage_to": None})
+    shared = recipe.model_copy(update={"data": data})
+    return read_from_nodes(prepared, shared, world, gather(world), Watch())[1]
+
+
+def _leave_together(world: World) -> None:
+    """Rank 0, in whose process the store may live, leaves when all others have read it."""
+    told = world.store.add("told of damage", 1)
+    until = time.monotonic() + _LEAVE_SECONDS
+    while world.first and told < world.world_size and time.monotonic() < until:
+        time.sleep(0.02)
+        told = world.store.add("told of damage", 0)
+
+
+def _lead(prepared: Prepared, recipe: Recipe, world: World, watch: Watch) -> dict[str, Any]:
+    """Have the copy made or the shared files verified; what came of it, for all ranks."""
+    data, began = recipe.data, time.monotonic()
+    beats, due, tell = 0, 0.0, began + _TELL_SECONDS
+    doing = f"staging to {data.stage_to}"
+
+    def beat(done: int, total: int) -> None:
+        nonlocal beats, due, tell
+        if watch.stopped():
+            raise NotStaged("asked to stop")
+        now = time.monotonic()
+        if now < due:
+            return
+        beats, due = beats + 1, now + _BEAT_SECONDS
+        world.store.set(f"staging {world.rank}", str(beats))
+        watch.tick()
+        if world.first and now >= tell:
+            tell = now + _TELL_SECONDS
+            watch.tell(f"{doing}: {done / total:.0%}")
+
+    outcome: dict[str, Any] = {}
+    try:
+        if data.stage_to is not None:
+            try:
+                whole = data.verify == "always"
+                copy = stage(prepared, expanded(data.stage_to), beat, whole=whole)
+                took = None if copy.reused else time.monotonic() - began
+                return {"folder": str(copy.folder), "seconds": took}
+            except NotStaged as error:
+                outcome["reason"] = str(error)
+        doing = f"verifying {prepared.folder}"
+        manifest = None if data.verify == "never" else read_manifest(prepared.folder)
+        if manifest is not None and not watch.stopped():
+            done = verify(prepared.folder, manifest, always=data.verify == "always", beat=beat)
+            if done is not None:
+                outcome["verified"] = done.line(f"{prepared.folder} on {socket.gethostname()}")
+    except NotStaged:
+        pass  # asked to stop: whoever starts again verifies
+    except DamagedStore as error:
+        outcome["error"] = f"{error}; to have it written again run: {_mending_line(recipe)}"
+    except (UserError, OSError) as error:
+        outcome["error"] = str(error)
+    return outcome
+
+
+def _mending_line(recipe: Recipe) -> str:
+    """The `prepare` that looks at every byte: elsewhere the files may pass for verified."""
+    data = recipe.data.model_copy(update={"verify": "always"})
+    return prepare_line(recipe.model_copy(update={"data": data}))
+
+
+def _await(
+    rank: int, host: str, does: str, world: World, watch: Watch, limit: float
+) -> dict[str, Any]:
+    """What came of it on a node, once its first rank says so; RankError where it falls silent."""
+    store, heard, since, pause = world.store, b"", time.monotonic(), 0.02
+    while not store.check([f"staged {rank}"]):
+        watch.tick()
+        if store.check([f"staging {rank}"]) and (beat := store.get(f"staging {rank}")) != heard:
+            heard, since = beat, time.monotonic()
+        if time.monotonic() - since > limit:
+            raise RankError(
+                f"rank {world.rank}: rank {rank} on {host}, which {does} the data there, gave no "
+                f"sign of life for engine.timeout={limit:.0f} s; its output may say why"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, _BEAT_SECONDS)
+    outcome: dict[str, Any] = json.loads(store.get(f"staged {rank}"))
+    return outcome
+
+
+def _seen_here(prepared: Prepared, outcome: dict[str, Any], world: World, watch: Watch) -> Prepared:
+    """The copy of this node, if this very rank sees it (a container may hide it)."""
+    if "folder" not in outcome:
+        return prepared
+    copy = redirected(prepared, expanded(outcome["folder"]))
+    pairs = [(copy.train_store, prepared.train_store), (copy.test_store, prepared.test_store)]
+    try:
+        seen = all(mine.stat().st_size == shared.stat().st_size for mine, shared in pairs)
+    except OSError:
+        seen = False
+    if not seen:
+        watch.tell(
+            f"rank {world.rank} does not see the copy in {outcome['folder']}; it reads the "
+            f"shared files in {prepared.folder}"
+        )
+    return copy if seen else prepared
+
+
+def _lines(
+    prepared: Prepared, stage_to: str, nodes: dict[int, str], outcomes: dict[int, dict[str, Any]]
+) -> list[str]:
+    copied: list[str] = []
+    reused: list[str] = []
+    refused: dict[str, list[str]] = {}
+    for rank, outcome in outcomes.items():
+        if "folder" not in outcome and "reason" in outcome:
+            refused.setdefault(outcome["reason"], []).append(nodes[rank])
+        elif "folder" in outcome and outcome["seconds"] is None:
+            reused.append(nodes[rank])
+        elif "folder" in outcome:
+            copied.append(f"{nodes[rank]} in {outcome['seconds']:.0f} s")
+    lines = []
+    parts = [f"copied on {', '.join(copied)}"] if copied else []
+    parts += [f"there already on {', '.join(reused)}"] if reused else []
+    if parts:
+        lines.append(f"data are read from {stage_to}: {'; '.join(parts)}")
+    for reason, hosts in refused.items():
+        lines.append(
+            f"warning: data.stage_to={stage_to} not used on {', '.join(hosts)}: {reason}; the "
+            f"shared files in {prepared.folder} are read"
+        )
+    return lines

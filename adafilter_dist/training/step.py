@@ -1,0 +1,177 @@
+"""One training step: micro-batches forward and backward, one reduction, one update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adafilter_dist.data.loading.batch import DeviceBatch
+from adafilter_dist.data.loading.mix import mix_each
+from adafilter_dist.data.loading.order import share
+from adafilter_dist.distributed import World
+from adafilter_dist.engine import Engine
+from adafilter_dist.methods import Built
+from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.recipe import Recipe
+from adafilter_dist.training.draws import keyed_draws
+from adafilter_dist.training.ema import Ema
+from adafilter_dist.training.lr_schedule import rate_factor
+
+FIGURES = ("loss", "penalty", "accuracy", "wait", "stop", "save", "gate_mean", "gate_variance")
+"""What a step measures, in the order of its vector; sums over ranks of per-micro-batch means."""
+
+_LOCAL = 6  # the first six are summed over ranks with the running statistics
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over the micro-batches of one step; ``stop`` and ``save`` count ranks that ask."""
+
+    step: int
+    loss: float
+    penalty: float
+    accuracy: float
+    wait: float
+    stop: float
+    save: float
+    gate_mean: float
+    gate_variance: float
+
+    @classmethod
+    def of(cls, step: int, values: list[float]) -> Figures:
+        """From the vector that :class:`TrainingStep` gives."""
+        return cls(step, *values)
+
+
+class TrainingStep:
+    """The arithmetic of a step, a function of the recipe and not of the world size.
+
+    The global batch is ``train.micro_batches`` micro-batches, shared over the ranks. Batch
+    statistics, penalties and draws are those of one micro-batch; gradients, figures and the update
+    of running statistics are means over all of them, applied once. Several of them may share a
+    forward (``train.micro_batches_per_forward``): these are the same numbers.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        built: Built,
+        engine: Engine,
+        world: World,
+        ema: Ema | None,
+    ) -> None:
+        self._recipe = recipe
+        self._built = built
+        self._engine = engine
+        self._world = world
+        self._ema = ema
+        train = recipe.train
+        mine = share(train.micro_batches, world.rank, world.world_size)
+        self._forwards = forwards_of(mine, train.micro_batches_per_forward)
+
+    def run(
+        self,
+        step: int,
+        epoch: int,
+        batches: Iterator[DeviceBatch],
+        rate: float,
+        *,
+        stop: bool,
+        save: bool,
+    ) -> tuple[Tensor, bool]:
+        """Do step ``step``; returns its figures (on the device) and whether fp16 skipped it."""
+        engine, train = self._engine, self._recipe.train
+        engine.model.train()
+        figures = torch.zeros(_LOCAL, dtype=engine.dtype, device=self._world.device)
+        wait = 0.0
+        for micro_batches in self._forwards:
+            began = time.perf_counter()
+            batch = next(batches)
+            wait += time.perf_counter() - began
+            last = micro_batches == self._forwards[-1]
+            with (
+                engine.micro_batch(last=last),
+                keyed_draws(self._recipe.seed, step, micro_batches, self._world.device),
+            ):
+                # Means over the forward, times their number: sums over its micro-batches.
+                loss, penalty, accuracy = self._forward(batch, step, epoch, micro_batches)
+                engine.backward((loss + penalty) * batch.count)
+            found = torch.stack([loss.detach(), penalty.detach(), accuracy])
+            figures[:3] += found * batch.count
+        # Filled one by one: a tensor made of them on the host would wait for the device.
+        for place, value in enumerate((wait / self._world.world_size, stop, save), start=3):
+            figures[place].fill_(value)
+
+        flat = torch.cat([figures, step_statistics.collect(engine.model)])
+        flat = engine.reduce(flat)
+        taken = engine.step(rate)
+        if taken:
+            step_statistics.apply(engine.model, flat[_LOCAL:] / train.micro_batches)
+            if self._ema is not None:
+                self._ema.update()
+        else:
+            step_statistics.discard(engine.model)
+        flat[:3] /= train.micro_batches
+        return torch.cat([flat[:_LOCAL], self._gates()]), not taken
+
+    def _forward(
+        self, batch: DeviceBatch, step: int, epoch: int, micro_batches: range
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        recipe, engine = self._recipe, self._engine
+        images, targets = mix_each(
+            batch.images,
+            batch.labels,
+            batch.index,
+            recipe.augment,
+            seed=recipe.seed,
+            epoch=epoch,
+            step=step,
+            micro_batches=micro_batches,
+            num_classes=self._built.num_classes,
+        )
+        logits = engine.forward(images)
+        smoothing = recipe.optim.label_smoothing
+        loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        penalty = self._built.penalty().to(loss.dtype)
+        accuracy = (logits.detach().argmax(1) == batch.labels).to(loss.dtype).mean()
+        return loss, penalty, accuracy
+
+    def _gates(self) -> Tensor:
+        gate = self._built.gates
+        if gate is None:
+            return torch.zeros(2, dtype=self._engine.dtype, device=self._world.device)
+        return torch.stack([gate.last_mean.mean(), gate.last_variance.mean()]).to(
+            self._engine.dtype
+        )
+
+    def warm_up(self, size: int) -> None:
+        """Run the engine's throw-away pass on noise (N, 3, size, size), a first forward's N."""
+        first = self._forwards[0]
+        shape = (len(first) * self._recipe.train.micro_batch, 3, size, size)
+
+        def loss() -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+            images = torch.randn(shape, generator=generator, dtype=self._engine.dtype)
+            self._engine.model.train()
+            total = self._engine.forward(images.to(self._world.device)).sum()
+            return total * 0 + self._built.penalty().to(total.dtype) * 0
+
+        with keyed_draws(0, 0, first, self._world.device):
+            self._engine.warm_up(loss)
+        step_statistics.discard(self._engine.model)
+
+
+def forwards_of(share: range, at_once: int) -> list[range]:
+    """A rank's micro-batches of a step by forward, ``at_once`` in each; the last may have fewer."""
+    return [share[first : first + at_once] for first in range(0, len(share), at_once)]
+
+
+def rate_of(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The schedule's factor at ``step``."""
+    total = steps_per_epoch * recipe.train.epochs
+    return rate_factor(recipe.optim, step, steps_per_epoch, total)
