@@ -23,17 +23,16 @@ from typing import Any
 # Before torch is imported: see adafilter_dist/__main__.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import inference
-import training
-from floor import Floors, floors
-from grouping import PARTS, seconds_by_part
-from peaks import measure_machine
-from reporting import Column, Table, facts, require_folder, say, write
-from settings import parse
-from timing import Spread, interleave, phase
+from bench import inference, training
+from bench.floors import Floors, floors
+from bench.grouping import PARTS, seconds_by_part
+from bench.peaks import measure_machine
+from bench.reporting import Column, Table, facts, require_folder, say, write
+from bench.settings import parse
+from bench.timing import Spread, interleave, phase
+from bench.variants import FOLDED, FUSED, PLAIN, SELECTED, Networks
 from torch import nn
 from torch.profiler import record_function
-from variants import FOLDED, FUSED, PLAIN, SELECTED, Networks
 
 from adafilter_dist.models.gating.step_statistics import update_statistics
 from adafilter_dist.system.exit_code import exit_code

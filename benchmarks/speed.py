@@ -25,11 +25,11 @@ from collections.abc import Sequence
 # Before torch is imported: see adafilter_dist/__main__.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from inference import infer
-from reporting import facts, require_folder, say, write
-from settings import parse
-from step_memory import memory, tell_one
-from training import train
+from bench.inference import infer
+from bench.reporting import facts, require_folder, say, write
+from bench.settings import parse
+from bench.step_memory import memory, tell_one
+from bench.training import train
 
 from adafilter_dist.system.exit_code import exit_code
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from floor import FORWARD, GATE, INPUT, NORM, UPDATE, by_kind, infer_passes, train_passes
-from peaks import Machine, measure_machine
-from shapes import Conv, Shapes, shapes_of
+from bench.floors import FORWARD, GATE, INPUT, NORM, UPDATE, by_kind, infer_passes, train_passes
+from bench.peaks import Machine, measure_machine
+from bench.shapes import Conv, Shapes, shapes_of
 from torch import nn
 from torchvision import models
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from floor import FORWARD, GATE, INPUT, NORM, OTHER, UPDATE, WEIGHT
-from grouping import MARK, SplitGradients, part_of_event, seconds_by_part
+from bench.floors import FORWARD, GATE, INPUT, NORM, OTHER, UPDATE, WEIGHT
+from bench.grouping import MARK, SplitGradients, part_of_event, seconds_by_part
 from torch import nn
 
 from adafilter_dist.models.gating.convert import convert

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from step_memory import peak, reset_peak, saved_for_backward
+from bench.step_memory import peak, reset_peak, saved_for_backward
 from torch import nn
 
 CPU = torch.device("cpu")

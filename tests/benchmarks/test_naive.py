@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from naive import NaiveGatedConvBN, naive
+from bench.naive import NaiveGatedConvBN, naive
 from torch import nn
 from torch.nn import functional
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import profile_step
 import pytest
-import settings
 import speed
 import torch
-from inference import RandomGates, forwards_of, same_logits
-from training import same_start, steps_of
-from variants import FOLDED, NAIVE, TRAINED, Networks
+from bench import settings
+from bench.inference import RandomGates, forwards_of, same_logits
+from bench.training import same_start, steps_of
+from bench.variants import FOLDED, NAIVE, TRAINED, Networks
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.exit_code import exit_code

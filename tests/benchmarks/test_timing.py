@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from reporting import Column, Table, slug
-from timing import Clock, Ratio, Spread, interleave, phase
+from bench.reporting import Column, Table, slug
+from bench.timing import Clock, Ratio, Spread, interleave, phase
 
 
 def test_every_round_runs_all_and_the_order_turns() -> None:

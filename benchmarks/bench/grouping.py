@@ -15,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from floor import FORWARD, GATE, INPUT, NORM, OTHER, UPDATE, WEIGHT
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adafilter_dist.models.gating.gate import RecurrentGate
+from bench.floors import FORWARD, GATE, INPUT, NORM, OTHER, UPDATE, WEIGHT
 
 REST = "rest"
 PARTS = (FORWARD, INPUT, WEIGHT, NORM, GATE, OTHER, UPDATE, REST)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from floor import Floors, floors
-from peaks import Machine, measure_machine
-from reporting import Column, Table, say
-from settings import Settings
-from timing import Clock, Ratio, Sample, Spread, interleave, phase
 from torch import Tensor, nn
 from torch.nn import functional
-from variants import FUSED, PLAIN, TRAINED, Networks
 
 from adafilter_dist.models.gating.step_statistics import gathering_modules, update_statistics
+from bench.floors import Floors, floors
+from bench.peaks import Machine, measure_machine
+from bench.reporting import Column, Table, say
+from bench.settings import Settings
+from bench.timing import Clock, Ratio, Sample, Spread, interleave, phase
+from bench.variants import FUSED, PLAIN, TRAINED, Networks
 
 BATCHES = (16,)
 PHASES = ("step", "forward", "backward", "update")

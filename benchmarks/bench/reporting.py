@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table as RichTable
-from settings import Settings
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.files import make_folder, write_text
 from adafilter_dist.version import __version__
+from bench.settings import Settings
 
 Value = str | float | None
 

@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from reporting import Column, Table, say
-from settings import Settings
 from torch import Tensor, nn
-from training import BATCHES, TrainingStep
-from variants import PLAIN, TRAINED, Networks
+
+from bench.reporting import Column, Table, say
+from bench.settings import Settings
+from bench.training import BATCHES, TrainingStep
+from bench.variants import PLAIN, TRAINED, Networks
 
 COLUMNS = [
     Column("batch", 0),
@@ -41,7 +42,7 @@ LEGEND = (
     "training step above what is there before it, gradients included. peak: the sum. saved: "
     "distinct tensors kept from forward for backward, weights and buffers aside. MB: 10^6 bytes."
 )
-SCRIPT = Path(__file__).with_name("speed.py")
+SCRIPT = Path(__file__).parents[1] / "speed.py"
 # Blocks from 64 kB on come from and return to the system, so that resident memory follows.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from naive import naive
-from settings import Settings
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -19,6 +17,8 @@ from adafilter_dist.models.backbone.zoo import zoo_of
 from adafilter_dist.models.gating.batchnorm import holds_activation
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gated_conv import set_kernels
+from bench.naive import naive
+from bench.settings import Settings
 
 PLAIN, FOLDED = "plain", "plain, folded"
 NAIVE, REFERENCE, FUSED = "naive", "reference", "fused"

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from floor import Floors, floors
-from peaks import measure_machine
-from reporting import Column, Table, say
-from settings import Settings
-from timing import Clock, Ratio, Sample, Spread, interleave, phase
 from torch import Tensor, nn
-from training import floor_note
-from variants import FOLDED, INFERRED, NAIVE, PLAIN, SELECTED, Networks
 
 from adafilter_dist.models.gating.gate import observe_gates, override_gates
+from bench.floors import Floors, floors
+from bench.peaks import measure_machine
+from bench.reporting import Column, Table, say
+from bench.settings import Settings
+from bench.timing import Clock, Ratio, Sample, Spread, interleave, phase
+from bench.training import floor_note
+from bench.variants import FOLDED, INFERRED, NAIVE, PLAIN, SELECTED, Networks
 
 BATCHES = (1, 8, 64)
 OWN, RANDOM = "own gates", "random gates"

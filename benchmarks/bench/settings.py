@@ -18,7 +18,7 @@ from adafilter_dist.system.cpus import cpus_of_rank
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 LEAST_SIZE = 32
 
 
