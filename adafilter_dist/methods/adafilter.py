@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from torch import nn
 
 from adafilter_dist.methods.base import Built, groups_of
 from adafilter_dist.models.backbone.backbones import Backbone
-from adafilter_dist.models.gating.convert import convert
+from adafilter_dist.models.gating.convert import convert, convert_pairs
+from adafilter_dist.models.gating.find_pairs import Pair, Pairs
 from adafilter_dist.models.gating.gated_conv import fix_statistics
 from adafilter_dist.models.gating.penalty import penalty
-from adafilter_dist.recipe.schema import AdaFilter, Recipe
+from adafilter_dist.recipe.schema import AdaFilter, Gate, Recipe
 
 
-def build_adafilter(backbone: Backbone, recipe: Recipe, method: AdaFilter) -> Built:
+def build_adafilter(backbone: Backbone, recipe: Recipe) -> Built:
     """Convert the backbone; trunk, gate and head have rates of their own."""
+    method = recipe.method
+    assert isinstance(method, AdaFilter)
     head = backbone.module.get_submodule(backbone.head)
     assert isinstance(head, nn.Linear)
     net = convert(
@@ -40,3 +45,13 @@ def build_adafilter(backbone: Backbone, recipe: Recipe, method: AdaFilter) -> Bu
         gates=net.gate,
         report=net.report,
     )
+
+
+def rebuild_adafilter(module: nn.Module, head: str, config: Mapping[str, Any]) -> nn.Module:
+    """The network of an export, with the pairs that were gated then."""
+    pairs = Pairs(
+        tuple(Pair(*names) for names in config["layers"]),
+        tuple((name, reason) for name, reason in config["left_out"]),
+        "given",
+    )
+    return convert_pairs(module, pairs, gate=Gate(**config["gate"]), head=head)

@@ -1,19 +1,42 @@
-"""From a backbone and a recipe to a model that can be trained."""
+"""The methods by name: how each is built from a backbone, and built again for its export."""
 
 from __future__ import annotations
 
-from adafilter_dist.methods.adafilter import build_adafilter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from adafilter_dist.methods.adafilter import build_adafilter, rebuild_adafilter
 from adafilter_dist.methods.base import Built
-from adafilter_dist.methods.finetune import build_finetune
-from adafilter_dist.methods.linear_probe import build_linear_probe
+from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
+from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
 from adafilter_dist.models.backbone.backbones import Backbone
-from adafilter_dist.recipe.schema import AdaFilter, FineTune, Recipe
+from adafilter_dist.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method: ``title`` for tables and figures, ``build`` for training, ``rebuild`` for loading.
+
+    ``rebuild`` takes the architecture with its new head, the head's path in it, and the export's
+    configuration; it gives a network that the exported weights fit.
+    """
+
+    title: str
+    build: Callable[[Backbone, Recipe], Built]
+    rebuild: Callable[[nn.Module, str, Mapping[str, Any]], nn.Module]
+
+
+METHODS = {
+    "adafilter": Entry("AdaFilter", build_adafilter, rebuild_adafilter),
+    "finetune": Entry("plain fine-tuning", build_finetune, rebuild_finetune),
+    "linear_probe": Entry("linear head, trained by SGD", build_linear_probe, rebuild_linear_probe),
+}
+"""By ``method.name``, which is also the name in an export."""
 
 
 def build_method(backbone: Backbone, recipe: Recipe) -> Built:
     """Apply the recipe's method to `backbone`, whose module is used up."""
-    if isinstance(recipe.method, AdaFilter):
-        return build_adafilter(backbone, recipe, recipe.method)
-    if isinstance(recipe.method, FineTune):
-        return build_finetune(backbone, recipe)
-    return build_linear_probe(backbone, recipe)
+    return METHODS[recipe.method.name].build(backbone, recipe)

@@ -14,17 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.methods.build import METHODS
 from adafilter_dist.models.backbone.backbones import build_architecture
-from adafilter_dist.models.backbone.frozen import LinearProbeNet
 from adafilter_dist.models.backbone.head import replace_head
 from adafilter_dist.models.backbone.preprocess import Preprocess, Transform, evaluation_transform
 from adafilter_dist.models.backbone.weights import read_state, sha256_of_tensors
-from adafilter_dist.models.gating.batchnorm import replace_batchnorm
-from adafilter_dist.models.gating.convert import AdaFilterNet, convert_pairs
-from adafilter_dist.models.gating.find_pairs import Pair, Pairs
+from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.inference.compact import read_constant
 from adafilter_dist.models.inference.selected_conv import InferenceNet, for_inference
-from adafilter_dist.recipe.schema import Gate
 from adafilter_dist.system.files import write_bytes, write_json
 from adafilter_dist.version import __version__
 
@@ -145,16 +142,7 @@ def _rebuild(config: dict[str, Any], preprocess: Preprocess) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         module = build_architecture(config["model"], preprocess.crop)
         replace_head(module, head, len(config["classes"]), seed=0)
-        if config["method"] == "linear_probe":
-            return LinearProbeNet(module, head)
-        if config["method"] == "finetune":
-            return replace_batchnorm(module)
-        pairs = Pairs(
-            tuple(Pair(*names) for names in config["layers"]),
-            tuple((name, reason) for name, reason in config["left_out"]),
-            "given",
-        )
-        return convert_pairs(module, pairs, gate=Gate(**config["gate"]), head=head)
+        return METHODS[config["method"]].rebuild(module, head, config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

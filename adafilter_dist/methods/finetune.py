@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
 from adafilter_dist.methods.base import Built, without_gates
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.gating.batchnorm import replace_batchnorm
@@ -12,3 +17,8 @@ def build_finetune(backbone: Backbone, recipe: Recipe) -> Built:
     """The backbone itself, its BatchNorms made ones that move once a step."""
     model = replace_batchnorm(backbone.module)
     return without_gates(model, backbone, recipe, backbone.head)
+
+
+def rebuild_finetune(module: nn.Module, head: str, config: Mapping[str, Any]) -> nn.Module:
+    """The network of an export."""
+    return replace_batchnorm(module)

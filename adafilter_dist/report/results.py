@@ -8,12 +8,7 @@ from typing import Any
 
 from adafilter_dist.evaluate import Evaluation, GateEvaluation
 from adafilter_dist.evaluate.linear_probe import Probe
-
-TITLES = {
-    "adafilter": "AdaFilter",
-    "finetune": "plain fine-tuning",
-    "linear_probe": "linear head, trained by SGD",
-}
+from adafilter_dist.methods.build import METHODS
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Results:
             edge = ", the edge of its grid" if self.probe.at_edge else ""
             remark = f"L2 {self.probe.strength:g}{edge}"
             bars.append(_bar("linear probe on frozen features", self.probe.test, remark))
-        bars.append(_bar(TITLES[self.method], self.evaluation))
+        bars.append(_bar(METHODS[self.method].title, self.evaluation))
         if self.gates is not None:
             for words, other, cost in (
                 ("gates permuted over images", self.gates.permuted, self.gates.permuting_costs),

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from adafilter_dist.evaluate import LayerGates
-from adafilter_dist.report.results import TITLES, Results
+from adafilter_dist.methods.build import METHODS
+from adafilter_dist.report.results import Results
 from adafilter_dist.system import files
 
 _FAR_OFF = 0.1
@@ -82,7 +83,7 @@ def _accuracy_table(results: Results) -> Table:
     others = f"mean per class {100 * evaluation.mean_per_class:.1f} %"
     if evaluation.top5 is not None:
         others = f"top-5 {100 * evaluation.top5:.1f} %, {others}"
-    table.caption = f"{TITLES[results.method]}: {others}, loss {evaluation.loss:.3f}"
+    table.caption = f"{METHODS[results.method].title}: {others}, loss {evaluation.loss:.3f}"
     table.caption_justify = "left"
     return table
 
