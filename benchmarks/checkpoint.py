@@ -45,9 +45,9 @@ from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.schema import Checkpoint, seconds
 from adafilter_dist.run.folder import describe_environment
 from adafilter_dist.run.ownership import claim
-from adafilter_dist.training.delayed_metrics import Delayed
+from adafilter_dist.training.delayed_metrics import DelayedMetrics
 from adafilter_dist.training.preemption import DELAY
-from adafilter_dist.training.session import Session, build_session, frozen_names
+from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
 
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = 3  # steps a round that nothing disturbs
@@ -105,7 +105,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     starts = restarts(words, folder, given.restarts)
     sizes(last, folder)
     starts |= loading(last)
-    tell_start(starts, parts)
+    announce_start(starts, parts)
     tell_agreement(reductions(values, given.reductions, folder), flags, values, step)
     print(f"\nLoad average at the end: {load()}")
 
@@ -165,7 +165,7 @@ class Steps:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.done = 0
-        self._delayed = Delayed(DELAY)
+        self._delayed = DelayedMetrics(DELAY)
         self._batches = self._endless()
 
     def _endless(self) -> Iterator[MicroBatch]:
@@ -195,7 +195,7 @@ class Steps:
 
 
 def save(steps: Steps, saver: Saver) -> dict[str, float]:
-    """What `Saving.save` does; the seconds of its parts, training stands still for all of them."""
+    """Does what `CheckpointSchedule.save` does; seconds of each part, in which training stands."""
     session = steps.session
     began = time.perf_counter()
     state = session.full_state()
@@ -210,7 +210,7 @@ def save(steps: Steps, saver: Saver) -> dict[str, float]:
 def first_save(steps: Steps, run: Path) -> tuple[Saver, float]:
     """A run's saver after its first save, and how long training stood for that."""
     saver = Saver(claim(run), keep=2)
-    saver.go_on(frozen_names(steps.session.engine.model), None, None)
+    saver.start_from(frozen_tensor_names(steps.session.engine.model), None, None)
     steps.run()
     stall = save(steps, saver)["stall"]
     published(saver)
@@ -278,7 +278,7 @@ def torch_save(state: FullState, path: Path, synced: bool) -> float:
 def reading_of_flags(session: Session, times: int = 1000) -> list[float]:
     """Seconds of putting three values into a step's vector and reading six a few steps later."""
     dtype, device = session.engine.dtype, session.world.device
-    figures, delayed, found = torch.zeros(6, dtype=dtype, device=device), Delayed(DELAY), []
+    figures, delayed, found = torch.zeros(6, dtype=dtype, device=device), DelayedMetrics(DELAY), []
     for step in range(times):
         began = time.perf_counter()
         figures[3:] = figures.new_tensor([0.0, False, False])
@@ -482,7 +482,7 @@ def volume(places: Iterable[Path]) -> float:
     return sum(file.stat().st_size for file in files) / 1e6
 
 
-def tell_start(found: Times, parts: dict[str, float]) -> None:
+def announce_start(found: Times, parts: dict[str, float]) -> None:
     megabytes = found["megabytes"][0]
     title("`adafilter resume`, from the start of the process")
     table("", "s")

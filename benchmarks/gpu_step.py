@@ -27,14 +27,14 @@ from pathlib import Path
 import torch
 
 from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
-from adafilter_dist.data.loading.device import Input
-from adafilter_dist.data.loading.prefetch import Carrier, CudaCarrier, in_forwards
+from adafilter_dist.data.loading.device import BatchTransfer
+from adafilter_dist.data.loading.prefetch import CudaPrefetcher, Prefetcher, forward_batches
 from adafilter_dist.distributed import World, join_world, set_arithmetic
 from adafilter_dist.engine import build_engine
 from adafilter_dist.methods import build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.recipe import Recipe, load_recipe
-from adafilter_dist.training.delayed_metrics import Delayed
+from adafilter_dist.training.delayed_metrics import DelayedMetrics
 from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import forward_counts
 from adafilter_dist.training.step import TrainingStep
@@ -49,12 +49,12 @@ WORDS = [
 
 @dataclass
 class Training:
-    """A network with its engine, step and carrier, and batches for it in pinned memory."""
+    """A network with its engine, step and prefetcher, and batches for it in pinned memory."""
 
     recipe: Recipe
     step: TrainingStep
-    given: Input
-    carrier: Carrier | None
+    transfer: BatchTransfer
+    prefetcher: Prefetcher | None
     counts: list[int]
     pictures: list[MicroBatch]
     done: int = 0
@@ -63,26 +63,26 @@ class Training:
     def of(cls, recipe: Recipe, world: World) -> Training:
         """Built, warmed up, at its first step."""
         torch.manual_seed(0)
-        built = build_method(load_backbone(recipe, CLASSES), recipe)
-        engine = build_engine(built.model, built.groups, recipe, world)
-        step = TrainingStep(recipe, built, engine, world, None)
+        trainable = build_method(load_backbone(recipe, CLASSES), recipe)
+        engine = build_engine(trainable.model, trainable.groups, recipe, world)
+        step = TrainingStep(recipe, trainable, engine, world, None)
         preprocess, train = resolve_preprocess(recipe), recipe.train
-        given = Input(preprocess, world.device, engine.dtype, train.channels_last)
+        transfer = BatchTransfer(preprocess, world.device, engine.dtype, train.channels_last)
         counts = forward_counts(recipe, world)
-        carrier = None
+        prefetcher = None
         if world.device.type == "cuda":
-            carrier = CudaCarrier(given, max(counts) * train.micro_batch)
+            prefetcher = CudaPrefetcher(transfer, max(counts) * train.micro_batch)
         step.warm_up(preprocess.crop)
-        side, pin = preprocess.crop, carrier is not None
+        side, pin = preprocess.crop, prefetcher is not None
         pictures = list(made_up(train.micro_batches, train.micro_batch, side, pin))
-        return cls(recipe, step, given, carrier, counts, pictures)
+        return cls(recipe, step, transfer, prefetcher, counts, pictures)
 
     def run(self, steps: int, *, ahead: bool = True) -> list[float]:
         """Their losses; what the trainer does around a step, and the device idle at the end."""
-        delayed, losses = Delayed(DELAY), []
+        delayed, losses = DelayedMetrics(DELAY), []
         batches = (batch for _ in range(steps) for batch in self.pictures)
-        carrier = self.carrier if ahead else None
-        with in_forwards(batches, self.counts * steps, self.given, carrier) as forwards:
+        prefetcher = self.prefetcher if ahead else None
+        with forward_batches(batches, self.counts * steps, self.transfer, prefetcher) as forwards:
             for _ in range(steps):
                 figures, _ = self.step.run(self.done, 0, forwards, 1.0, stop=False, save=False)
                 delayed.push(self.done, figures)
@@ -109,12 +109,12 @@ def made_up(count: int, size: int, side: int, pin: bool) -> Iterator[MicroBatch]
 
 
 def require_same_batches(training: Training) -> None:
-    """AssertionError unless the carrier brings what a plain copy does."""
+    """AssertionError unless the prefetcher brings what a plain copy does."""
     whole, size = training.pictures * 3, training.recipe.train.micro_batch
     counts = [2, 1, 1] * (len(whole) // 4)
     whole = whole[: sum(counts)]
-    given, device = training.given, training.given.device
-    carrier = CudaCarrier(given, 2 * size)
+    transfer, device = training.transfer, training.transfer.device
+    prefetcher = CudaPrefetcher(transfer, 2 * size)
     busy = torch.randn(4096, 4096, device=device)
 
     def read(batch: DeviceBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,8 +123,8 @@ def require_same_batches(training: Training) -> None:
         return batch.images.clone(), batch.labels.clone()
 
     passes = []
-    for one in (None, carrier, carrier):
-        with in_forwards(iter(whole), counts, given, one) as forwards:
+    for one in (None, prefetcher, prefetcher):
+        with forward_batches(iter(whole), counts, transfer, one) as forwards:
             passes.append([read(batch) for batch in forwards])
     plain, *brought = passes
     for other in brought:

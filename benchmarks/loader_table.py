@@ -39,9 +39,9 @@ import torch
 from loader import NAMES, Setting, image_folder, make_up, measure, ours, stock
 
 from adafilter_dist.data.loading.batch import MicroBatch
-from adafilter_dist.data.loading.device import Input
+from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import TrainLoader
-from adafilter_dist.data.loading.prefetch import CudaCarrier, in_forwards
+from adafilter_dist.data.loading.prefetch import CudaPrefetcher, forward_batches
 from adafilter_dist.data.stored.store import open_store
 from adafilter_dist.distributed import World, join_world, set_arithmetic
 from adafilter_dist.engine import build_engine
@@ -86,13 +86,13 @@ class Training:
             }
         )
         set_arithmetic(self._recipe)
-        built = build_method(load_backbone(self._recipe, classes), self._recipe)
-        engine = build_engine(built.model, built.groups, self._recipe, world)
-        self._step = TrainingStep(self._recipe, built, engine, world, None)
+        trainable = build_method(load_backbone(self._recipe, classes), self._recipe)
+        engine = build_engine(trainable.model, trainable.groups, self._recipe, world)
+        self._step = TrainingStep(self._recipe, trainable, engine, world, None)
         preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, "bilinear", setting.size, setting.size)
-        self._given = Input(preprocess, world.device, engine.dtype)
+        self._given = BatchTransfer(preprocess, world.device, engine.dtype)
         cuda = world.device.type == "cuda"
-        self._carrier = CudaCarrier(self._given, setting.batch // 4) if cuda else None
+        self._carrier = CudaPrefetcher(self._given, setting.batch // 4) if cuda else None
         self._step.warm_up(setting.size)
         self._epochs = 0
 
@@ -103,7 +103,7 @@ class Training:
         began = time.perf_counter()
         with (
             epoch(number) as batches,
-            in_forwards(batches, [1] * 4 * steps, self._given, self._carrier) as forwards,
+            forward_batches(batches, [1] * 4 * steps, self._given, self._carrier) as forwards,
         ):
             for step in range(steps):
                 figures, _ = self._step.run(step, number, forwards, 1.0, stop=False, save=False)

@@ -56,7 +56,7 @@ class Subject:
 
     call: Callable[[], Mapping[str, float]]
     net: nn.Module
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    stop_policy: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def main(words: Sequence[str] | None = None) -> int:

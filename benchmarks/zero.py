@@ -36,7 +36,7 @@ from adafilter_dist.data.loading.order import share
 from adafilter_dist.distributed import World, join_world
 from adafilter_dist.engine import Engine, FullState, build_engine
 from adafilter_dist.engine.deepspeed import BUCKET
-from adafilter_dist.methods import Built, build_method
+from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import load_backbone
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.step_statistics import apply, collect
@@ -119,7 +119,7 @@ def recipe_of(given: argparse.Namespace, way: Way, *words: str) -> Recipe:
     )
 
 
-def built_of(recipe: Recipe, classes: int) -> Built:
+def built_of(recipe: Recipe, classes: int) -> TrainableModel:
     return build_method(load_backbone(recipe, classes), recipe)
 
 
@@ -135,10 +135,10 @@ class Sizes:
     buffers: int
 
     @classmethod
-    def of(cls, built: Built) -> Sizes:
-        frozen, buffers = split(built.model.named_buffers())
-        groups = [[p.numel() for p in group["params"]] for group in built.groups]
-        held = [p for p in built.model.parameters() if not p.requires_grad]
+    def of(cls, trainable: TrainableModel) -> Sizes:
+        frozen, buffers = split(trainable.model.named_buffers())
+        groups = [[p.numel() for p in group["params"]] for group in trainable.groups]
+        held = [p for p in trainable.model.parameters() if not p.requires_grad]
         return cls(groups, [t.numel() for t in [*frozen, *held]], sum(t.nbytes for t in buffers))
 
     @property
@@ -254,12 +254,14 @@ class Runner:
     def __init__(self, way: Way, given: argparse.Namespace, world: World) -> None:
         self.way = way
         self.recipe = recipe_of(given, way)
-        self.built = built_of(self.recipe, given.classes)
-        self.sizes = Sizes.of(self.built)
+        self.trainable = built_of(self.recipe, given.classes)
+        self.sizes = Sizes.of(self.trainable)
         self.world = world
         if way.sharded:
-            share_frozen(self.built.model)
-        self.engine: Engine = build_engine(self.built.model, self.built.groups, self.recipe, world)
+            share_frozen(self.trainable.model)
+        self.engine: Engine = build_engine(
+            self.trainable.model, self.trainable.groups, self.recipe, world
+        )
         train, side = self.recipe.train, given.image_size
         torch.manual_seed(world.rank)
         images = torch.randn(train.micro_batch, 3, side, side)
@@ -278,7 +280,7 @@ class Runner:
                 logits = engine.forward(self._images)
                 yield "after a forward"
                 loss = functional.cross_entropy(logits, self._labels)
-                engine.backward(loss + self.built.penalty())
+                engine.backward(loss + self.trainable.penalty())
             yield "after a backward"
         means = engine.reduce(collect(engine.model)) / self.recipe.train.micro_batches
         if not engine.step(1e-3):
@@ -314,23 +316,23 @@ def measure(given: argparse.Namespace) -> None:
     with join_world(recipe_of(given, ENGINES[0])) as world:
         ways = (*ENGINES, SHARDED, RELEASED)
         runners = [Runner(way, given, world) for way in ways]
-        if world.first:
+        if world.is_rank0:
             tell_machine(runners[0], given)
         for runner in runners:
             for _ in range(2):  # ZeRO-3 learns the order of the layers
                 runner.seconds()
         found = [counted(runner) for runner in runners]
-        if world.first:
+        if world.is_rank0:
             tell_bytes(runners, found)
         times: dict[str, list[float]] = defaultdict(list)
         for number in range(given.rounds):
             turn = number % len(runners)
             for runner in runners[turn:] + runners[:turn]:
                 times[runner.way.label].append(runner.seconds())
-        if world.first:
+        if world.is_rank0:
             tell_times(times)
         states = [states_of(runner) for runner in runners[: len(ENGINES)]]
-        if world.first:
+        if world.is_rank0:
             tell_states(runners, states)
             print(f"\nLoad average at the end: {load()}")
 

@@ -21,7 +21,7 @@ from adafilter_dist.distributed import World, join_world
 from adafilter_dist.distributed.nodes import gather
 from adafilter_dist.errors import UserError
 from adafilter_dist.training import stage_data
-from adafilter_dist.training.stage_data import Watch, read_from_nodes
+from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from tests.engine.joining import recipe
 
 TIMEOUT = "8s"  # ranks come apart by seconds on a busy machine
@@ -37,8 +37,8 @@ def joined(stage_to: str | None) -> Iterator[tuple[World, list[str]]]:
     with join_world(chosen) as world:
         found = [replace(one, host=f"n{one.rank // 2 + 1}") for one in gather(world)]
         ticks: list[float] = []
-        watch = Watch(tick=lambda: ticks.append(time.monotonic()), stopped=lambda: False)
-        data, lines = read_from_nodes(prepared(), chosen, world, found, watch)
+        watch = StagingCallbacks(tick=lambda: ticks.append(time.monotonic()), stopped=lambda: False)
+        data, lines = stage_or_verify(prepared(), chosen, world, found, watch)
         dist.all_reduce(torch.ones(1))
         print(json.dumps({"store": str(data.train_store), "lines": lines, "ticks": len(ticks)}))
         yield world, lines

@@ -38,7 +38,7 @@ def small_run(root: Path, folder: Path) -> Path:
     assert main(["prepare", f"recipe={recipe_file}"]) == 0
     recipe = load_recipe([f"recipe={recipe_file}"])
     classes = open_prepared(recipe).classes
-    built = build_method(load_backbone(recipe, len(classes)), recipe)
-    export_model(folder / "best", built, classes=classes, preprocess=resolve_preprocess(recipe))
+    trainable = build_method(load_backbone(recipe, len(classes)), recipe)
+    export_model(folder / "best", trainable, classes=classes, preprocess=resolve_preprocess(recipe))
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     return folder

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from adafilter_dist.training.delayed_metrics import Delayed
+from adafilter_dist.training.delayed_metrics import DelayedMetrics
 
 
 def test_delay_order_and_copy() -> None:
-    queue, values = Delayed(2), torch.zeros(1)
+    queue, values = DelayedMetrics(2), torch.zeros(1)
     seen = []
     for step in range(5):
         values.fill_(step)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from adafilter_dist.training.draws import keyed_draws
+from adafilter_dist.training.draws import seeded_draws
 
 CPU = torch.device("cpu")
 
 
 def drawn(seed: int, step: int, micro_batch: int) -> torch.Tensor:
-    with keyed_draws(seed, step, [micro_batch], CPU):
+    with seeded_draws(seed, step, [micro_batch], CPU):
         return torch.rand(8)
 
 

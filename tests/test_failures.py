@@ -18,7 +18,7 @@ from adafilter_dist.recipe import load_recipe
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.run.ownership import LostRunError
 from adafilter_dist.status import read_run
-from adafilter_dist.training.failures import failures_noted
+from adafilter_dist.training.failures import failures_recorded
 
 
 def world(rank: int) -> World:
@@ -27,7 +27,7 @@ def world(rank: int) -> World:
 
 def die(run: RunFolder, rank: int, error: BaseException) -> dict[str, Any] | None:
     """The note that a rank leaves which dies of ``error`` in attempt 1."""
-    with pytest.raises(type(error)) as raised, failures_noted(run, world(rank), 1):
+    with pytest.raises(type(error)) as raised, failures_recorded(run, world(rank), 1):
         raise error
     assert raised.value is error
     note = run.path / "attempts" / "1" / f"failed.{rank}.json"

@@ -11,7 +11,7 @@ import pytest
 
 from adafilter_dist.data.sources.origin import Origin
 from adafilter_dist.data.stored.manifest import Manifest, StoredSplit
-from adafilter_dist.distributed.nodes import Found, complaints, first_of_node
+from adafilter_dist.distributed.nodes import Found, first_rank_of_node, warnings_about
 from adafilter_dist.system.shared_memory import ENOUGH, shared_memory, shortage
 from tests.engine.joining import Rank, outputs, start
 from tests.node_ranks import here
@@ -26,29 +26,31 @@ def node(host: str, gpu: str | None, first: int, shared: tuple[int, int] = ROOMY
 
 
 def test_nothing_is_said_of_nodes_that_are_alike() -> None:
-    assert complaints([*node("n1", A100, 0), *node("n2", A100, 2)]) == []
-    assert complaints(node("n1", None, 0, (64 * MIB, MIB))) == []  # gloo needs no /dev/shm
-    assert complaints([Found(0, "n1", A100, (64 * MIB, MIB))]) == []  # nor does one GPU a node
-    assert complaints([Found(0, "n1", A100, None), Found(1, "n1", A100, None)]) == []
+    assert warnings_about([*node("n1", A100, 0), *node("n2", A100, 2)]) == []
+    assert warnings_about(node("n1", None, 0, (64 * MIB, MIB))) == []  # gloo needs no /dev/shm
+    assert warnings_about([Found(0, "n1", A100, (64 * MIB, MIB))]) == []  # nor does one GPU a node
+    assert warnings_about([Found(0, "n1", A100, None), Found(1, "n1", A100, None)]) == []
 
 
 def test_mixed_gpus_are_named_with_their_nodes() -> None:
     found = [*node("n1", A100, 0), *node("n2", V100, 2), *node("n3", A100, 4)]
-    (line,) = complaints(found)
+    (line,) = warnings_about(found)
     assert f"4 x {A100} on n1, n3; 2 x {V100} on n2" in line
     assert "launch.gpu_type=" in line and "launch.exclude=" in line
     many = [one for i in range(9) for one in node(f"m{i}", V100, 2 * i)]
-    assert "on m0, m1, m2, m3, m4, m5 and 3 more" in complaints([*node("n1", A100, 90), *many])[0]
+    assert (
+        "on m0, m1, m2, m3, m4, m5 and 3 more" in warnings_about([*node("n1", A100, 90), *many])[0]
+    )
 
 
 def test_a_small_or_full_dev_shm_is_said_once() -> None:
     small, full = (64 * MIB, 64 * MIB), (64 * GIB, 10 * MIB)
     found = [*node("n1", A100, 0, small), *node("n2", A100, 2), *node("n3", A100, 4, small)]
-    (line,) = complaints([*found, *node("n4", None, 6, small)])
+    (line,) = warnings_about([*found, *node("n4", None, 6, small)])
     assert line == (
         "warning: /dev/shm on n1, n3: 0.1 GiB; NCCL needs more: docker run --shm-size=8g"
     )
-    (line,) = complaints(node("n1", A100, 0, full))
+    (line,) = warnings_about(node("n1", A100, 0, full))
     assert "/dev/shm on n1: 0.0 of 64.0 GiB free" in line and "ended jobs left" in line
 
 
@@ -63,7 +65,7 @@ def test_what_counts_as_enough(tmp_path: Path) -> None:
 def test_the_first_rank_of_each_node() -> None:
     # As a scheduler places them that deals them out in turn.
     found = [Found(0, "n1"), Found(1, "n2"), Found(2, "n1"), Found(3, "n2")]
-    assert {rank: first.rank for rank, first in first_of_node(found).items()} == {
+    assert {rank: first.rank for rank, first in first_rank_of_node(found).items()} == {
         0: 0,
         1: 1,
         2: 0,

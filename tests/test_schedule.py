@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from adafilter_dist.recipe.schema import Optim
-from adafilter_dist.training.lr_schedule import rate_factor
+from adafilter_dist.training.lr_schedule import lr_factor
 
 
 def factors(optim: Optim, epochs: int = 10, per_epoch: int = 10) -> list[float]:
     total = epochs * per_epoch
-    return [rate_factor(optim, step, per_epoch, total) for step in range(total)]
+    return [lr_factor(optim, step, per_epoch, total) for step in range(total)]
 
 
 def test_warm_up_rises_and_cosine_falls_to_nearly_zero() -> None:

@@ -8,7 +8,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.methods import build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.recipe.schema import Recipe
-from adafilter_dist.training.session import require_no_draws
+from adafilter_dist.training.session import require_same_random_numbers
 
 
 def check(together: int, dropout: bool) -> None:
@@ -21,8 +21,8 @@ def check(together: int, dropout: bool) -> None:
             "train": {"micro_batches_per_forward": together},
         }
     )
-    built = build_method(load_backbone(recipe, 5), recipe)
-    require_no_draws(built, recipe, resolve_preprocess(recipe))
+    trainable = build_method(load_backbone(recipe, 5), recipe)
+    require_same_random_numbers(trainable, recipe, resolve_preprocess(recipe))
 
 
 def test_dropout_does_not_go_with_several_micro_batches_in_a_forward() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.data.loading.batch import MicroBatch
-from adafilter_dist.data.loading.device import Input
-from adafilter_dist.data.loading.prefetch import in_forwards
+from adafilter_dist.data.loading.device import BatchTransfer
+from adafilter_dist.data.loading.prefetch import forward_batches
 from adafilter_dist.distributed import World, join_world
 from adafilter_dist.engine import build_engine
 from adafilter_dist.methods import build_method
@@ -44,9 +44,9 @@ def pictures(seed: int) -> Iterator[MicroBatch]:
 
 def train(recipe: Recipe, world: World) -> dict[str, Tensor]:
     """Three steps; figures and gradients of each, and the whole state behind them."""
-    built = build_method(load_backbone(recipe, CLASSES), recipe)
-    engine = build_engine(built.model, built.groups, recipe, world)
-    step = TrainingStep(recipe, built, engine, world, None)
+    trainable = build_method(load_backbone(recipe, CLASSES), recipe)
+    engine = build_engine(trainable.model, trainable.groups, recipe, world)
+    step = TrainingStep(recipe, trainable, engine, world, None)
     step.warm_up(32)
     found: dict[str, Tensor] = {}
 
@@ -57,13 +57,13 @@ def train(recipe: Recipe, world: World) -> dict[str, Tensor]:
 
     optimizer: torch.optim.Optimizer = engine._optimizer  # type: ignore[attr-defined]
     optimizer.register_step_pre_hook(note)
-    given = Input(resolve_preprocess(recipe), world.device, engine.dtype)
+    given = BatchTransfer(resolve_preprocess(recipe), world.device, engine.dtype)
     counts = [
         len(part)
         for part in forwards_of(range(MICRO_BATCHES), recipe.train.micro_batches_per_forward)
     ]
     forwards: list[int] = []
-    with in_forwards(pictures(0), counts * STEPS, given, None) as batches:
+    with forward_batches(pictures(0), counts * STEPS, given, None) as batches:
         for number in range(STEPS):
             forwards.append(number)
             figures, skipped = step.run(number, 0, batches, 1.0, stop=False, save=False)

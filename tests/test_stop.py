@@ -14,7 +14,7 @@ from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.training.attempt import run_attempt
 from adafilter_dist.training.preemption import DELAY
-from adafilter_dist.training.stop_policy import Surroundings
+from adafilter_dist.training.stop_policy import StopPolicy
 from tests.data import trees
 
 
@@ -36,9 +36,9 @@ def test_a_stop_is_heard_whatever_the_length_of_an_epoch(
         *("train.kernels=reference", "engine.device=cpu", "engine.threads=1"),
     ]
     assert main(["prepare", *words]) == 0
-    recipe, around = load_recipe(words), Surroundings()
-    around.stop.ask("a test")
-    assert run_attempt(recipe, Console(file=io.StringIO()), around=around) == 75
+    recipe, stop_policy = load_recipe(words), StopPolicy()
+    stop_policy.stop.ask("a test")
+    assert run_attempt(recipe, Console(file=io.StringIO()), stop_policy=stop_policy) == 75
     status = json.loads((run_dir(recipe) / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("stopped", "a test")
     assert 1 <= status["step"] <= DELAY + 1  # as few as that, of 20 and more

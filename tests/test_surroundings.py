@@ -12,7 +12,7 @@ from adafilter_dist.metrics.jsonl import append
 from adafilter_dist.run.ownership import claim, owners
 from adafilter_dist.training.stop_policy import (
     GivenUpError,
-    Surroundings,
+    StopPolicy,
     ended_before,
     require_progress,
 )
@@ -164,13 +164,13 @@ def test_how_the_attempt_before_ended(job: Job) -> None:
 
 
 def test_a_grace_that_is_too_short_is_told_of_once() -> None:
-    around = Surroundings(grace=5)
-    said = around.stop_takes(8.2, "10min")
+    stop_policy = StopPolicy(grace=5)
+    said = stop_policy.stop_takes(8.2, "10min")
     assert "takes 8 s" in said and "leaves 5 s" in said and "checkpoint.every=10min" in said
-    assert around.stop.needs == 8.2
-    assert around.stop_takes(9.0, "10min") == "" and around.stop.needs == 9.0
+    assert stop_policy.stop.needs == 8.2
+    assert stop_policy.stop_takes(9.0, "10min") == "" and stop_policy.stop.needs == 9.0
 
 
 @pytest.mark.parametrize("grace", [None, 8.2, 60])
 def test_a_grace_that_is_long_enough_or_unknown_is_not(grace: float | None) -> None:
-    assert Surroundings(grace=grace).stop_takes(8.2, 100) == ""
+    assert StopPolicy(grace=grace).stop_takes(8.2, 100) == ""

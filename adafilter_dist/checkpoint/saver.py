@@ -59,7 +59,7 @@ class Saver:
         self._results: deque[Saved | Failed] = deque()
         self._start()
 
-    def go_on(
+    def start_from(
         self, frozen: frozenset[str], frozen_entry: Mapping[str, Any] | None, good: int | None
     ) -> None:
         """What the attempt found, before its first save.

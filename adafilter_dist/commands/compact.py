@@ -125,7 +125,7 @@ def _compact(
             images=images,
             report=report,
         )
-        if world.first:
+        if world.is_rank0:
             console = Console(soft_wrap=True, highlight=False)
             for line in (*notices, *found.lines()):
                 console.print(line, markup=False)

@@ -121,7 +121,7 @@ def _evaluate(
             probe=probe,
             gates=gates,
         )
-        if world.first:
+        if world.is_rank0:
             console = Console()
             for line in (*notices, prepared.notice):
                 if line:

@@ -13,7 +13,7 @@ from adafilter_dist.errors import LostPeerError, RankError, UserError, resume_li
 if TYPE_CHECKING:
     from adafilter_dist.distributed.world import World
 
-__all__ = ["RankError", "from_first", "lost_peer", "sign_of_loss"]
+__all__ = ["RankError", "from_rank0", "lost_peer", "sign_of_loss"]
 
 T = TypeVar("T")
 
@@ -33,10 +33,10 @@ _SIGNS = (
 )
 
 
-def from_first(world: World, choose: Callable[[], T]) -> T:
+def from_rank0(world: World, choose: Callable[[], T]) -> T:
     """What ``choose`` gives on rank 0, on every rank; a UserError of rank 0 is raised on all."""
     box: list[Any] = [None]
-    if world.first:
+    if world.is_rank0:
         try:
             box = [choose()]
         except UserError as error:

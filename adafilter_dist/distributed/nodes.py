@@ -40,13 +40,13 @@ def gather(world: World) -> list[Found]:
     return [one for one in everyone if one is not None]
 
 
-def first_of_node(found: Iterable[Found]) -> dict[int, Found]:
+def first_rank_of_node(found: Iterable[Found]) -> dict[int, Found]:
     """Rank -> the first rank on the same host."""
     firsts: dict[str, Found] = {}
     return {one.rank: firsts.setdefault(one.host, one) for one in found}
 
 
-def complaints(found: Sequence[Found]) -> list[str]:
+def warnings_about(found: Sequence[Found]) -> list[str]:
     """One line for each thing that costs speed or may end the run, with what to do."""
     return [line for line in (_mixed(found), *_small(found)) if line]
 

@@ -38,11 +38,11 @@ class World:
     device: torch.device
     threads: int
     store: dist.Store = field(default_factory=dist.HashStore, compare=False, repr=False)
-    """Where ranks leave word for each other that no collective can wait for."""
+    """A key-value store in which ranks leave messages where a collective would time out."""
 
     @property
-    def first(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+    def is_rank0(self) -> bool:
+        """Whether this is rank 0, which prints and writes files for all ranks."""
         return self.rank == 0
 
 

@@ -38,11 +38,11 @@ class Checks:
         )
         if same not in self._seen:
             self._seen[same] = 0  # said once, whatever is wrong with it
-            self._seen[same] = space_of_run(_built(recipe, run).state_dict(), recipe)
+            self._seen[same] = space_of_run(_trainable(recipe, run).state_dict(), recipe)
         require_run_space(run, self._seen[same])
 
 
-def _built(recipe: Recipe, run: Path) -> nn.Module:
+def _trainable(recipe: Recipe, run: Path) -> nn.Module:
     from adafilter_dist.data.stored.prepared import open_prepared
     from adafilter_dist.methods import build_method
     from adafilter_dist.models.backbone.backbones import load_backbone

@@ -26,7 +26,7 @@ from adafilter_dist.launch.requeue import (
 )
 from adafilter_dist.system.exit_code import exit_code
 from adafilter_dist.training.preemption import StopFlag, stop_on_signal
-from adafilter_dist.training.stop_policy import Surroundings
+from adafilter_dist.training.stop_policy import StopPolicy
 
 _STOPPED = 75
 # Where a rank failed by itself, srun ends the others within a second or two.
@@ -105,12 +105,12 @@ class Job:
             return verdict[-1].reason
 
         first = os.environ["RANK"] == "0"
-        around = Surroundings(flag, explain, self.grace, self.max_restarts)
+        stop_policy = StopPolicy(flag, explain, self.grace, self.max_restarts)
         if first:
-            self._ask_for_limits(around)
+            self._ask_for_limits(stop_policy)
         try:
             code = run_attempt(
-                recipe, Console(soft_wrap=True), allow_mismatch=self.allow, around=around
+                recipe, Console(soft_wrap=True), allow_mismatch=self.allow, stop_policy=stop_policy
             )
         except LostPeerError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -129,15 +129,15 @@ class Job:
                 return 1  # seen in SLURM's own tables, too
         return 0
 
-    def _ask_for_limits(self, around: Surroundings) -> None:
+    def _ask_for_limits(self, stop_policy: StopPolicy) -> None:
         """When the job will be ended, and what a preemption leaves; training goes on without."""
         try:
-            around.stop.ends_at, grace = limits()
+            stop_policy.stop.ends_at, grace = limits()
         except OSError as error:
             _say(f"warning: SLURM does not say when this job ends: {error}")
             return
-        if around.grace is None:
-            around.grace = grace
+        if stop_policy.grace is None:
+            stop_policy.grace = grace
 
     def _after_loss(self, run: Path) -> int:
         """Another rank is gone: by a failure of its own, then srun ends us, or with its node."""

@@ -108,14 +108,14 @@ def train(allow: Collection[str]) -> int:
         from adafilter_dist.distributed.interface import require, use
         from adafilter_dist.system.console import Console
         from adafilter_dist.training.attempt import run_attempt
-        from adafilter_dist.training.stop_policy import Surroundings
+        from adafilter_dist.training.stop_policy import StopPolicy
 
         recipe = load_recipe([f"recipe={_kept(_job()[0])}"])
         launch = recipe.launch
         if launch.interface:
             use(require(launch.interface))
         near, grace = _near(recipe), launch.grace
-        around = Surroundings(
+        stop_policy = StopPolicy(
             flag,
             explain=lambda heard: ask(heard, near).reason,
             grace=None if grace is None else seconds(grace),
@@ -124,10 +124,12 @@ def train(allow: Collection[str]) -> int:
         if os.environ["RANK"] == "0":
             try:
                 flag.ends_at, known = limits()
-                around.grace = known if around.grace is None else around.grace
+                stop_policy.grace = known if stop_policy.grace is None else stop_policy.grace
             except OSError as error:
                 print(f"warning: SLURM does not say when this job ends: {error}", flush=True)
-        return run_attempt(recipe, Console(soft_wrap=True), allow_mismatch=allow, around=around)
+        return run_attempt(
+            recipe, Console(soft_wrap=True), allow_mismatch=allow, stop_policy=stop_policy
+        )
 
 
 def end(heard: str, code: int) -> int:

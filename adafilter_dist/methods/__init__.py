@@ -4,7 +4,7 @@ A file turns a backbone into a model with parameter groups and a penalty; the ne
 are in `models`, the step that trains them in `training`.
 """
 
-from adafilter_dist.methods.base import Built, parameter_groups
+from adafilter_dist.methods.base import TrainableModel, parameter_groups
 from adafilter_dist.methods.build import build_method
 
-__all__ = ["Built", "build_method", "parameter_groups"]
+__all__ = ["TrainableModel", "build_method", "parameter_groups"]

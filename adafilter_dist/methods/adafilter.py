@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from adafilter_dist.methods.base import Built, groups_of
+from adafilter_dist.methods.base import TrainableModel, groups_of
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.gating.convert import convert, convert_pairs
 from adafilter_dist.models.gating.find_pairs import Pair, Pairs
@@ -17,7 +17,7 @@ from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.schema import AdaFilter, Gate, Recipe
 
 
-def build_adafilter(backbone: Backbone, recipe: Recipe) -> Built:
+def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     """Convert the backbone; trunk, gate and head have rates of their own."""
     method = recipe.method
     assert isinstance(method, AdaFilter)
@@ -34,7 +34,7 @@ def build_adafilter(backbone: Backbone, recipe: Recipe) -> Built:
     )
     fix_statistics(net, method.fixed_statistics)
     sparsity = method.sparsity
-    return Built(
+    return TrainableModel(
         model=net,
         groups=groups_of(net, recipe.optim, f"backbone.{backbone.head}"),
         penalty=partial(penalty, net, sparsity.kind, sparsity.weight, sparsity.target),

@@ -15,7 +15,7 @@ from adafilter_dist.recipe.schema import Optim, Recipe
 
 
 @dataclass
-class Built:
+class TrainableModel:
     """A model ready to be trained.
 
     `groups` are torch optimizer groups with name, params, lr and weight_decay. `penalty()` is the
@@ -81,10 +81,12 @@ def groups_of(model: nn.Module, optim: Optim, head: str) -> list[dict[str, Any]]
     )
 
 
-def without_gates(model: nn.Module, backbone: Backbone, recipe: Recipe, head: str) -> Built:
+def without_gates(
+    model: nn.Module, backbone: Backbone, recipe: Recipe, head: str
+) -> TrainableModel:
     """What a method without gates hands over; `head` is the classifier's path in `model`."""
     parameter = next(model.parameters())
-    return Built(
+    return TrainableModel(
         model=model,
         groups=groups_of(model, recipe.optim, head),
         penalty=lambda: parameter.new_zeros(()),

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from adafilter_dist.methods.adafilter import build_adafilter, rebuild_adafilter
-from adafilter_dist.methods.base import Built
+from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
 from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
 from adafilter_dist.models.backbone.backbones import Backbone
@@ -25,7 +25,7 @@ class Entry:
     """
 
     title: str
-    build: Callable[[Backbone, Recipe], Built]
+    build: Callable[[Backbone, Recipe], TrainableModel]
     rebuild: Callable[[nn.Module, str, Mapping[str, Any]], nn.Module]
 
 
@@ -37,6 +37,6 @@ METHODS = {
 """By ``method.name``, which is also the name in an export."""
 
 
-def build_method(backbone: Backbone, recipe: Recipe) -> Built:
+def build_method(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     """Apply the recipe's method to `backbone`, whose module is used up."""
     return METHODS[recipe.method.name].build(backbone, recipe)

@@ -31,7 +31,7 @@ COMPACT_FORMAT = 2
 
 
 class Exportable(Protocol):
-    """What an export needs to know; `adafilter_dist.methods.Built` is one.
+    """What an export needs to know; `adafilter_dist.methods.TrainableModel` is one.
 
     `name` is the architecture's, `head` the classifier's path in it, `method` the recipe's name.
     """
@@ -43,7 +43,7 @@ class Exportable(Protocol):
 
 
 def export_model(
-    folder: Path, built: Exportable, *, classes: Sequence[str], preprocess: Preprocess
+    folder: Path, trainable: Exportable, *, classes: Sequence[str], preprocess: Preprocess
 ) -> None:
     """Write `folder`/model.safetensors and config.json, each replaced as a whole.
 
@@ -53,21 +53,21 @@ def export_model(
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
-        "model": built.name,
-        "head": built.head,
-        "method": built.method,
+        "model": trainable.name,
+        "head": trainable.head,
+        "method": trainable.method,
         "classes": list(classes),
         # The stored size lies beside the constants, where older versions pass over it.
         "stored_size": constants.pop("stored_size"),
         "preprocess": constants,
     }
-    if isinstance(built.model, AdaFilterNet):
+    if isinstance(trainable.model, AdaFilterNet):
         config |= {
-            "gate": built.model.gate.settings.model_dump(mode="json"),
-            "layers": [[layer.name, layer.batchnorm] for layer in built.model.report.gated],
-            "left_out": [list(entry) for entry in built.model.report.left_out],
+            "gate": trainable.model.gate.settings.model_dump(mode="json"),
+            "layers": [[layer.name, layer.batchnorm] for layer in trainable.model.report.gated],
+            "left_out": [list(entry) for entry in trainable.model.report.left_out],
         }
-    write_files(folder, config, built.model)
+    write_files(folder, config, trainable.model)
 
 
 def write_files(folder: Path, config: dict[str, Any], model: nn.Module) -> None:

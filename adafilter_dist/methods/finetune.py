@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from adafilter_dist.methods.base import Built, without_gates
+from adafilter_dist.methods.base import TrainableModel, without_gates
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.gating.batchnorm import replace_batchnorm
 from adafilter_dist.recipe.schema import Recipe
 
 
-def build_finetune(backbone: Backbone, recipe: Recipe) -> Built:
+def build_finetune(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     """The backbone itself, its BatchNorms made ones that move once a step."""
     model = replace_batchnorm(backbone.module)
     return without_gates(model, backbone, recipe, backbone.head)

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from adafilter_dist.methods.base import Built, without_gates
+from adafilter_dist.methods.base import TrainableModel, without_gates
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.backbone.frozen import LinearProbeNet
 from adafilter_dist.recipe.schema import Recipe
 
 
-def build_linear_probe(backbone: Backbone, recipe: Recipe) -> Built:
+def build_linear_probe(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     """Freeze all but the classifier."""
     model = LinearProbeNet(backbone.module, backbone.head)
     return without_gates(model, backbone, recipe, f"backbone.{backbone.head}")

@@ -117,7 +117,7 @@ def compact_export(
     _, _, differing, expected = check.complete()
     after = measured(small, prepared, report)
 
-    if world.first:
+    if world.is_rank0:
         config = read_config(source)
         entry = {"compact": write_constant(constant), "format": COMPACT_FORMAT}
         write_files(out, config | entry, small)
@@ -134,7 +134,7 @@ def compact_export(
         differing=differing,
         expected=expected,
     )
-    if world.first:
+    if world.is_rank0:
         files.write_json(out / "compacting.json", found.to_dict())
     return found
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from adafilter_dist.data.prepare.summary import own_validation
 from adafilter_dist.data.stored.prepared import open_prepared
 from adafilter_dist.errors import UserError
-from adafilter_dist.methods import Built, build_method
+from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import Backbone, load_backbone
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.recipe import Recipe
@@ -33,16 +33,16 @@ def describe(recipe: Recipe, classes: int | None, console: Console) -> None:
         f"{preprocess.interpolation}, evaluation resize {preprocess.resize} px",
         markup=False,
     )
-    built = build_method(backbone, recipe)
-    if built.report is not None:
-        _print_conversion(console, built.report)
+    trainable = build_method(backbone, recipe)
+    if trainable.report is not None:
+        _print_conversion(console, trainable.report)
     console.print()
-    console.print(_parameters(built))
+    console.print(_parameters(trainable))
     console.print()
-    costs = measure_costs(built.model, side, recipe.train.precision, built.penalty)
-    console.print(_operations(recipe, built, costs, _plain_costs(recipe, classes, side)))
+    costs = measure_costs(trainable.model, side, recipe.train.precision, trainable.penalty)
+    console.print(_operations(recipe, trainable, costs, _plain_costs(recipe, classes, side)))
     console.print()
-    console.print(_memory(recipe, built, costs))
+    console.print(_memory(recipe, trainable, costs))
 
 
 def _classes(recipe: Recipe, given: int | None, console: Console) -> int:
@@ -115,13 +115,13 @@ def _print_conversion(console: Console, report: ConversionReport) -> None:
         console.print(f"warning: {warning}", markup=False)
 
 
-def _parameters(built: Built) -> Table:
+def _parameters(trainable: TrainableModel) -> Table:
     table = Table(title="parameters", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("number", justify="right")
     table.add_column("")
-    if built.report is not None:
-        counts = built.report.parameters
+    if trainable.report is not None:
+        counts = trainable.report.parameters
         rows = [
             ("frozen filters", counts.frozen, "kept in buffers, never trained"),
             ("fine-tuned filters", counts.tuned, "start as the frozen ones"),
@@ -133,7 +133,7 @@ def _parameters(built: Built) -> Table:
         if counts.still:
             rows.append(("held still", counts.still, "model.ungated=freeze; counted above"))
     else:
-        parameters = list(built.model.parameters())
+        parameters = list(trainable.model.parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         held = sum(p.numel() for p in parameters) - trained
         rows = [("trained", trained, ""), ("frozen", held, "")]
@@ -144,20 +144,20 @@ def _parameters(built: Built) -> Table:
 
 def _plain_costs(recipe: Recipe, classes: int, side: int) -> Costs:
     plain = recipe.model_copy(update={"method": FineTune()})
-    built = build_method(load_backbone(_random(plain), classes), plain)
-    return measure_costs(built.model, side, recipe.train.precision, built.penalty)
+    trainable = build_method(load_backbone(_random(plain), classes), plain)
+    return measure_costs(trainable.model, side, recipe.train.precision, trainable.penalty)
 
 
-def _operations(recipe: Recipe, built: Built, costs: Costs, plain: Costs) -> Table:
+def _operations(recipe: Recipe, trainable: TrainableModel, costs: Costs, plain: Costs) -> Table:
     table = Table(
         title="operations per image, 10^6 multiply-adds (convolutions and matrix products)",
         title_justify="left",
-        caption="both filters of a gated layer are computed" if built.report else None,
+        caption="both filters of a gated layer are computed" if trainable.report else None,
         caption_justify="left",
         box=SIMPLE_HEAD,
     )
     table.add_column("")
-    for name in ("plain fine-tuning", built.method, "ratio"):
+    for name in ("plain fine-tuning", trainable.method, "ratio"):
         table.add_column(name, justify="right")
     for name, ours, theirs in (
         ("prediction", costs.forward, plain.forward),
@@ -167,8 +167,8 @@ def _operations(recipe: Recipe, built: Built, costs: Costs, plain: Costs) -> Tab
     return table
 
 
-def _memory(recipe: Recipe, built: Built, costs: Costs) -> Table:
-    memory = estimate_memory(built.model, costs, recipe)
+def _memory(recipe: Recipe, trainable: TrainableModel, costs: Costs) -> Table:
+    memory = estimate_memory(trainable.model, costs, recipe)
     m = recipe.train.micro_batch
     table = Table(
         title=f"memory of a training process (micro_batch={m}, {recipe.train.precision})",

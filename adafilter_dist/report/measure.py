@@ -102,6 +102,6 @@ def _probe(
     # What is reported on must not choose the strength.
     chooser = features("val") if split != "val" and len(prepared.split("val")[1]) else None
     train, reported = features("train"), features(split)
-    if not world.first:
+    if not world.is_rank0:
         return None
     return fit_probe(train, chooser, reported, classes, world.device)

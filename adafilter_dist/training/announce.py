@@ -1,4 +1,4 @@
-"""What is told of an attempt: how it starts, and how it ends."""
+"""Announces how an attempt starts and how it ends: events, status.json and console lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adafilter_dist.training.stop_policy import ended_before
 Outcome = Literal["finished", "stopped"]
 
 
-def tell_start(
+def announce_start(
     run: RunFolder,
     plan: Plan,
     session: Session,
@@ -25,9 +25,9 @@ def tell_start(
     loaded: Loaded | None,
     environment: dict[str, Any],
 ) -> None:
-    """Events, status.json and the console, on rank 0, once the state of ``loaded`` is taken over.
+    """Announce the start on rank 0, after the state of ``loaded`` was taken over.
 
-    A restart is told of with how the attempt before it ended, and the steps that are done again.
+    A restart also says how the attempt before it ended, and how many steps are repeated.
     """
     world, recipe = session.world, plan.verdict.recipe
     step = loaded.position.step if loaded else 0
@@ -82,14 +82,14 @@ def tell_start(
     before |= loaded.manifest.get("environment", {})
     changed = [k for k in environment if before.get(k) != environment[k]]
     if changed:
-        said = ", ".join(f"{k} {before.get(k)} -> {environment[k]}" for k in changed)
-        metrics.say(f"continuing, not bit-exact: {said} changed")
+        changes_text = ", ".join(f"{k} {before.get(k)} -> {environment[k]}" for k in changed)
+        metrics.say(f"continuing, not bit-exact: {changes_text} changed")
 
 
-def tell_end(
+def announce_end(
     run: RunFolder, metrics: Metrics, outcome: Outcome, reason: str, step: int, kept: int
 ) -> None:
-    """How the attempt ended, on rank 0; ``kept`` is the step of the newest checkpoint."""
+    """Announce on rank 0 how the attempt ended; ``kept`` is the newest checkpoint's step."""
     metrics.event(outcome, step=step, **({"reason": reason} if reason else {}))
     run.end(outcome, reason=reason, step=step)
     if outcome == "stopped":

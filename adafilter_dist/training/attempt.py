@@ -1,4 +1,4 @@
-"""One attempt at a run: join the others, claim the run, go on from its newest checkpoint."""
+"""One attempt at a run: join the other ranks, claim the run, resume its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console as RichConsole
 from adafilter_dist.checkpoint.saver import Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
 from adafilter_dist.distributed import World, join_world
-from adafilter_dist.distributed.lost_peer import RankError, from_first, lost_peer
+from adafilter_dist.distributed.lost_peer import RankError, from_rank0, lost_peer
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.recipe import Recipe
@@ -26,18 +26,18 @@ from adafilter_dist.run.space import require_run_space, space_of_run
 from adafilter_dist.system.console import Console
 from adafilter_dist.system.sealed_files import DamagedError
 from adafilter_dist.training import memory
-from adafilter_dist.training.announce import Outcome, tell_end, tell_start
+from adafilter_dist.training.announce import Outcome, announce_end, announce_start
 from adafilter_dist.training.best import mend_best
-from adafilter_dist.training.checkpointing import Saving
-from adafilter_dist.training.failures import failures_noted
+from adafilter_dist.training.checkpointing import CheckpointSchedule
+from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
 from adafilter_dist.training.loop import Trainer
 from adafilter_dist.training.plan import Plan, make_plan
 from adafilter_dist.training.preemption import UNREAD, stop_on_signal
 from adafilter_dist.training.run_data import may_differ
-from adafilter_dist.training.session import Session, build_session, frozen_names
-from adafilter_dist.training.stage_data import Watch
-from adafilter_dist.training.stop_policy import Surroundings, require_progress
+from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
+from adafilter_dist.training.stage_data import StagingCallbacks
+from adafilter_dist.training.stop_policy import StopPolicy, require_progress
 
 STOPPED = 75
 # What a disk says that is full, read-only, gone or broken.
@@ -49,35 +49,35 @@ def run_attempt(
     console: RichConsole,
     *,
     allow_mismatch: Collection[str] = (),
-    around: Surroundings | None = None,
+    stop_policy: StopPolicy | None = None,
     every_gate: bool = False,
 ) -> int:
-    """Train ``recipe`` from where its run stands; 0 finished, 75 stopped and resumable.
+    """Train ``recipe`` from where its run stands; returns 0 when finished, 75 when resumable.
 
-    ``allow_mismatch`` names keys in which it may differ from the run's although they change the
-    numbers. ``every_gate``: at the end the gates of all layers are printed. Under torchrun a clean
-    stop gives 0 too: its agent would restart or hide anything else.
+    ``allow_mismatch`` names keys in which the recipe may differ from the run's although they change
+    the numbers. ``every_gate`` prints the gates of all layers at the end. Under torchrun a clean
+    stop returns 0 too: torchrun would restart the ranks, or hide any other code.
     """
-    around = around or Surroundings()
+    stop_policy = stop_policy or StopPolicy()
     if isinstance(console, Console):
-        console.when_unread(partial(around.stop.ask, UNREAD))
-    with stop_on_signal(around.stop), join_world(recipe) as world:
-        plan = from_first(world, lambda: make_plan(recipe, allow_mismatch))
+        console.when_unread(partial(stop_policy.stop.ask, UNREAD))
+    with stop_on_signal(stop_policy.stop), join_world(recipe) as world:
+        plan = from_rank0(world, lambda: make_plan(recipe, allow_mismatch))
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         run = RunFolder(plan.path, say)
         if plan.done:
-            if world.first:
+            if world.is_rank0:
                 show_finished(run, console, every_gate=every_gate)
                 for line in plan.notices:
                     say(f"note: {line}")
             return 0
-        number = from_first(world, lambda: run.enter(plan.verdict.recipe))
-        with nothing_left(run), failures_noted(run, world, number):
+        number = from_rank0(world, lambda: run.enter(plan.verdict.recipe))
+        with nothing_left(run), failures_recorded(run, world, number):
             outcome = _Attempt(
-                plan, run, world, around, console, allow_mismatch, every_gate
+                plan, run, world, stop_policy, console, allow_mismatch, every_gate
             ).train()
     if outcome == "finished":
         return 0
@@ -85,14 +85,14 @@ def run_attempt(
 
 
 class _Attempt:
-    """What the steps of an attempt share."""
+    """The state that the phases of one attempt share."""
 
     def __init__(
         self,
         plan: Plan,
         run: RunFolder,
         world: World,
-        around: Surroundings,
+        stop_policy: StopPolicy,
         console: RichConsole,
         allow: Collection[str],
         every_gate: bool,
@@ -101,28 +101,31 @@ class _Attempt:
         self._recipe = plan.verdict.recipe
         self._run = run
         self._world = world
-        self._around = around
-        self._stop = around.stop
+        self._stop_policy = stop_policy
+        self._stop = stop_policy.stop
         self._console = console
         self._every_gate = every_gate
         self._data_may_differ = may_differ(allow)
 
     def train(self) -> Outcome:
-        """Build, load, train to the end or a stop, and note how it ended."""
+        """Build, load, train to the end or to a stop, and record how it ended."""
         session: Session | None = None
         metrics: Metrics | None = None
         saver: Saver | None = None
         run, world, recipe = self._run, self._world, self._recipe
-        if world.first:
+        if world.is_rank0:
             saver = Saver(run.ownership, keep=recipe.checkpoint.keep)
             run.status("running", phase="starting", step=self._plan.last_step, **started())
         try:
-            session = build_session(recipe, world, self._while_staging(), self._plan.data)
-            loaded = self._go_on(session, saver)
+            # Build everything, then take over the newest checkpoint, if there is one.
+            session = build_session(recipe, world, self._staging_callbacks(), self._plan.data)
+            loaded = self._resume(session, saver)
             position = loaded.position if loaded else Position()
             environment = describe_environment(
                 recipe, world.world_size, world.threads, session.loader.kind, session.kernels
             )
+
+            # Announce the start. A job that was restarted too often without progress ends here.
             metrics = Metrics(
                 run.path,
                 recipe,
@@ -133,9 +136,11 @@ class _Attempt:
                 step=loaded.manifest["step"] if loaded else 0,
                 evaluated=position.validated,
             )
-            from_first(world, lambda: self._require_progress(position.step))
-            if world.first:
-                tell_start(run, self._plan, session, metrics, loaded, environment)
+            from_rank0(world, lambda: self._require_progress(position.step))
+            if world.is_rank0:
+                announce_start(run, self._plan, session, metrics, loaded, environment)
+
+            # Train. Each checkpoint says in its manifest what it may be resumed with.
             session.step.warm_up(session.preprocess.crop)
             about = {
                 "run_hash": run_hash(recipe),
@@ -144,18 +149,25 @@ class _Attempt:
                 "global_batch": recipe.train.global_batch,
                 "steps_per_epoch": session.steps_per_epoch,
             }
-            saving = Saving(session, saver, metrics, about, run.checkpoints, position.step)
-            trainer = Trainer(session, run, saving, metrics, self._around, position)
+            save_schedule = CheckpointSchedule(
+                session, saver, metrics, about, run.checkpoints, position.step
+            )
+            trainer = Trainer(session, run, save_schedule, metrics, self._stop_policy, position)
             outcome = trainer.run()
+
+            # Measure the best model on the test set if this was the end; record how it ended.
             if outcome == "finished":
                 run.tick(phase="finishing")
                 self._stop.answer = "the run is trained; it ends after its last evaluation"
                 finish(session, run, metrics, self._console, every_gate=self._every_gate)
-            if world.first:
+            if world.is_rank0:
                 asked = self._stop.reason or "asked on another rank"
-                reason = self._around.explain(asked) if outcome == "stopped" else ""
-                tell_end(run, metrics, outcome, reason, trainer.position.step, saving.saved_step)
+                reason = self._stop_policy.explain(asked) if outcome == "stopped" else ""
+                announce_end(
+                    run, metrics, outcome, reason, trainer.position.step, save_schedule.saved_step
+                )
             return outcome
+        # Errors with a known cause get one line that says what to do.
         except (RuntimeError, MemoryError) as error:
             where = f"rank {world.rank} ({world.device})"
             if memory.is_out_of_memory(error):
@@ -181,10 +193,10 @@ class _Attempt:
             if saver is not None:
                 saver.close()
 
-    def _go_on(self, session: Session, saver: Saver | None) -> Loaded | None:
-        """Rank 0 picks and verifies a checkpoint; every rank takes over the state it chose."""
+    def _resume(self, session: Session, saver: Saver | None) -> Loaded | None:
+        """Load the run's newest sound checkpoint, if any: rank 0 chooses, every rank loads."""
         world, run, recipe = self._world, self._run, self._recipe
-        names = frozen_names(session.engine.model)
+        names = frozen_tensor_names(session.engine.model)
         state = session.full_state().model
         frozen = {name: tensor for name, tensor in state.items() if name in names}
         checkpoints = Checkpoints(run.path, frozen=frozen)
@@ -197,10 +209,10 @@ class _Attempt:
             mine = checkpoints.newest(self._say)
             return mine.folder if mine else None
 
-        folder = from_first(world, pick)
+        folder = from_rank0(world, pick)
         if saver is not None:
             good = mine.position.step if mine else None
-            saver.go_on(names, checkpoints.frozen_entry, good)
+            saver.start_from(names, checkpoints.frozen_entry, good)
         if folder is None:
             return None
         try:
@@ -225,7 +237,7 @@ class _Attempt:
         return replace(loaded, position=mend_best(session, run, checkpoints, loaded, self._say))
 
     def _translated(self, loaded: Loaded, session: Session) -> Position:
-        """The position in batches of this recipe, where --allow-mismatch let their size change."""
+        """The loaded position, counted in this recipe's steps if --allow-mismatch changed them."""
         position, manifest = loaded.position, loaded.manifest
         now = (session.steps_per_epoch, self._recipe.train.global_batch)
         then = (manifest.get("steps_per_epoch", now[0]), manifest.get("global_batch", now[1]))
@@ -234,13 +246,13 @@ class _Attempt:
         return replace(position, step=translate_step(position.step, *then, *now))
 
     def _require_progress(self, step: int) -> None:
-        allowed = self._around.max_restarts
+        allowed = self._stop_policy.max_restarts
         if allowed is not None:
             require_progress(self._run.path, self._run.ownership.attempt, step, allowed)
 
-    def _while_staging(self) -> Watch:
+    def _staging_callbacks(self) -> StagingCallbacks:
         staged = self._recipe.data.stage_to is not None
-        return Watch(
+        return StagingCallbacks(
             tick=lambda: self._run.tick(phase="staging" if staged else "verifying"),
             stopped=lambda: self._stop.raised,
             tell=self._say,

@@ -1,4 +1,4 @@
-"""best/, the export of the best epoch: written, looked at, and mended where it is gone."""
+"""best/, the export of the best epoch: writes it, checks it, and repairs it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from adafilter_dist.checkpoint.layout import folder_name
 from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
-from adafilter_dist.distributed.lost_peer import from_first
+from adafilter_dist.distributed.lost_peer import from_rank0
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.methods.export import export_model, load, read_config, read_weights
 from adafilter_dist.run.folder import RunFolder
@@ -22,18 +22,18 @@ from adafilter_dist.training.session import Session
 def write_best(session: Session, run: RunFolder) -> None:
     """Export the model as it is evaluated now; collective. Raises OSError on the first rank."""
     with session.whole_model() as model, torch.no_grad():
-        if session.world.first:
+        if session.world.is_rank0:
             run.ownership.check()
             export_model(
                 run.path / "best",
-                replace(session.built, model=model),
+                replace(session.trainable, model=model),
                 classes=session.prepared.classes,
                 preprocess=session.preprocess,
             )
 
 
 def damage_of_best(run: Path) -> str:
-    """Why best/ cannot be used, empty where it can."""
+    """Why best/ cannot be used; empty if it can."""
     try:
         read_config(run / "best")
         read_weights(run / "best")
@@ -62,10 +62,11 @@ def mend_best(
     loaded: Loaded,
     say: Callable[[str], None],
 ) -> Position:
-    """Write best/ again where it is gone, from the checkpoint of its epoch; collective.
+    """If best/ is missing or damaged, write it again from its epoch's checkpoint; collective.
 
-    The session holds the state of ``loaded`` before and after. Where that checkpoint is no longer
-    kept, the position returned seeks the best anew, and ``say`` gets the reason on the first rank.
+    The session holds the state of ``loaded`` before and after. If that checkpoint is no longer
+    kept, the returned position has no best epoch, so that later epochs compete again, and ``say``
+    gets the reason on rank 0.
     """
     position = loaded.position
     if position.best_epoch is None:
@@ -74,7 +75,7 @@ def mend_best(
     place = checkpoints.folder / folder_name(step)
 
     def look() -> str | None:
-        """What to do: nothing (None), write it from the checkpoint's folder, or seek anew."""
+        """The checkpoint to write best/ from; None if best/ is sound, "" if none is kept."""
         damage = damage_of_best(run.path)
         if not damage:
             return None
@@ -87,7 +88,7 @@ def mend_best(
         say(f"warning: {damage}. It is written again from {place}")
         return str(place)
 
-    source = from_first(session.world, look)
+    source = from_rank0(session.world, look)
     if source is None:
         return position
     if source:

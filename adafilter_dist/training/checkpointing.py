@@ -1,4 +1,4 @@
-"""When a checkpoint of a run is due, and what is said of each."""
+"""When a checkpoint of a run is due, and what the run reports about each."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import Session
 
 
-class Saving:
-    """The checkpoints of one attempt; every rank has one, and that of the first has the saver.
+class CheckpointSchedule:
+    """Decides when to save, and has it done. Every rank has one; only rank 0's has a saver.
 
-    ``about`` joins each manifest; ``step`` is that of the checkpoint the attempt went on from.
+    ``about`` is added to each manifest; ``step`` is that of the checkpoint the attempt resumed.
     """
 
     def __init__(
@@ -43,14 +43,17 @@ class Saving:
             AutoInterval(seconds(self._recipe.mtbi)) if self._recipe.every == "auto" else None
         )
         self._began = time.monotonic()
-        self._stall = 0.0  # seconds that training stood for the last save
+        self._stall = 0.0  # seconds for which the last save held up training
         self.seconds = 0.0
-        """That the last save took, from its begin to its publication; 0 before the first."""
+        """How long the last save took, from its begin to its publication; 0 before the first."""
         self.saved_step = step
-        """Of the newest checkpoint that is known to be published."""
+        """The step of the newest checkpoint that is known to be published."""
 
     def due(self, step: int) -> bool:
-        """Whether to ask for a checkpoint ``DELAY`` steps after ``step``; by time rank 0 asks."""
+        """Whether this rank asks for a checkpoint; it is written ``DELAY`` steps after ``step``.
+
+        If checkpoints are due by time, only rank 0 asks, because clocks differ.
+        """
         every = self._recipe.every
         if isinstance(every, int):
             return (step + 1 + DELAY) % every == 0
@@ -60,16 +63,16 @@ class Saving:
         return time.monotonic() - self._began >= after
 
     def step_took(self, duration: float) -> None:
-        """A step is done, in ``duration`` seconds; tells of a save that has ended meanwhile."""
+        """Count a step of ``duration`` seconds, and report a save that has ended meanwhile."""
         if self._interval is not None and self._saver is not None:
             self._interval.step(duration, self._saver.writing)
         self.note()
 
     def save(self, position: Position) -> None:
-        """Have a checkpoint written while training goes on; collective.
+        """Copy the state and have it written while training goes on; collective.
 
-        Waits for the save before. Raises DivergedError on every rank for a state with NaN or inf,
-        which is never published.
+        Waits for the previous save. Raises DivergedError on every rank if the state has NaN or inf:
+        such a checkpoint is never published.
         """
         self.note(wait=True)
         self._began = time.monotonic()
@@ -86,7 +89,7 @@ class Saving:
             self._stall = time.monotonic() - self._began
 
     def note(self, *, wait: bool = False) -> None:
-        """Tell how the last save went; a failed one is reported and training goes on."""
+        """Report how the last save went, if it has ended; after a failed one training goes on."""
         result = self._saver.result(wait=wait) if self._saver is not None else None
         if isinstance(result, Saved):
             self.saved_step = result.step

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Delayed:
+class DelayedMetrics:
     """A queue of small device tensors; each comes out ``delay`` steps after it went in."""
 
     def __init__(self, delay: int) -> None:

@@ -12,13 +12,13 @@ from adafilter_dist.models.gating.micro_batches import grouped
 
 
 @contextmanager
-def keyed_draws(
+def seeded_draws(
     seed: int, step: int, micro_batches: Sequence[int], device: torch.device
 ) -> Iterator[None]:
-    """Seed torch's default generators from the key inside; put them back on the way out.
+    """Seed torch's default generators from (seed, step, micro-batch); restore them at the end.
 
-    So gate noise, dropout and stochastic depth do not depend on rank, world size or history. Where
-    a forward holds several micro-batches, each has a generator, which only the gates draw from.
+    So gate noise, dropout and stochastic depth do not depend on rank, world size or history. If
+    a forward holds several micro-batches, each has its own generator, used by the gates only.
     """
     keys = [_key(seed, step, micro_batch) for micro_batch in micro_batches]
     devices = [device.index] if device.type == "cuda" else []

@@ -21,14 +21,14 @@ from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.run.ownership import claim
 from adafilter_dist.system.disk import existing_parent, gib
 from adafilter_dist.training import memory
-from adafilter_dist.training.session import Session, build_session, frozen_names
-from adafilter_dist.training.step import rate_of
+from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
+from adafilter_dist.training.step import lr_factor_at
 
 STEPS = 2
 
 
 def run_check(recipe: Recipe, console: Console) -> int:
-    """Do it and print a few lines; nothing is left behind. Returns 0 or raises as training."""
+    """Run the check and print its result; leaves no files. Returns 0 or raises as training does."""
     session: Session | None = None
     with join_world(recipe) as world:
         try:
@@ -41,14 +41,14 @@ def run_check(recipe: Recipe, console: Console) -> int:
             if memory.is_out_of_memory(error):
                 raise memory.explain(recipe, session, where, error) from None
             raise
-        if world.first:
+        if world.is_rank0:
             size, took = _save_and_load(session, state)
             _tell(session, console, seconds, size, took)
     return 0
 
 
 def _steps(session: Session) -> float:
-    """Seconds a step took, the first one left out where there is a second."""
+    """Seconds that the last of a few steps took; the first ones are slower."""
     times: list[float] = []
     with session.epoch(0) as batches:
         for step in range(min(STEPS, session.steps_per_epoch)):
@@ -57,7 +57,7 @@ def _steps(session: Session) -> float:
                 step,
                 0,
                 batches,
-                rate_of(session.recipe, step, session.steps_per_epoch),
+                lr_factor_at(session.recipe, step, session.steps_per_epoch),
                 stop=False,
                 save=False,
             )
@@ -69,12 +69,12 @@ def _steps(session: Session) -> float:
 
 
 def _save_and_load(session: Session, state: FullState) -> tuple[int, float]:
-    """Bytes of one checkpoint and seconds to save it; what is read back must be what was saved."""
+    """Save, load and compare; returns the checkpoint's bytes and the seconds to save it."""
     place = existing_parent(run_dir(session.recipe).parent)
     with tempfile.TemporaryDirectory(prefix=".adafilter-check-", dir=place) as name:
         run = Path(name)
         saver = Saver(claim(run))
-        saver.go_on(frozen_names(session.engine.model), None, None)
+        saver.start_from(frozen_tensor_names(session.engine.model), None, None)
         began = time.perf_counter()
         try:
             saver.save(state, Position(step=STEPS), {})

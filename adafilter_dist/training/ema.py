@@ -12,9 +12,9 @@ from adafilter_dist.engine.base import Engine
 
 
 class Ema:
-    """Shadow parameters, moved once a step that was not skipped.
+    """Averaged ("shadow") parameters, updated after each step that was not skipped.
 
-    Each rank has those of its own parts, as the engine has laid the parameters out.
+    Each rank holds the average of the parts of the parameters that the engine gave it.
     """
 
     def __init__(self, engine: Engine, decay: float) -> None:
@@ -49,7 +49,7 @@ class Ema:
         return self._engine.gathered(self._shadow)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over shadow parameters; the model's own where the average is only begun now."""
+        """Load averaged parameters; with an empty ``state`` the average starts from the model's."""
         live = self._engine.parts()
         for name, shadow in self._shadow.items():
             part = self._engine.part_of(name, state[name]) if state else live[name].detach()

@@ -1,4 +1,4 @@
-"""What a rank leaves when it dies: its last words, and in status.json that the run failed."""
+"""Records an attempt's end by an exception: each rank its traceback, rank 0 the run's state."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _WIDTH = 1000  # characters of a line
 
 
 @contextlib.contextmanager
-def failures_noted(run: RunFolder, world: World, attempt: int) -> Iterator[None]:
-    """Note whatever ends the attempt: each rank its own exception, rank 0 the end of the run."""
+def failures_recorded(run: RunFolder, world: World, attempt: int) -> Iterator[None]:
+    """Record the exception that ends the attempt: each rank its own, rank 0 also the run's end."""
     try:
         yield
     except BaseException as error:
         # Nothing here may hide the error itself, not even a disk that is full.
         with contextlib.suppress(Exception):
             if _is_its_own(error):
-                _leave_note(run, world, attempt, error)
+                _write_failure(run, world, attempt, error)
         with contextlib.suppress(Exception):
-            if world.first:
+            if world.is_rank0:
                 line = str(error).splitlines()[0] if str(error) else ""
                 run.end("failed", reason=f"{type(error).__name__}: {line}")
         raise
 
 
 def _is_its_own(error: BaseException) -> bool:
-    """Whether it began on this rank, as far as that can be known: not another's end, not Ctrl-C."""
+    """Whether the error began on this rank: not with another rank's end, not with Ctrl-C."""
     return isinstance(error, Exception) and not isinstance(error, (RankError, LostRunError))
 
 
-def _leave_note(run: RunFolder, world: World, attempt: int, error: BaseException) -> None:
+def _write_failure(run: RunFolder, world: World, attempt: int, error: BaseException) -> None:
     if isinstance(error, UserError):
-        said = str(error)
+        message = str(error)
     else:
-        said = "".join(traceback.format_exception(error))
-    lines = [line[:_WIDTH] for line in said.splitlines() if line.strip()]
+        message = "".join(traceback.format_exception(error))
+    lines = [line[:_WIDTH] for line in message.splitlines() if line.strip()]
     note = {
         "rank": world.rank,
         "host": socket.gethostname(),

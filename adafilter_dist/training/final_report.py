@@ -1,4 +1,4 @@
-"""The end of a run: the test set is read once, and the run tells what it found."""
+"""The end of a run: measures the best model on the test set once, and writes the report."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def finish(
     *,
     every_gate: bool = False,
 ) -> None:
-    """Measure the best model on the test set, then print and keep the summary and the figure.
+    """Measure the best model on the test set, then print and store the summary and the figure.
 
-    ``every_gate``: the gates of all layers are printed too, which are kept in any case.
+    ``every_gate`` also prints the gates of all layers, which are stored in any case.
     """
     recipe, world = session.recipe, session.world
     metrics.say("evaluating the best model on the test set")
@@ -49,7 +49,7 @@ def finish(
     row = {"loss": evaluation.loss, "top1": evaluation.top1, "top5": evaluation.top5}
     metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)
     metrics.close()
-    if world.first:
+    if world.is_rank0:
         _report(run, results, console, every_gate)
 
 
@@ -71,7 +71,7 @@ def _summary(run: RunFolder) -> Path:
 
 
 def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False) -> None:
-    """Say that the run is already finished, with what it found."""
+    """Say that the run is already finished, and print its stored summary."""
     kept = [_summary(run), *([run.path / "figures" / "gates.txt"] if every_gate else [])]
     for path in kept:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # figures/ can be deleted

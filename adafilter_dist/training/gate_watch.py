@@ -1,4 +1,4 @@
-"""Whether the gates decide, epoch by epoch: most layers constant over images is worth a warning."""
+"""Warns after an epoch if most layers' gates were the same for every image."""
 
 from __future__ import annotations
 

@@ -16,21 +16,21 @@ from adafilter_dist.evaluate import evaluate
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.training.best import write_best
-from adafilter_dist.training.checkpointing import Saving
-from adafilter_dist.training.delayed_metrics import Delayed
+from adafilter_dist.training.checkpointing import CheckpointSchedule
+from adafilter_dist.training.delayed_metrics import DelayedMetrics
 from adafilter_dist.training.gate_watch import GateWatch
 from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import Session
-from adafilter_dist.training.step import Figures, rate_of
-from adafilter_dist.training.stop_policy import Surroundings
+from adafilter_dist.training.step import Figures, lr_factor_at
+from adafilter_dist.training.stop_policy import StopPolicy
 
 _ROWS = 10
 """Training rows that a run has at least, if it has as many steps."""
 
 
 @dataclass
-class Watched:
-    """A split's batches; ``on_batch`` is called at each."""
+class LoaderWithCallback:
+    """A split's batches; ``on_batch`` is called before each."""
 
     loader: EvalLoader
     on_batch: Callable[[], None]
@@ -53,33 +53,34 @@ class Trainer:
         self,
         session: Session,
         run: RunFolder,
-        saving: Saving,
+        save_schedule: CheckpointSchedule,
         metrics: Metrics,
-        around: Surroundings,
+        stop_policy: StopPolicy,
         position: Position,
     ) -> None:
         self.session = session
         self.position = position
         self._run = run
-        self._saving = saving
+        self._save_schedule = save_schedule
         self._metrics = metrics
-        self._around = around
-        self._stop = around.stop
-        self._delayed = Delayed(DELAY)
-        self._watch = GateWatch(session.built.gates)
+        self._stop_policy = stop_policy
+        self._stop = stop_policy.stop
+        self._delayed = DelayedMetrics(DELAY)
+        self._watch = GateWatch(session.trainable.gates)
         self._row_at = time.monotonic()
         self._row_step = position.step
         self._row_wait = 0.0
         # A short run has its curve too.
         self._row_every = min(session.recipe.log.every, max(1, session.total_steps // _ROWS))
         self._step_seconds = 0.0
-        self._asked_to_stop = False  # by any rank, as read from the figures of any step
-        self._done_at: dict[int, float] = {}  # when steps ended whose figures are not yet read
+        self._asked_to_stop = False  # by any rank, as the figures of any step said
+        self._done_at: dict[int, float] = {}  # when each step ended whose figures are not yet read
 
     def run(self) -> Literal["finished", "stopped"]:
-        """Train; "stopped" means: saved, and the same words go on from here."""
+        """Train; "stopped" means that all is saved and the same command resumes from here."""
         per_epoch, total = self.session.steps_per_epoch, self.session.total_steps
         while True:
+            # At an epoch's end, also when resumed just there: save, validate, write best/.
             epoch, first = divmod(self.position.step, per_epoch)
             if first == 0 and epoch > self.position.validated:
                 self.save()  # a stop during the evaluation loses no step
@@ -87,8 +88,11 @@ class Trainer:
                     return self._stopped()
                 self._finish_epoch(epoch - 1)
             if self.position.step == total:
-                self._saving.note(wait=True)
+                self._save_schedule.note(wait=True)
                 return "finished"
+
+            # The steps that are left of this epoch. A wish to save or to stop travels with the
+            # figures of a step, so all ranks see it after the same step and act together.
             with self.session.epoch(epoch, first) as batches:
                 for _ in range(first, per_epoch):
                     began = time.monotonic()
@@ -101,7 +105,7 @@ class Trainer:
                         return self._stopped()
 
     def _stopped(self) -> Literal["stopped"]:
-        self._saving.note(wait=True)
+        self._save_schedule.note(wait=True)
         return "stopped"
 
     def _train_step(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
@@ -110,9 +114,9 @@ class Trainer:
             step,
             epoch,
             batches,
-            rate_of(session.recipe, step, session.steps_per_epoch),
+            lr_factor_at(session.recipe, step, session.steps_per_epoch),
             stop=self._stop.raised,
-            save=self._saving.due(step),
+            save=self._save_schedule.due(step),
         )
         self.position = replace(self.position, step=step + 1)
         self._delayed.push(step, figures)
@@ -123,8 +127,8 @@ class Trainer:
         self._metrics.advance(step + 1, epoch)
 
     def _note_step(self, took: float, epoch: int) -> None:
-        """Tell the world outside, which reads status.json, that a step is done."""
-        self._saving.step_took(took)
+        """Write to status.json that a step is done."""
+        self._save_schedule.step_took(took)
         self._step_seconds += 0.1 * (took - self._step_seconds) if self._step_seconds else took
         self._note_needs()
         self._run.tick(
@@ -135,19 +139,19 @@ class Trainer:
         )
 
     def _note_needs(self) -> None:
-        """How long a stop takes from now: the steps until all ranks know of it, and a save."""
-        if not self._saving.seconds:
+        """Work out how long a stop takes: steps until all ranks know of it, then a save."""
+        if not self._save_schedule.seconds:
             return
-        needs = (DELAY + 1) * self._step_seconds + self._saving.seconds
+        needs = (DELAY + 1) * self._step_seconds + self._save_schedule.seconds
         every = self.session.recipe.checkpoint.every
-        if warning := self._around.stop_takes(needs, every):
+        if warning := self._stop_policy.stop_takes(needs, every):
             self._metrics.say(f"warning: {warning}")
 
     def _read(self, *, drain: bool = False) -> bool:
-        """Log the steps whose figures are due, and note a wish to stop; whether to save.
+        """Log the steps whose figures are due, and note a wish to stop; returns whether to save.
 
-        What a save drains is noted too: where epochs have no more than ``DELAY`` steps, every
-        figure is drained.
+        ``drain`` reads all steps' figures, due or not. In epochs of no more than ``DELAY`` steps
+        that is the only time when they are read, so wishes to stop are noted then too.
         """
         save = False
         ready = self._delayed.drain() if drain else self._delayed.ready(self.position.step - 1)
@@ -157,7 +161,7 @@ class Trainer:
             self._asked_to_stop |= figures.stop > 0
             save |= figures.save > 0
             self._row_wait += figures.wait
-            rate = rate_of(self.session.recipe, step, self.session.steps_per_epoch)
+            rate = lr_factor_at(self.session.recipe, step, self.session.steps_per_epoch)
             if not math.isfinite(figures.loss):
                 raise DivergedError(
                     f"the loss became {figures.loss} at step {step} (learning rate "
@@ -178,14 +182,14 @@ class Trainer:
             "images_per_second": steps * self.session.recipe.train.global_batch / took,
             "data_wait": min(1.0, self._row_wait / took),
         }
-        if self.session.built.gates is not None:
+        if self.session.trainable.gates is not None:
             row |= {"gate_mean": figures.gate_mean, "gate_variance": figures.gate_variance}
         epoch = figures.step // self.session.steps_per_epoch
         self._metrics.train(figures.step + 1, epoch, row)
         self._row_at, self._row_step, self._row_wait = now, figures.step + 1, 0.0
 
     def _finish_epoch(self, epoch: int) -> None:
-        """Validate, keep the best, and say so when the gates stopped deciding."""
+        """Validate, export the best model so far, and warn if the gates no longer decide."""
         session = self.session
         last = epoch + 1 == session.recipe.train.epochs
         due = last or (epoch + 1) % session.recipe.train.evaluate_every == 0
@@ -210,7 +214,7 @@ class Trainer:
         with session.whole_model() as model:
             result = evaluate(
                 model,
-                Watched(session.eval_loader("val"), self._while_evaluating),
+                LoaderWithCallback(session.eval_loader("val"), self._on_evaluation_batch),
                 session.preprocess,
                 device=session.world.device,
                 num_classes=len(session.prepared.classes),
@@ -221,12 +225,12 @@ class Trainer:
         self._metrics.evaluation(self.position.step, epoch, "val", row)
         return result.top1
 
-    def _while_evaluating(self) -> None:
+    def _on_evaluation_batch(self) -> None:
         self._run.tick(phase="evaluating")
-        self._saving.note()
+        self._save_schedule.note()
 
     def _export(self, *, last: bool) -> bool:
-        """Write best/; False where the disk refused and a later epoch may try again."""
+        """Write best/; False if the disk refused it, which is fatal only in the last epoch."""
         try:
             write_best(self.session, self._run)
         except OSError as error:
@@ -237,6 +241,6 @@ class Trainer:
         return True
 
     def save(self) -> None:
-        """Have a checkpoint of this position written, while training goes on."""
-        self._read(drain=True)  # the rows before this step are written before it can be resumed
-        self._saving.save(self.position)
+        """Have a checkpoint of this position written while training goes on."""
+        self._read(drain=True)  # a resumed run must find the rows of all steps before this one
+        self._save_schedule.save(self.position)

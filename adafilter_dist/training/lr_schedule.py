@@ -7,7 +7,7 @@ import math
 from adafilter_dist.recipe.schema import Optim
 
 
-def rate_factor(optim: Optim, step: int, steps_per_epoch: int, total_steps: int) -> float:
+def lr_factor(optim: Optim, step: int, steps_per_epoch: int, total_steps: int) -> float:
     """What every base rate is multiplied by at ``step`` (0-based).
 
     Linear warm-up over ``warmup_epochs``, then cosine to zero over the remaining steps, a factor

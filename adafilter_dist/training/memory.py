@@ -1,4 +1,4 @@
-"""Out of memory, said in one line with a way on."""
+"""Turns an out-of-memory error into one line that says what to change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.training.session import Session, forward_counts
 
 _USABLE = 0.93  # of what is free; the rest is lost in fragments and workspaces
-# How libraries below torch say it, in a plain RuntimeError.
+# How libraries below torch word an out-of-memory error, in a plain RuntimeError.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory"  # torch on a CPU
     r"|could not create a primitive$"  # oneDNN; what it cannot do at all is "... descriptor ..."
@@ -33,17 +33,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(gate: RecurrentGate | None, error: BaseException) -> None:
-    """Let go of every activation of the forward that ``error`` ended, by dropping its traceback."""
+    """Free every activation of the forward that ``error`` ended, by dropping its traceback."""
     error.__traceback__ = None  # traceback.clear_frames leaves what frames hold besides variables
     if gate is not None:
         gate.discard()
 
 
 def fitting_micro_batch(recipe: Recipe, session: Session | None) -> int | None:
-    """The largest usable micro_batch that should fit, None if not even 2 would.
+    """The largest usable micro_batch that should fit; None if not even 2 would.
 
-    On CUDA from a measured forward and backward of few samples; elsewhere, and where that cannot be
-    measured, half of what did not fit or less.
+    On CUDA, a forward and backward of few samples are measured. Elsewhere, and if that fails, the
+    answer is half of what did not fit, or less.
     """
     train = recipe.train
     limit = train.micro_batch // 2
@@ -75,9 +75,9 @@ def _measured_limit(recipe: Recipe, session: Session) -> int | None:
 
 
 def _peak_of_pass(recipe: Recipe, session: Session, samples: int) -> int:
-    """Bytes at the peak of a forward and backward of ``samples`` images of noise, on CUDA.
+    """Peak bytes of a forward and backward of ``samples`` images of noise, on CUDA.
 
-    Beside DDP and its hooks, because other ranks do not take part.
+    It bypasses DDP and its hooks, because the other ranks do not take part.
     """
     model, device = session.engine.model, session.world.device
     size = session.preprocess.crop
@@ -98,12 +98,12 @@ def _peak_of_pass(recipe: Recipe, session: Session, samples: int) -> int:
 def explain(
     recipe: Recipe, session: Session | None, where: str, error: BaseException | None = None
 ) -> UserError:
-    """The one line: what ran out, what would fit, and what changing it means.
+    """The error to show: what ran out, what would fit, and what changing it means.
 
-    Frees what the functions that raised ``error`` held, so that a GPU can be measured.
+    Frees the memory held by the functions that raised ``error``, so that a GPU can be measured.
     """
     if error is not None:
-        release(session.built.gates if session is not None else None, error)
+        release(session.trainable.gates if session is not None else None, error)
     train = recipe.train
     together = _together(recipe, session)
     if together > 1:
@@ -127,7 +127,7 @@ def explain(
 
 
 def _together(recipe: Recipe, session: Session | None) -> int:
-    """Micro-batches that a forward of this rank takes at most."""
+    """The most micro-batches that one forward of this rank takes."""
     if session is None:
         return recipe.train.micro_batches_per_forward
     return max(forward_counts(recipe, session.world))

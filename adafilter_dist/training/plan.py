@@ -12,14 +12,14 @@ from adafilter_dist.recipe.changes import Verdict, begin, judge
 from adafilter_dist.run.folder import find_run
 from adafilter_dist.system.json_files import whole
 from adafilter_dist.training.best import can_be_mended, damage_of_best
-from adafilter_dist.training.run_data import judge_data, read_run_data
+from adafilter_dist.training.run_data import check_run_data, read_run_data
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which run, as which recipe; ``last_step`` is how far the attempts before it came.
+    """Which run, as which recipe; ``last_step`` is how far earlier attempts came.
 
-    ``data`` is the fingerprint of the data that the run began on, where it is known.
+    ``data`` is the fingerprint of the data that the run began on, if it is known.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
-    """Find the run of ``recipe`` and judge what differs; writes nothing.
+    """Find the run of ``recipe`` and check what differs from it; writes nothing.
 
     Raises UserError for what may not change, unless ``allow`` names it.
     """
@@ -43,7 +43,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
     longer = before is not None and recipe.train.epochs > before.train.epochs
     rows = [whole(row, "step") or 0 for row in read_lines(run.path / "metrics.jsonl")]
     done = status.get("state") == "finished" and not longer
-    # Its end comes once more where best/ is gone: from a checkpoint, not by training all again.
+    # A finished run without best/ is not done: its end is repeated from a checkpoint.
     done = done and not (can_be_mended(run.path) and damage_of_best(run.path))
     known = read_run_data(run.path)
     return Plan(
@@ -53,5 +53,5 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
         done=done,
         last_step=max([whole(status, "step") or 0, *rows]),
         data=known.fingerprint if known else None,
-        notices=judge_data(run.path, verdict.recipe, recipe.resume, allow, done=done),
+        notices=check_run_data(run.path, verdict.recipe, recipe.resume, allow, done=done),
     )

@@ -29,8 +29,8 @@ _STOPPING = "stopping after a few steps, once saved (an evaluation is finished b
 class StopFlag:
     """Whether this rank was asked to stop, and by what: a signal's name, or the time limit.
 
-    ``ends_at`` is when the job will be killed (seconds since 1970), ``needs`` how many seconds it
-    takes to stop, as measured: the flag rises by itself when there is just enough time left.
+    ``ends_at`` is when the job will be killed (seconds since 1970), ``needs`` how many seconds a
+    stop takes, as measured. The flag rises by itself when there is just enough time left.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class StopFlag:
         self.ends_at: float | None = None
         self.needs = 0.0
         self.answer = _STOPPING
-        """What is said at once to whoever sends the first signal."""
+        """What is printed at once when the first signal comes."""
         self._since = 0.0
 
     @property
@@ -72,7 +72,7 @@ class StopFlag:
         self.reason = self.reason or reason
 
     def _say_so(self) -> None:
-        """Answer the signal on the first rank, by a bare write: anything may be under way."""
+        """Answer the signal on rank 0 with os.write: print may be interrupted in its own lock."""
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
             return
         again = "; Ctrl-C again leaves at once, unsaved" if os.isatty(0) else ""
@@ -84,10 +84,10 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signal(flag: StopFlag | None = None, *, last: bool = False) -> Iterator[StopFlag]:
-    """Catch TERM, INT, USR1 and USR2 inside; the handlers found are put back outside.
+    """Catch TERM, INT, USR1 and USR2 inside, and restore the previous handlers afterwards.
 
-    ``last``: nothing follows but the end of the process, and signals are ignored from then on.
-    Leaving Python takes a while, in which they would kill a process whose work is done.
+    ``last``: only the end of the process follows, so signals are ignored afterwards instead.
+    Python takes a while to exit, and a signal would kill a process whose work is done.
     """
     flag = flag or StopFlag()
     before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}

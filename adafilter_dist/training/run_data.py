@@ -1,4 +1,4 @@
-"""Which data a run belongs to: noted in its folder as soon as they are known."""
+"""Which data a run belongs to: written to its data.json as soon as they are known."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class RunData:
-    """Fingerprint of a run's data, and the names of its classes where they are known."""
+    """Fingerprint of a run's data, and the names of its classes if they are known."""
 
     fingerprint: str
     classes: list[str] | None
 
 
 def keep_run_data(run: Path, prepared: Prepared) -> None:
-    """Note the data in the run folder, unless they are noted there."""
+    """Write data.json to the run folder, unless it is there already."""
     if read_run_data(run) != RunData(prepared.fingerprint, prepared.classes):
         write_json(
             run / NAME, {"fingerprint": prepared.fingerprint, "classes": list(prepared.classes)}
@@ -35,7 +35,7 @@ def keep_run_data(run: Path, prepared: Prepared) -> None:
 
 
 def read_run_data(run: Path) -> RunData | None:
-    """The data of a run by its data.json, else by its newest checkpoint; None where neither tells.
+    """The data of a run from its data.json, else from its newest checkpoint; None if neither says.
 
     Runs of the first release have no data.json.
     """
@@ -53,14 +53,15 @@ def read_run_data(run: Path) -> RunData | None:
     return None
 
 
-def judge_data(
+def check_run_data(
     run: Path, recipe: Recipe, resume: str, allow: Collection[str], *, done: bool
 ) -> tuple[str, ...]:
-    """Lines to be said of the data as they are now, before a run goes on or is shown as finished.
+    """Compare today's prepared data with the run's; returns lines to print.
 
-    ``resume`` is what was asked for: auto and never mean the data of the words, a path that run's
-    own. Raises UserError where they are other data than the run's (unless ``allow`` names data), or
-    where the words ask for pictures or lists that are not those of the prepared data.
+    Called before a run is resumed or shown as finished (``done``). ``resume`` is the setting: with
+    a path, the run's own data count; with auto or never, those that the command names. Raises
+    UserError if the data differ from the run's (unless ``allow`` names data), or if the command
+    names pictures or lists from which the prepared data were not made.
     """
     data = read_run_data(run)
     if data is None:
@@ -99,13 +100,13 @@ def judge_data(
 
 
 def may_differ(allow: Collection[str]) -> bool:
-    """Whether keys of --allow-mismatch let the data be others: another place alone does not."""
+    """Whether --allow-mismatch lets the data differ; a key of their location alone does not."""
     sections = (key for key in allow if key not in ("data.root", "data.csv"))
     return any(key.partition(".")[0] == "data" for key in sections)
 
 
 def require_run_data(run: Path, data: RunData | None, prepared: Prepared, advice: str) -> None:
-    """UserError unless these are the run's data; ``advice`` says what else can be done."""
+    """UserError unless ``prepared`` is the run's data; ``advice`` says what else can be done."""
     if data is None or data.fingerprint == prepared.fingerprint:
         return
     what = difference(data, prepared.fingerprint, prepared.classes)
@@ -116,14 +117,14 @@ def require_run_data(run: Path, data: RunData | None, prepared: Prepared, advice
 
 
 def require_classes(folder: Path, trained: Sequence[str], prepared: Prepared) -> None:
-    """UserError unless the data have the classes of the model in ``folder``, in its order."""
+    """UserError unless the data have the classes of the model in ``folder``, in the same order."""
     what = class_difference(trained, prepared.classes)
     if what:
         raise UserError(f"{folder}: its classes are not those in {prepared.folder}: {what}")
 
 
 def difference(data: RunData, fingerprint: str, classes: Sequence[str]) -> str:
-    """What sets other data apart from those of a run, in a few words."""
+    """How other data differ from a run's, in a few words."""
     named = "" if data.classes is None else class_difference(data.classes, classes)
     return named or (
         f"pictures, labels or how they are stored (fingerprint {data.fingerprint[:8]}, now "
@@ -132,7 +133,7 @@ def difference(data: RunData, fingerprint: str, classes: Sequence[str]) -> str:
 
 
 def class_difference(trained: Sequence[str], now: Sequence[str]) -> str:
-    """Classes that only one side has, or that their order differs; empty where they are equal."""
+    """Classes that only one side has, or that the order differs; empty if they are equal."""
     if list(trained) == list(now):
         return ""
     absent = [name for name in trained if name not in now]

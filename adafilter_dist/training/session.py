@@ -1,4 +1,4 @@
-"""A recipe put together: data, model, engine and the training step, ready for the loop."""
+"""Builds data, model, engine and training step from a recipe, ready for the loop."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import torch
 from torch import nn
 
 from adafilter_dist.data.loading.batch import DeviceBatch
-from adafilter_dist.data.loading.device import Input
+from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
 from adafilter_dist.data.loading.order import share
-from adafilter_dist.data.loading.prefetch import Carrier, CudaCarrier, in_forwards
+from adafilter_dist.data.loading.prefetch import CudaPrefetcher, Prefetcher, forward_batches
 from adafilter_dist.data.stored.prepared import Prepared, SplitName, open_prepared
 from adafilter_dist.distributed import World, set_arithmetic
-from adafilter_dist.distributed.nodes import complaints, gather
+from adafilter_dist.distributed.nodes import gather, warnings_about
 from adafilter_dist.engine import Engine, FullState, build_engine
 from adafilter_dist.engine.compiled import keep_compiled
 from adafilter_dist.errors import UserError
-from adafilter_dist.methods import Built, build_method
+from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.gating.gated_conv import set_kernels
-from adafilter_dist.models.gating.random_modules import drawing_modules
+from adafilter_dist.models.gating.random_modules import find_random_modules
 from adafilter_dist.models.ops import passes
 from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.training.ema import Ema
-from adafilter_dist.training.stage_data import Watch, read_from_nodes
+from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from adafilter_dist.training.step import TrainingStep, forwards_of
 
 
@@ -42,19 +42,19 @@ class Session:
     world: World
     prepared: Prepared
     preprocess: Preprocess
-    built: Built
+    trainable: TrainableModel
     engine: Engine
     loader: TrainLoader
     ema: Ema | None
     step: TrainingStep
-    given: Input
-    carrier: Carrier | None
+    transfer: BatchTransfer
+    prefetcher: Prefetcher | None
     notices: list[str] = field(default_factory=list)  # of the nodes, to be said at the start
 
     @property
     def kernels(self) -> str:
         """What computes the gated layers in training: triton, native, reference; none of them."""
-        if self.built.gates is None:
+        if self.trainable.gates is None:
             return "none"
         return passes.name(self.world.device, kernels_of(self.recipe))
 
@@ -70,15 +70,15 @@ class Session:
 
     @contextmanager
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[DeviceBatch]]:
-        """What each forward of this rank takes, on the device, from ``first_step`` on.
+        """This rank's batches of an epoch from ``first_step`` on, on the device, one per forward.
 
-        Threads have ended afterwards, however it is left.
+        All threads have ended when the context is left, also by an exception.
         """
         counts = forward_counts(self.recipe, self.world)
         left = counts * (self.steps_per_epoch - first_step)
         with (
             self.loader.epoch(epoch, first_step) as batches,
-            in_forwards(batches, left, self.given, self.carrier) as forwards,
+            forward_batches(batches, left, self.transfer, self.prefetcher) as forwards,
         ):
             yield forwards
 
@@ -116,27 +116,34 @@ class Session:
 
 
 def build_session(
-    recipe: Recipe, world: World, watch: Watch | None = None, data: str | None = None
+    recipe: Recipe, world: World, callbacks: StagingCallbacks | None = None, data: str | None = None
 ) -> Session:
     """Open the prepared data, load the weights, convert, and wire up engine and step.
 
-    ``watch`` is for the time in which data are copied to the nodes, ``data`` the fingerprint of the
+    ``callbacks`` are called while data are copied to the nodes, ``data`` is the fingerprint of the
     data that the run began on. Collective. Raises UserError for whatever the user must mend first.
     """
+    # Process-wide settings come first: they change how everything below computes.
     set_arithmetic(recipe)
     compiling = keep_compiled(recipe, world.device)
-    found = gather(world)
-    prepared, notices = read_from_nodes(
-        open_prepared(recipe, known=data), recipe, world, found, watch or Watch()
+
+    # Data: what hosts and GPUs the ranks run on, then where this rank reads the pictures from.
+    nodes = gather(world)
+    prepared, notices = stage_or_verify(
+        open_prepared(recipe, known=data), recipe, world, nodes, callbacks or StagingCallbacks()
     )
     data_notices = [] if prepared.notice is None else [prepared.notice]
-    notices = [*complaints(found), *data_notices, *notices, *compiling]
+    notices = [*warnings_about(nodes), *data_notices, *notices, *compiling]
+
+    # Model: the backbone with its weights and a new head, made trainable by the recipe's method.
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
     backbone = load_backbone(recipe, len(prepared.classes))
-    built = build_method(backbone, recipe)
-    set_kernels(built.model, kernels_of(recipe))
-    require_no_draws(built, recipe, preprocess)
+    trainable = build_method(backbone, recipe)
+    set_kernels(trainable.model, kernels_of(recipe))
+    require_same_random_numbers(trainable, recipe, preprocess)
+
+    # Loader, engine and step. The engine takes over the model and its optimizer groups.
     loader = TrainLoader(
         prepared,
         recipe,
@@ -147,26 +154,28 @@ def build_session(
     )
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)
-    engine = build_engine(built.model, built.groups, recipe, world)
+    engine = build_engine(trainable.model, trainable.groups, recipe, world)
     ema = Ema(engine, recipe.ema.decay) if recipe.ema.decay else None
-    step = TrainingStep(recipe, built, engine, world, ema)
-    given = Input(preprocess, world.device, engine.dtype, recipe.train.channels_last)
-    carrier: Carrier | None = None
+    step = TrainingStep(recipe, trainable, engine, world, ema)
+    transfer = BatchTransfer(preprocess, world.device, engine.dtype, recipe.train.channels_last)
+
+    # On a GPU, the next batch is copied while the current one is computed.
+    prefetcher: Prefetcher | None = None
     if world.device.type == "cuda":
         samples = max(forward_counts(recipe, world)) * recipe.train.micro_batch
-        carrier = CudaCarrier(given, samples)
+        prefetcher = CudaPrefetcher(transfer, samples)
     return Session(
         recipe,
         world,
         prepared,
         preprocess,
-        built,
+        trainable,
         engine,
         loader,
         ema,
         step,
-        given,
-        carrier,
+        transfer,
+        prefetcher,
         notices,
     )
 
@@ -186,24 +195,26 @@ def forward_counts(recipe: Recipe, world: World) -> list[int]:
     return [len(part) for part in forwards_of(mine, recipe.train.micro_batches_per_forward)]
 
 
-def require_no_draws(built: Built, recipe: Recipe, preprocess: Preprocess) -> None:
+def require_same_random_numbers(
+    trainable: TrainableModel, recipe: Recipe, preprocess: Preprocess
+) -> None:
     """UserError where micro-batches of one forward would share a module's random numbers."""
     together = recipe.train.micro_batches_per_forward
     if together == 1:
         return
-    drawing = drawing_modules(built.model, preprocess.crop)
+    drawing = find_random_modules(trainable.model, preprocess.crop)
     if drawing:
         more = f" and {len(drawing) - 1} more" if len(drawing) > 1 else ""
         raise UserError(
             f"train.micro_batches_per_forward={together}: {drawing[0]} "
-            f"({type(built.model.get_submodule(drawing[0])).__name__}){more} of {built.name} draws "
-            "random numbers for a whole forward, so that the numbers would not be those of each "
-            "micro-batch; use train.micro_batches_per_forward=1, or model.dropout=false (which "
-            "changes the numbers)"
+            f"({type(trainable.model.get_submodule(drawing[0])).__name__}){more} of "
+            f"{trainable.name} draws random numbers for a whole forward, so that the numbers would "
+            "not be those of each micro-batch; use train.micro_batches_per_forward=1, or "
+            "model.dropout=false (which changes the numbers)"
         )
 
 
-def frozen_names(model: nn.Module) -> frozenset[str]:
+def frozen_tensor_names(model: nn.Module) -> frozenset[str]:
     """Tensors of the state that training never changes: frozen parameters and frozen twins."""
     parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     twins = {n for n, _ in model.named_buffers() if n.rpartition(".")[2].startswith("frozen_")}

@@ -1,4 +1,4 @@
-"""One training step: micro-batches forward and backward, one reduction, one update."""
+"""One training step: micro-batches forward and backward, one all-reduce, one update."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from adafilter_dist.data.loading.mix import mix_each
 from adafilter_dist.data.loading.order import share
 from adafilter_dist.distributed import World
 from adafilter_dist.engine import Engine
-from adafilter_dist.methods import Built
+from adafilter_dist.methods import TrainableModel
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.training.draws import keyed_draws
+from adafilter_dist.training.draws import seeded_draws
 from adafilter_dist.training.ema import Ema
-from adafilter_dist.training.lr_schedule import rate_factor
+from adafilter_dist.training.lr_schedule import lr_factor
 
 FIGURES = ("loss", "penalty", "accuracy", "wait", "stop", "save", "gate_mean", "gate_variance")
 """What a step measures, in the order of its vector; sums over ranks of per-micro-batch means."""
@@ -51,22 +51,22 @@ class Figures:
 class TrainingStep:
     """The arithmetic of a step, a function of the recipe and not of the world size.
 
-    The global batch is ``train.micro_batches`` micro-batches, shared over the ranks. Batch
-    statistics, penalties and draws are those of one micro-batch; gradients, figures and the update
-    of running statistics are means over all of them, applied once. Several of them may share a
-    forward (``train.micro_batches_per_forward``): these are the same numbers.
+    The global batch is ``train.micro_batches`` micro-batches, divided among the ranks. Batch
+    statistics, penalties and random draws belong to one micro-batch each; gradients, figures and
+    the update of running statistics are means over all of them, applied once. Several micro-batches
+    may share a forward (``train.micro_batches_per_forward``), which gives the same numbers.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        built: Built,
+        trainable: TrainableModel,
         engine: Engine,
         world: World,
         ema: Ema | None,
     ) -> None:
         self._recipe = recipe
-        self._built = built
+        self._trainable = trainable
         self._engine = engine
         self._world = world
         self._ema = ema
@@ -89,6 +89,8 @@ class TrainingStep:
         engine.model.train()
         figures = torch.zeros(_LOCAL, dtype=engine.dtype, device=self._world.device)
         wait = 0.0
+
+        # Forward and backward of this rank's micro-batches; gradients add up in the engine.
         for micro_batches in self._forwards:
             began = time.perf_counter()
             batch = next(batches)
@@ -96,19 +98,23 @@ class TrainingStep:
             last = micro_batches == self._forwards[-1]
             with (
                 engine.micro_batch(last=last),
-                keyed_draws(self._recipe.seed, step, micro_batches, self._world.device),
+                seeded_draws(self._recipe.seed, step, micro_batches, self._world.device),
             ):
                 # Means over the forward, times their number: sums over its micro-batches.
                 loss, penalty, accuracy = self._forward(batch, step, epoch, micro_batches)
                 engine.backward((loss + penalty) * batch.count)
-            found = torch.stack([loss.detach(), penalty.detach(), accuracy])
-            figures[:3] += found * batch.count
+            means = torch.stack([loss.detach(), penalty.detach(), accuracy])
+            figures[:3] += means * batch.count
         # Filled one by one: a tensor made of them on the host would wait for the device.
         for place, value in enumerate((wait / self._world.world_size, stop, save), start=3):
             figures[place].fill_(value)
 
+        # One all-reduce of the figures and the batch statistics of all gated layers. It also
+        # carries the wishes to stop and to save, so that every rank learns of them at once.
         flat = torch.cat([figures, step_statistics.collect(engine.model)])
         flat = engine.reduce(flat)
+
+        # The update. A step whose fp16 gradients overflowed leaves everything as it was.
         taken = engine.step(rate)
         if taken:
             step_statistics.apply(engine.model, flat[_LOCAL:] / train.micro_batches)
@@ -132,17 +138,17 @@ class TrainingStep:
             epoch=epoch,
             step=step,
             micro_batches=micro_batches,
-            num_classes=self._built.num_classes,
+            num_classes=self._trainable.num_classes,
         )
         logits = engine.forward(images)
         smoothing = recipe.optim.label_smoothing
         loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-        penalty = self._built.penalty().to(loss.dtype)
+        penalty = self._trainable.penalty().to(loss.dtype)
         accuracy = (logits.detach().argmax(1) == batch.labels).to(loss.dtype).mean()
         return loss, penalty, accuracy
 
     def _gates(self) -> Tensor:
-        gate = self._built.gates
+        gate = self._trainable.gates
         if gate is None:
             return torch.zeros(2, dtype=self._engine.dtype, device=self._world.device)
         return torch.stack([gate.last_mean.mean(), gate.last_variance.mean()]).to(
@@ -150,7 +156,7 @@ class TrainingStep:
         )
 
     def warm_up(self, size: int) -> None:
-        """Run the engine's throw-away pass on noise (N, 3, size, size), a first forward's N."""
+        """Run the engine's throw-away pass on noise, as large as the first forward of a step."""
         first = self._forwards[0]
         shape = (len(first) * self._recipe.train.micro_batch, 3, size, size)
 
@@ -159,19 +165,19 @@ class TrainingStep:
             images = torch.randn(shape, generator=generator, dtype=self._engine.dtype)
             self._engine.model.train()
             total = self._engine.forward(images.to(self._world.device)).sum()
-            return total * 0 + self._built.penalty().to(total.dtype) * 0
+            return total * 0 + self._trainable.penalty().to(total.dtype) * 0
 
-        with keyed_draws(0, 0, first, self._world.device):
+        with seeded_draws(0, 0, first, self._world.device):
             self._engine.warm_up(loss)
         step_statistics.discard(self._engine.model)
 
 
 def forwards_of(share: range, at_once: int) -> list[range]:
-    """A rank's micro-batches of a step by forward, ``at_once`` in each; the last may have fewer."""
+    """Groups a rank's micro-batches into forwards of ``at_once``; the last may have fewer."""
     return [share[first : first + at_once] for first in range(0, len(share), at_once)]
 
 
-def rate_of(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+def lr_factor_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """The schedule's factor at ``step``."""
     total = steps_per_epoch * recipe.train.epochs
-    return rate_factor(recipe.optim, step, steps_per_epoch, total)
+    return lr_factor(recipe.optim, step, steps_per_epoch, total)

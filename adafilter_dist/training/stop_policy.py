@@ -1,4 +1,4 @@
-"""What lies around an attempt: who may stop it, what a stop means there, when it is given up."""
+"""How a launcher stops an attempt: the flag, what a signal means there, when a run is given up."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from adafilter_dist.training.preemption import StopFlag
 
 
 class GivenUpError(UserError):
-    """A run that is started again and again, and gets nowhere."""
+    """A run that was restarted again and again without progress."""
 
     exit_code = 1
 
 
 @dataclass
-class Surroundings:
-    """``explain`` turns a signal's name into what happened, as far as the cluster knows.
+class StopPolicy:
+    """What the launcher knows of stops; the defaults are those of a plain process.
 
-    ``grace``: seconds between a preemption's first signal and its end, None where that is not
-    known. ``max_restarts``: restarts in a row without progress that are one too many; None for any.
+    ``explain`` turns a signal's name into what happened, as far as the cluster knows. ``grace``:
+    seconds between a preemption's first signal and the kill; None if unknown. ``max_restarts``: the
+    run is given up after this many restarts in a row without progress; None for never.
     """
 
     stop: StopFlag = field(default_factory=StopFlag)
@@ -34,9 +35,9 @@ class Surroundings:
     max_restarts: int | None = None
 
     def stop_takes(self, seconds: float, every: int | str) -> str:
-        """Note how long a stop takes; once, in words, that a preemption leaves less than that.
+        """Note how long a stop takes; returns a warning, once, if a preemption leaves less time.
 
-        ``every`` is how often the run is saved: what a preemption then costs.
+        ``every`` is how often the run is saved: that much work a preemption then costs.
         """
         first, self.stop.needs = not self.stop.needs, seconds
         if not first or self.grace is None or seconds <= self.grace:
@@ -48,7 +49,7 @@ class Surroundings:
 
 
 def ended_before(run: Path, attempt: int) -> str:
-    """How the attempt before this one ended: its reason, or that it was killed; empty for none."""
+    """How the attempt before this one ended: its reason, or "killed"; empty if there was none."""
     if attempt < 2:
         return ""
     ended = read_object(run / "attempts" / str(attempt - 1) / "ended.json", [])

@@ -39,7 +39,7 @@ class Attempt:
         checkpoints = Checkpoints(run)
         self.loaded = checkpoints.newest(self.said.append)
         good = self.loaded.position.step if self.loaded else None
-        self.saver.go_on(FROZEN, checkpoints.frozen_entry, good)
+        self.saver.start_from(FROZEN, checkpoints.frozen_entry, good)
 
     def save(self, *steps: int) -> list[Path]:
         """Save at each step and wait for it; the folders."""

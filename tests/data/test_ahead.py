@@ -1,7 +1,7 @@
 """Micro-batches brought ahead of need: their order, the bound, and every way out.
 
-The carrier here is one for the CPU that fills its places in turn as CUDA's does; what it was asked
-to do is written down.
+The prefetcher here is one for the CPU. It fills its places in turn as CUDA's does, and writes down
+what it was asked to do.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
-from adafilter_dist.data.loading.device import Input, joined, normalise, to_device
-from adafilter_dist.data.loading.prefetch import AHEAD, in_forwards
+from adafilter_dist.data.loading.device import BatchTransfer, joined, normalise, to_device
+from adafilter_dist.data.loading.prefetch import AHEAD, forward_batches
 from adafilter_dist.data.stored.prepared import Prepared
 from tests.data.conftest import PREPROCESS, needs_ffcv, train_loader
 
 M, SIDE = 2, PREPROCESS.crop
-GIVEN = Input(PREPROCESS, torch.device("cpu"))
+GIVEN = BatchTransfer(PREPROCESS, torch.device("cpu"))
 
 
-class Carrier:
+class Prefetcher:
     """Room for AHEAD + 1 forwards of up to three micro-batches."""
 
     def __init__(self, size: int = M) -> None:
@@ -80,7 +80,9 @@ COUNTS = [2, 2, 1] * 4
 def test_forwards_hold_their_micro_batches_in_order(carried: bool) -> None:
     wanted = list(micro_batches_of(sum(COUNTS)))
     found = []
-    with in_forwards(micro_batches(20), COUNTS, GIVEN, Carrier() if carried else None) as forwards:
+    with forward_batches(
+        micro_batches(20), COUNTS, GIVEN, Prefetcher() if carried else None
+    ) as forwards:
         for batch in forwards:
             assert batch.images.is_contiguous(memory_format=torch.channels_last) or carried
             found.append(DeviceBatch(batch.images.clone(), batch.labels, batch.index, batch.count))
@@ -102,14 +104,14 @@ def micro_batches_of(count: int) -> Iterator[MicroBatch]:
 
 
 def test_a_place_is_filled_again_only_when_its_reader_is_done() -> None:
-    carrier = Carrier()
-    with in_forwards(micro_batches(20), COUNTS, GIVEN, carrier) as forwards:
+    prefetcher = Prefetcher()
+    with forward_batches(micro_batches(20), COUNTS, GIVEN, prefetcher) as forwards:
         for number, batch in enumerate(forwards):
             # Another thread may be filling the other place by now, never this one.
             assert batch.images[0, 0, 0, 0] == batch.images[M - 1, 0, 0, 0]
             first = batch.images.clone()
-            wait_for(carrier, min(number + 1 + AHEAD, len(COUNTS)))
-            assert carrier.brought <= number + 1 + AHEAD
+            wait_for(prefetcher, min(number + 1 + AHEAD, len(COUNTS)))
+            assert prefetcher.brought <= number + 1 + AHEAD
             assert torch.equal(batch.images, first)
     handed = [("hand over", number % 2) for number in range(len(COUNTS))]
     # After forward n is handed over it is read until the next one is asked for.
@@ -117,12 +119,12 @@ def test_a_place_is_filled_again_only_when_its_reader_is_done() -> None:
     for number, entry in enumerate(handed):
         wanted += [("done", (number - 1) % 2)] if 0 < number < len(COUNTS) - 1 else []
         wanted.append(entry)
-    assert carrier.log == [*wanted, ("end", -1)]
-    assert threads() == [] and len(carrier.threads) == 1
+    assert prefetcher.log == [*wanted, ("end", -1)]
+    assert threads() == [] and len(prefetcher.threads) == 1
 
 
-def wait_for(carrier: Carrier, brought: int) -> None:
-    while carrier.brought < brought:
+def wait_for(prefetcher: Prefetcher, brought: int) -> None:
+    while prefetcher.brought < brought:
         threading.Event().wait(0.001)
 
 
@@ -130,7 +132,7 @@ def test_an_error_of_the_loader_arrives_at_its_place() -> None:
     done = []
     with (
         pytest.raises(ValueError, match="too far"),
-        in_forwards(micro_batches(5), [1] * 9, GIVEN, Carrier()) as forwards,
+        forward_batches(micro_batches(5), [1] * 9, GIVEN, Prefetcher()) as forwards,
     ):
         for batch in forwards:
             done.append(int(batch.index[0]) // M)
@@ -141,28 +143,28 @@ def test_an_error_of_the_loader_arrives_at_its_place() -> None:
 @pytest.mark.parametrize("carried", [True, False])
 def test_a_loader_that_ends_early_is_an_error(carried: bool) -> None:
     few = iter(list(micro_batches_of(3)))
-    carrier = Carrier() if carried else None
+    prefetcher = Prefetcher() if carried else None
     with (
         pytest.raises(RuntimeError, match="ended early: 1 of 2 micro-batches"),
-        in_forwards(few, [2, 2], GIVEN, carrier) as forwards,
+        forward_batches(few, [2, 2], GIVEN, prefetcher) as forwards,
     ):
         list(forwards)
 
 
 @pytest.mark.parametrize("how", ["break", "raise", "at once", "to the end"])
 def test_left_in_any_way_the_thread_has_ended(how: str) -> None:
-    carrier = Carrier()
+    prefetcher = Prefetcher()
     closed: list[bool] = []
     batches = micro_batches(20, closed)
     expected = pytest.raises(KeyboardInterrupt) if how == "raise" else nullcontext()
-    with expected, in_forwards(batches, COUNTS, GIVEN, carrier) as forwards:
+    with expected, forward_batches(batches, COUNTS, GIVEN, prefetcher) as forwards:
         if how == "raise":
             next(forwards)
             raise KeyboardInterrupt
         for number, _ in enumerate(forwards):
             if how == "at once" or (how == "break" and number == 3):
                 break
-    assert threads() == [] and carrier.log[-1] == ("end", -1)
+    assert threads() == [] and prefetcher.log[-1] == ("end", -1)
     assert closed == []  # the loader's own context closes it, in this thread
     batches.close()  # type: ignore[attr-defined]
     assert closed == [True]
@@ -176,10 +178,10 @@ def test_over_the_real_loaders(kind: str, jpg: Prepared, first_step: int) -> Non
     loader = train_loader(jpg, kind)
     counts = [2, 1] * (loader.steps_per_epoch - first_step)
     passes = []
-    for carrier in (None, Carrier(size=4)):
+    for prefetcher in (None, Prefetcher(size=4)):
         with (
             loader.epoch(1, first_step) as batches,
-            in_forwards(batches, counts, GIVEN, carrier) as forwards,
+            forward_batches(batches, counts, GIVEN, prefetcher) as forwards,
         ):
             passes.append([(batch.images.clone(), batch.index) for batch in forwards])
     plain, brought = passes

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import rank_environment, start
-from tests.distributed.watching import Watched, ranks, watched
+from tests.distributed.watching import LoaderWithCallback, ranks, watched
 from tests.kills.same import differences
 
 pytestmark = pytest.mark.distributed
 
 
-def start_ranks(stack: ExitStack, words: list[str], folder: Path, number: int) -> list[Watched]:
+def start_ranks(
+    stack: ExitStack, words: list[str], folder: Path, number: int
+) -> list[LoaderWithCallback]:
     """Two ranks as a scheduler starts them: nobody knows an address."""
     meeting = {"ADAFILTER_MEETING": str(folder / f"meeting.1.{number}")}
     started = []

@@ -18,7 +18,7 @@ from tests.distributed.launch import (
 )
 
 
-class Watched:
+class LoaderWithCallback:
     """A started command whose lines are read as they come."""
 
     def __init__(self, process: Process) -> None:
@@ -61,17 +61,19 @@ class Watched:
 
 
 @contextmanager
-def watched(process: Process) -> Iterator[Watched]:
+def watched(process: Process) -> Iterator[LoaderWithCallback]:
     """A started command, killed with its descendants at the end."""
     try:
-        yield Watched(process)
+        yield LoaderWithCallback(process)
     finally:
         kill_tree(process.pid)
         process.wait(30)
 
 
 @contextmanager
-def ranks(words: Sequence[str], world_size: int, folder: Path) -> Iterator[list[Watched]]:
+def ranks(
+    words: Sequence[str], world_size: int, folder: Path
+) -> Iterator[list[LoaderWithCallback]]:
     """``adafilter WORDS`` once a rank, without torchrun: nobody but us looks after them."""
     port = free_port()
     with ExitStack() as stack:

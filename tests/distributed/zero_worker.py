@@ -270,7 +270,7 @@ def main(prepared: str, out: str, long: str = "") -> None:
             parts = {"bf16": lambda: bands(worker, ENGINES[1:], SEEDS)}
         for name, part in parts.items():
             results[name] = part()
-    if world.first:
+    if world.is_rank0:
         Path(out).write_text(json.dumps(results))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from adafilter_dist.methods import Built, build_method, parameter_groups
+from adafilter_dist.methods import TrainableModel, build_method, parameter_groups
 from adafilter_dist.models.backbone.backbones import load_backbone
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
@@ -16,7 +16,7 @@ from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.recipe.schema import Recipe
 
 
-def build(method: Any, network: str = "resnet18", **model: Any) -> tuple[Built, Recipe]:
+def build(method: Any, network: str = "resnet18", **model: Any) -> tuple[TrainableModel, Recipe]:
     recipe = Recipe.model_validate(
         {
             "name": "t",
@@ -29,30 +29,30 @@ def build(method: Any, network: str = "resnet18", **model: Any) -> tuple[Built, 
     return build_method(load_backbone(recipe, 5), recipe), recipe
 
 
-def names_of(built: Built) -> dict[str, list[str]]:
-    names = {id(parameter): name for name, parameter in built.model.named_parameters()}
-    return {g["name"]: [names[id(p)] for p in g["params"]] for g in built.groups}
+def names_of(trainable: TrainableModel) -> dict[str, list[str]]:
+    names = {id(parameter): name for name, parameter in trainable.model.named_parameters()}
+    return {g["name"]: [names[id(p)] for p in g["params"]] for g in trainable.groups}
 
 
 @pytest.mark.parametrize("method", ["adafilter", "finetune", "linear_probe"])
 def test_groups_hold_what_is_trained_exactly_once(method: str) -> None:
-    built, _ = build({"name": method})
-    grouped = [id(parameter) for group in built.groups for parameter in group["params"]]
-    trained = [id(p) for p in built.model.parameters() if p.requires_grad]
+    trainable, _ = build({"name": method})
+    grouped = [id(parameter) for group in trainable.groups for parameter in group["params"]]
+    trained = [id(p) for p in trainable.model.parameters() if p.requires_grad]
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(trained)
-    torch.optim.SGD(built.groups, momentum=0.9)
-    for group in built.groups:
+    torch.optim.SGD(trainable.groups, momentum=0.9)
+    for group in trainable.groups:
         part = group["name"].removesuffix("_no_decay")
         assert group["lr"] == {"trunk": 0.1, "gate": 0.2, "head": 0.3}[part]
         still = group["name"].endswith("_no_decay")
         assert group["weight_decay"] == (0.0 if still else 0.01)
         assert all((parameter.ndim <= 1) == still for parameter in group["params"])
-    assert built.num_classes == 5
+    assert trainable.num_classes == 5
 
 
 def test_parts_are_told_apart() -> None:
-    built, _ = build({"name": "adafilter"})
-    names = names_of(built)
+    trainable, _ = build({"name": "adafilter"})
+    names = names_of(trainable)
     assert names["head"] == ["backbone.fc.weight"]
     assert names["head_no_decay"] == ["backbone.fc.bias"]
     assert all(name.startswith("gate.") for name in names["gate"] + names["gate_no_decay"])
@@ -69,7 +69,7 @@ def test_rates_default_to_the_trunks_and_a_guess_of_the_head_is_not_needed() -> 
 
 
 def test_adafilter_follows_the_recipe() -> None:
-    built, _ = build(
+    trainable, _ = build(
         {
             "name": "adafilter",
             "gate": {"hidden": 16, "estimator": "gumbel", "bias": 1.0},
@@ -78,37 +78,37 @@ def test_adafilter_follows_the_recipe() -> None:
         },
         ungated="freeze",
     )
-    model = built.model
-    assert isinstance(model, AdaFilterNet) and built.gates is model.gate
-    assert built.report is model.report and len(model.gated_layers) == 5
+    model = trainable.model
+    assert isinstance(model, AdaFilterNet) and trainable.gates is model.gate
+    assert trainable.report is model.report and len(model.gated_layers) == 5
     assert model.gate.settings.estimator == "gumbel" and model.gate.cell.hidden_size == 16
     assert not model.backbone.get_parameter("conv1.weight").requires_grad
     model.train()(torch.randn(4, 3, 32, 32))
     means = torch.stack([gates.mean() for gates in model.gate.walk.gates.values()])
-    torch.testing.assert_close(built.penalty(), 0.5 * means.mean())
+    torch.testing.assert_close(trainable.penalty(), 0.5 * means.mean())
 
 
 @pytest.mark.parametrize("method", ["finetune", "linear_probe"])
 def test_baselines_have_no_gates_and_no_penalty(method: str) -> None:
-    built, _ = build({"name": method})
-    built.model(torch.randn(2, 3, 32, 32))
-    assert built.gates is None and built.report is None
-    assert float(built.penalty()) == 0 and built.penalty().ndim == 0
+    trainable, _ = build({"name": method})
+    trainable.model(torch.randn(2, 3, 32, 32))
+    assert trainable.gates is None and trainable.report is None
+    assert float(trainable.penalty()) == 0 and trainable.penalty().ndim == 0
 
 
 def test_finetune_uses_the_same_batchnorm() -> None:
-    built, _ = build({"name": "finetune"})
-    norms = [m for m in built.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    trainable, _ = build({"name": "finetune"})
+    norms = [m for m in trainable.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 20 and all(isinstance(norm, MicroBatchNorm2d) for norm in norms)
 
 
 def test_linear_probe_trains_the_head_on_features_of_evaluation_mode() -> None:
-    built, _ = build({"name": "linear_probe"}, "mobilenet_v2")
-    model, x = built.model, torch.randn(4, 3, 32, 32)
+    trainable, _ = build({"name": "linear_probe"}, "mobilenet_v2")
+    model, x = trainable.model, torch.randn(4, 3, 32, 32)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     evaluated = model.eval()(x)
     assert torch.equal(model.train()(x), evaluated), "no dropout, no batch statistics"
-    optimizer = torch.optim.SGD(built.groups, lr=0.1)
+    optimizer = torch.optim.SGD(trainable.groups, lr=0.1)
     model(x).square().sum().backward()
     optimizer.step()
     step_statistics.update_statistics(model)

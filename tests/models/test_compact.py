@@ -138,8 +138,8 @@ def test_older_folders_are_read_as_before_and_fast(tmp_path: Path) -> None:
 
     for number, method in enumerate(METHODS):
         folder = tmp_path / str(number)
-        built = build(method)
-        export_model(folder, built, classes=CLASSES, preprocess=PREPROCESS)
+        trainable = build(method)
+        export_model(folder, trainable, classes=CLASSES, preprocess=PREPROCESS)
         assert '"format": 1,' in (folder / "config.json").read_text()
         plain, _ = load(folder)
         fast, _ = load(folder, fast=True)

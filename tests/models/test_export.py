@@ -17,7 +17,7 @@ from torchvision import models
 
 import adafilter_dist
 from adafilter_dist.errors import UserError
-from adafilter_dist.methods import Built, build_method
+from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.methods.export import export_model, load
 from adafilter_dist.models.backbone.backbones import load_backbone
 from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_transform
@@ -29,7 +29,9 @@ PREPROCESS = Preprocess((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic", 40, 32)
 CLASSES = ["cat", "dog", "zebra"]
 
 
-def build(method: object, name: str = "resnet18", dtype: torch.dtype = torch.float32) -> Built:
+def build(
+    method: object, name: str = "resnet18", dtype: torch.dtype = torch.float32
+) -> TrainableModel:
     recipe = Recipe.model_validate(
         {
             "name": "t",
@@ -38,10 +40,10 @@ def build(method: object, name: str = "resnet18", dtype: torch.dtype = torch.flo
             "method": method,
         }
     )
-    built = build_method(load_backbone(recipe, len(CLASSES)), recipe)
-    randomise(built.model, seed=3)
-    built.model.to(dtype)
-    return built
+    trainable = build_method(load_backbone(recipe, len(CLASSES)), recipe)
+    randomise(trainable.model, seed=3)
+    trainable.model.to(dtype)
+    return trainable
 
 
 def picture() -> Image.Image:
@@ -59,30 +61,30 @@ METHODS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
 def test_round_trip(method: object, dtype: torch.dtype, tmp_path: Path) -> None:
-    built = build(method, dtype=dtype)
-    export_model(tmp_path / "best", built, classes=CLASSES, preprocess=PREPROCESS)
+    trainable = build(method, dtype=dtype)
+    export_model(tmp_path / "best", trainable, classes=CLASSES, preprocess=PREPROCESS)
     model, transform = adafilter_dist.load(tmp_path / "best")
     x = transform(picture())[None].to(dtype)
     assert x.shape == (1, 3, 32, 32)
     assert not model.training and model.classes == CLASSES
-    assert torch.equal(model(x), built.model.eval()(x))
-    if isinstance(built.model, AdaFilterNet):
+    assert torch.equal(model(x), trainable.model.eval()(x))
+    if isinstance(trainable.model, AdaFilterNet):
         assert isinstance(model, AdaFilterNet)
-        assert list(model.gated_layers) == list(built.model.gated_layers)
-        assert model.report.left_out == built.model.report.left_out
-        assert model.gate.settings == built.model.gate.settings
+        assert list(model.gated_layers) == list(trainable.model.gated_layers)
+        assert model.report.left_out == trainable.model.report.left_out
+        assert model.gate.settings == trainable.model.gate.settings
     else:
-        assert type(model) is type(built.model)
+        assert type(model) is type(trainable.model)
 
 
 def test_a_run_folder_will_do_and_an_export_replaces_the_last(tmp_path: Path) -> None:
-    built = build(METHODS[1])
+    trainable = build(METHODS[1])
     for _ in range(2):
-        export_model(tmp_path / "best", built, classes=CLASSES, preprocess=PREPROCESS)
+        export_model(tmp_path / "best", trainable, classes=CLASSES, preprocess=PREPROCESS)
         with torch.no_grad():
-            built.model.fc.bias += 1  # type: ignore[union-attr,operator]
+            trainable.model.fc.bias += 1  # type: ignore[union-attr,operator]
     model, _ = load(str(tmp_path))
-    torch.testing.assert_close(model.fc.bias, built.model.fc.bias - 1)  # type: ignore
+    torch.testing.assert_close(model.fc.bias, trainable.model.fc.bias - 1)  # type: ignore
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -92,11 +94,11 @@ def test_a_run_folder_will_do_and_an_export_replaces_the_last(tmp_path: Path) ->
 @pytest.mark.slow
 def test_the_names_that_timm_and_efficientnet_lite_use(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    built = build(METHODS[0] | {"layers": ".*"}, "timm/tf_efficientnet_lite0")
-    export_model(tmp_path, built, classes=CLASSES, preprocess=PREPROCESS)
+    trainable = build(METHODS[0] | {"layers": ".*"}, "timm/tf_efficientnet_lite0")
+    export_model(tmp_path, trainable, classes=CLASSES, preprocess=PREPROCESS)
     model, transform = load(tmp_path)
     x = transform(picture())[None]
-    assert torch.equal(model(x), built.model.eval()(x))
+    assert torch.equal(model(x), trainable.model.eval()(x))
 
 
 def test_damaged_and_missing_files_are_short_errors(tmp_path: Path) -> None:
@@ -126,8 +128,8 @@ def test_damaged_and_missing_files_are_short_errors(tmp_path: Path) -> None:
 def test_a_flipped_bit_of_the_weights_is_noticed_and_what_has_no_sha256_is_read(
     tmp_path: Path,
 ) -> None:
-    built = build(METHODS[1])
-    export_model(tmp_path, built, classes=CLASSES, preprocess=PREPROCESS)
+    trainable = build(METHODS[1])
+    export_model(tmp_path, trainable, classes=CLASSES, preprocess=PREPROCESS)
     path = tmp_path / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[-1000] ^= 4
@@ -135,7 +137,7 @@ def test_a_flipped_bit_of_the_weights_is_noticed_and_what_has_no_sha256_is_read(
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         load(tmp_path)
     # As earlier versions wrote them.
-    safetensors.torch.save_file(built.model.state_dict(), path)
+    safetensors.torch.save_file(trainable.model.state_dict(), path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["sha256"]
     (tmp_path / "config.json").write_text(json.dumps(config))

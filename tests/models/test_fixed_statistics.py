@@ -38,7 +38,7 @@ def filters_computed(net: AdaFilterNet, gates: Tensor) -> list[int]:
     """Output channels of every convolution of a forward, under gates (C,) of the first layer."""
     seen: list[int] = []
 
-    class Watch(torch.overrides.TorchFunctionMode):
+    class StagingCallbacks(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             if function is torch.nn.functional.conv2d and not args[0].is_meta:
                 seen.append(len(args[1]))
@@ -47,7 +47,7 @@ def filters_computed(net: AdaFilterNet, gates: Tensor) -> list[int]:
     def override(index: int, own: Tensor) -> Tensor:
         return gates.expand_as(own).to(own) if index == 0 else torch.ones_like(own)
 
-    with override_gates(net, override), Watch():
+    with override_gates(net, override), StagingCallbacks():
         net(images())
     return seen
 

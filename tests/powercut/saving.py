@@ -61,7 +61,7 @@ def attempt(run: Path, *steps: int) -> Ownership:
     found = checkpoints.newest(lambda line: None)
     cut_after(run / "metrics.jsonl", found.position.step if found else 0)
     saver = Saver(ownership, keep=2)
-    saver.go_on(FROZEN, checkpoints.frozen_entry, found.position.step if found else None)
+    saver.start_from(FROZEN, checkpoints.frozen_entry, found.position.step if found else None)
     rows = JsonLines(run / "metrics.jsonl")
     last = found.position.step if found else 0
     for step in steps:

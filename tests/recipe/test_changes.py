@@ -21,7 +21,7 @@ from adafilter_dist.recipe.changes import (
     translate_step,
 )
 from adafilter_dist.recipe.identity import run_hash
-from adafilter_dist.training.lr_schedule import rate_factor
+from adafilter_dist.training.lr_schedule import lr_factor
 
 HASHES = {
     "caltech256": "efe59195",
@@ -52,7 +52,7 @@ def refused(old: Recipe, new: Recipe, *allow: str, run: str = "runs/demo/1") -> 
 
 def rates(recipe: Recipe, per_epoch: int = 10) -> list[float]:
     total = recipe.train.epochs * per_epoch
-    return [rate_factor(recipe.optim, step, per_epoch, total) for step in range(total)]
+    return [lr_factor(recipe.optim, step, per_epoch, total) for step in range(total)]
 
 
 @pytest.mark.parametrize("name", HASHES)

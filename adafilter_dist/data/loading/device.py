@@ -14,8 +14,8 @@ from adafilter_dist.models.backbone.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
-class Input:
-    """What the network takes: how normalised, where, of what type, in which layout."""
+class BatchTransfer:
+    """How a batch becomes the network's input: normalisation, device, dtype and layout."""
 
     preprocess: Preprocess
     device: torch.device
@@ -34,7 +34,7 @@ class Input:
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """One after the other; a single one as it is."""
+    """The tensors one after the other; a single one is returned as it is, without a copy."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 

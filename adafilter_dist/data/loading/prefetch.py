@@ -1,4 +1,4 @@
-"""Micro-batches for a forward, brought to the device while the one before is computed."""
+"""Brings the next forward's micro-batches to the device while the current one is computed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Protocol
 import torch
 
 from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
-from adafilter_dist.data.loading.device import Input, joined, normalise
+from adafilter_dist.data.loading.device import BatchTransfer, joined, normalise
 from adafilter_dist.data.stored.pool import WorkerPool
 
 AHEAD = 1
 """Forwards that are brought beyond the one in use; the loader decodes further ahead."""
 
 
-class Carrier(Protocol):
-    """Brings to the device. All but `bring` run in the thread of whoever trains."""
+class Prefetcher(Protocol):
+    """Fills places on the device with batches. All methods but `bring` run in the main thread."""
 
     def begin(self) -> None:
         """A pass over batches begins."""
@@ -38,28 +38,31 @@ class Carrier(Protocol):
 
 
 @contextmanager
-def in_forwards(
-    batches: Iterator[MicroBatch], counts: Sequence[int], given: Input, carrier: Carrier | None
+def forward_batches(
+    batches: Iterator[MicroBatch],
+    counts: Sequence[int],
+    transfer: BatchTransfer,
+    prefetcher: Prefetcher | None,
 ) -> Iterator[Iterator[DeviceBatch]]:
-    """The micro-batches, as many for each forward as ``counts`` says, on the device.
+    """Batches on the device, one for each forward, of as many micro-batches as ``counts`` says.
 
-    Without a carrier (on the CPU) each is normalised when it is asked for. With one a thread brings
-    them, at most `AHEAD` forwards beyond the one in use; what the loader raises is raised here, at
-    its place, and however the context is left, the thread has ended afterwards.
+    Without a prefetcher (on the CPU) a batch is normalised when it is asked for. With one, a thread
+    brings batches, at most `AHEAD` forwards before they are used. An exception of the loader is
+    raised here, in place of its batch. The thread has ended when the context is left.
     """
-    if carrier is None:
-        yield (given.bring(_take(batches, count)) for count in counts)
+    if prefetcher is None:
+        yield (transfer.bring(_take(batches, count)) for count in counts)
         return
-    carrier.begin()
+    prefetcher.begin()
     try:
-        with WorkerPool(1) as pool, closing(_ahead(pool, batches, counts, carrier)) as ahead:
+        with WorkerPool(1) as pool, closing(_ahead(pool, batches, counts, prefetcher)) as ahead:
             yield ahead
     finally:
-        carrier.end()
+        prefetcher.end()
 
 
 def _ahead(
-    pool: WorkerPool, batches: Iterator[MicroBatch], counts: Sequence[int], carrier: Carrier
+    pool: WorkerPool, batches: Iterator[MicroBatch], counts: Sequence[int], prefetcher: Prefetcher
 ) -> Generator[DeviceBatch, None, None]:
     places = AHEAD + 1
 
@@ -67,14 +70,14 @@ def _ahead(
         for number in range(len(counts)):
             # Asked for when the consumer is back for the next one, so done with the one before.
             if number >= places:
-                carrier.done_with(number % places)
+                prefetcher.done_with(number % places)
             yield number
 
     def bring(number: int) -> DeviceBatch:
-        return carrier.bring(number % places, _take(batches, counts[number]))
+        return prefetcher.bring(number % places, _take(batches, counts[number]))
 
     for number, batch in enumerate(pool.map(bring, numbers(), ahead=AHEAD)):
-        carrier.hand_over(number % places)
+        prefetcher.hand_over(number % places)
         yield batch
 
 
@@ -85,23 +88,23 @@ def _take(batches: Iterator[MicroBatch], count: int) -> list[MicroBatch]:
     return parts
 
 
-class CudaCarrier:
-    """A stream beside the one that computes, and room for `AHEAD` + 1 forwards of ``samples``.
+class CudaPrefetcher:
+    """A copy stream, and buffers for `AHEAD` + 1 forwards of at most ``samples`` images.
 
-    Bytes travel from pinned memory and are normalised on the device. The room is used in turn, so
-    that memory is bounded however far the host runs ahead of the device: the stream waits for
-    whoever read a place last. Nothing waits on the host.
+    Bytes are copied from pinned memory and normalised on the device. The buffers are reused in
+    turn, so that memory is bounded however far the host runs ahead of the device: before the copy
+    stream fills a buffer, it waits for the forward that read it last. The host never waits.
     """
 
-    def __init__(self, given: Input, samples: int) -> None:
-        side, device = given.preprocess.crop, given.device
-        layout = torch.channels_last if given.channels_last else torch.contiguous_format
-        self._preprocess = given.preprocess
+    def __init__(self, transfer: BatchTransfer, samples: int) -> None:
+        side, device = transfer.preprocess.crop, transfer.device
+        layout = torch.channels_last if transfer.channels_last else torch.contiguous_format
+        self._preprocess = transfer.preprocess
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._images = [
             torch.empty(
-                (samples, 3, side, side), dtype=given.dtype, device=device, memory_format=layout
+                (samples, 3, side, side), dtype=transfer.dtype, device=device, memory_format=layout
             )
             for _ in range(AHEAD + 1)
         ]

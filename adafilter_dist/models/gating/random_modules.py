@@ -13,7 +13,7 @@ from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.micro_batches import grouped
 
 
-def drawing_modules(model: nn.Module, size: int) -> list[str]:
+def find_random_modules(model: nn.Module, size: int) -> list[str]:
     """Paths of the modules, innermost first, that moved torch's default generator.
 
     Found by one training forward on the CPU of noise (4, 3, size, size), two micro-batches whose
