@@ -102,7 +102,7 @@ class Identities:
         loss = functional.cross_entropy(
             logits.to(parameter.dtype), self.labels[: len(logits)].to(parameter.device)
         )
-        (loss + sum(gates.mean() for gates in net.gate.walk.gates.values())).backward()
+        (loss + sum(gates.mean() for gates in net.gate.decisions.gates.values())).backward()
         flat = [p.grad.double().flatten().cpu() for p in net.parameters() if p.grad is not None]
         flat.append(step_statistics.collect(net).double().cpu())
         step_statistics.discard(net)

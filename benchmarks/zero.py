@@ -394,16 +394,16 @@ def tensors_of(engine: Any) -> dict[str, list[Tensor]]:
         gradients += flat(getattr(optimizer, name, ()))
     return {
         "bucket": flat([bucket.buffer for bucket in buckets]),
-        "frozen": [*frozen, *laid_out(held)],
+        "frozen": [*frozen, *layout(held)],
         "buffers": buffers,
-        "weights": laid_out(trained),
+        "weights": layout(trained),
         "fp32 copy": copy,
         "gradients": flat(gradients),
         "optimizer": [t for state in inner.state.values() for t in flat(state)],
     }
 
 
-def laid_out(parameters: Sequence[Any]) -> list[Tensor]:
+def layout(parameters: Sequence[Any]) -> list[Tensor]:
     """The tensors of parameters, and this rank's shards of them."""
     return [p.data for p in parameters] + [p.ds_tensor for p in parameters if hasattr(p, "ds_id")]
 

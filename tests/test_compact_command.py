@@ -65,7 +65,7 @@ def test_a_run_is_compacted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
                 right["before"] += int(net(x).argmax()) == label
                 right["after"] += int(model(x).argmax()) == label
             for index, layer in enumerate(net.gate.names):
-                bits = net.gate.walk.gates[index][0].tolist()
+                bits = net.gate.decisions.gates[index][0].tolist()
                 pattern = config["compact"]["gates"][layer]
                 pairs = zip(pattern, bits, strict=True)
                 others += sum(taken not in ("-", str(int(bit))) for taken, bit in pairs)

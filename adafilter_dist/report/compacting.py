@@ -18,7 +18,12 @@ from adafilter_dist.methods.export import COMPACT_FORMAT, read_config, write_fil
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.gating.gate import observe_gates
-from adafilter_dist.models.inference.compact import compact, constant_gates, settled, write_constant
+from adafilter_dist.models.inference.compact import (
+    compact,
+    constant_gates,
+    count_dropped,
+    write_constant,
+)
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.system import files
 
@@ -109,7 +114,7 @@ def compact_export(
     counts, seen, _, _ = calibration.complete()
     constant = constant_gates(counts, seen)
     small = compact(net, constant)
-    dropped, filters = settled(small, constant)
+    dropped, filters = count_dropped(small, constant)
 
     check = GateCounts(net.gate, constant)
     with observe_gates(net, check.observe):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from adafilter_dist.models.gating.micro_batches import grouped
+from adafilter_dist.models.gating.micro_batches import in_micro_batches
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def seeded_draws(
     generators = []
     if len(keys) > 1:
         generators = [torch.Generator(device).manual_seed(key) for key in keys]
-    with torch.random.fork_rng(devices=devices), grouped(len(keys), generators):
+    with torch.random.fork_rng(devices=devices), in_micro_batches(len(keys), generators):
         # Not torch.manual_seed: without a GPU it keeps each call, and a traceback, for a later one.
         torch.default_generator.manual_seed(keys[0])
         for index in devices:

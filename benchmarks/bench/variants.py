@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from adafilter_dist.models.backbone.backbones import build_architecture
 from adafilter_dist.models.backbone.head import find_head, replace_head
 from adafilter_dist.models.backbone.zoo import zoo_of
-from adafilter_dist.models.gating.batchnorm import holds_activation
+from adafilter_dist.models.gating.batchnorm import has_activation
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gated_conv import set_kernels
 from bench.naive import naive
@@ -120,7 +120,7 @@ def folded(net: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
         conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         behind: nn.Module = nn.Identity()
-        if holds_activation(norm):
+        if has_activation(norm):
             behind = nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
         net.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
         net.set_submodule(norm_name, behind.eval())

@@ -173,12 +173,14 @@ def frozen_filters(worker: Worker) -> dict[str, list[str]]:
 def moved(session: Session, before: FullState) -> list[str]:
     """Frozen filters and weights that are not trained, as far as they differ in any bit."""
     after = kept(session)
-    still = {name for name in before.model if "frozen_weight" in name} | {*held_still(session)}
+    still = {name for name in before.model if "frozen_weight" in name} | {
+        *frozen_parameters(session)
+    }
     assert len(still) > 10
     return [name for name in still if not _equal(before.model[name], after.model[name])]
 
 
-def held_still(session: Session) -> Iterator[str]:
+def frozen_parameters(session: Session) -> Iterator[str]:
     for name, parameter in session.engine.model.named_parameters():
         if not parameter.requires_grad:
             yield name

@@ -84,7 +84,7 @@ def test_adafilter_follows_the_recipe() -> None:
     assert model.gate.settings.estimator == "gumbel" and model.gate.cell.hidden_size == 16
     assert not model.backbone.get_parameter("conv1.weight").requires_grad
     model.train()(torch.randn(4, 3, 32, 32))
-    means = torch.stack([gates.mean() for gates in model.gate.walk.gates.values()])
+    means = torch.stack([gates.mean() for gates in model.gate.decisions.gates.values()])
     torch.testing.assert_close(trainable.penalty(), 0.5 * means.mean())
 
 

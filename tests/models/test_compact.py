@@ -16,8 +16,8 @@ from adafilter_dist.models.gating.gate import observe_gates, override_gates
 from adafilter_dist.models.inference.compact import (
     compact,
     constant_gates,
+    count_dropped,
     read_constant,
-    settled,
     write_constant,
 )
 from adafilter_dist.models.inference.selected_conv import InferenceNet, SelectedConv, for_inference
@@ -51,7 +51,7 @@ def test_the_same_bits_where_the_gates_are_constant(name: str, dtype: torch.dtyp
     with torch.no_grad():
         for pictures in (x, x[:1], x[3:]):
             assert torch.equal(small(pictures), fast(pictures))
-    dropped, filters = settled(small, constant)
+    dropped, filters = count_dropped(small, constant)
     assert filters == len(values) and dropped == int((values >= 0).sum()) > 0.3 * filters
     for name, layer in small.gated_layers.items():
         assert isinstance(layer, SelectedConv)
@@ -70,7 +70,7 @@ def test_a_network_without_decisions_asks_no_gate() -> None:
     with torch.no_grad(), override_gates(net, override):
         wanted = net(x)
         torch.testing.assert_close(small(x), wanted, rtol=1e-11, atol=1e-11)
-        assert not small.gate.walk.logits
+        assert not small.gate.decisions.logits
         # Whoever looks still sees gates.
         seen: dict[str, Tensor] = {}
         with observe_gates(small, lambda i, name, gates, p: seen.update({name: gates})):

@@ -58,8 +58,8 @@ def test_logits_are_those_of_one_lstm_over_the_layers(norm: str) -> None:
         c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
         state = (o.sigmoid() * c.tanh(), c)
         logits = state[0] @ module.outputs[index].weight.T + module.outputs[index].bias
-        torch.testing.assert_close(module.walk.logits[index], logits)
-        assert torch.equal(module.walk.gates[index], (logits > 0).double())
+        torch.testing.assert_close(module.decisions.logits[index], logits)
+        assert torch.equal(module.decisions.gates[index], (logits > 0).double())
 
 
 def test_state_is_zero_at_the_start_of_each_forward() -> None:
@@ -73,9 +73,9 @@ def test_state_is_zero_at_the_start_of_each_forward() -> None:
 def test_later_layers_know_what_the_earlier_ones_saw() -> None:
     module, xs = gate(), inputs()
     walk(module, xs)
-    before = module.walk.logits[2]
+    before = module.decisions.logits[2]
     walk(module, [xs[0] * -3 + 1, *xs[1:]])
-    assert not torch.equal(module.walk.logits[2], before)
+    assert not torch.equal(module.decisions.logits[2], before)
 
 
 def test_images_do_not_see_each_other() -> None:
@@ -136,8 +136,8 @@ def test_gate_stays_in_its_precision_under_autocast(dtype: torch.dtype) -> None:
         logits = net.train()(images(4, 16, dtype))
     # torch leaves float64 alone under autocast
     assert logits.dtype == (torch.bfloat16 if dtype == torch.float32 else dtype)
-    assert {t.dtype for t in net.gate.walk.logits.values()} == {dtype}
-    assert {t.dtype for t in net.gate.walk.gates.values()} == {dtype}
+    assert {t.dtype for t in net.gate.decisions.logits.values()} == {dtype}
+    assert {t.dtype for t in net.gate.decisions.gates.values()} == {dtype}
     logits.float().sum().backward()
     assert net.gate.cell.weight_ih.grad is not None
     assert net.gate.cell.weight_ih.grad.dtype == dtype and net.gate.cell.weight_ih.grad.any()
@@ -209,7 +209,7 @@ def test_overrides_and_observers_see_every_layer_and_go_away() -> None:
     ):
         net(images(2, 16))
     assert [entry[:3] for entry in seen] == [(0, "conv1", 0.0), (1, "conv2", 1.0)]
-    torch.testing.assert_close(seen[1][3], torch.sigmoid(net.gate.walk.logits[1]))
+    torch.testing.assert_close(seen[1][3], torch.sigmoid(net.gate.decisions.logits[1]))
     net(images(2, 16))
     assert len(seen) == 2 and not net.gate.overrides
     with pytest.raises(KeyError), override_gates(net, constant(1)):
@@ -229,7 +229,7 @@ def test_selection_takes_each_images_own_filters() -> None:
     x = images(4, 16)
     net.gate.start()
     y = layer(x)
-    bits = net.gate.walk.gates[0].bool()[:, :, None, None]
+    bits = net.gate.decisions.gates[0].bool()[:, :, None, None]
     bn1, bn2, conv = layer.bn1, layer.bn2, layer.conv
     tuned = bn1(conv(x))
     frozen = bn2(F.conv2d(x, layer.frozen_weight, layer.frozen_bias, padding=1))

@@ -9,7 +9,7 @@ from torch import nn
 from adafilter_dist.models.gating import micro_batches, step_statistics
 from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.gating.estimators import binarise
-from adafilter_dist.models.gating.micro_batches import grouped
+from adafilter_dist.models.gating.micro_batches import in_micro_batches
 
 
 def norm(**options: bool) -> MicroBatchNorm2d:
@@ -30,7 +30,7 @@ def batch() -> torch.Tensor:
 def test_batchnorm_normalises_each_micro_batch_by_itself(layout: torch.memory_format) -> None:
     together, apart = norm(), norm()
     x, y = (batch().to(memory_format=layout).requires_grad_() for _ in range(2))
-    with grouped(3):
+    with in_micro_batches(3):
         found = together(x)
     wanted = torch.cat([apart(part) for part in y.split(4)])
     assert torch.equal(found, wanted) and found.is_contiguous(memory_format=layout)
@@ -44,14 +44,14 @@ def test_batchnorm_normalises_each_micro_batch_by_itself(layout: torch.memory_fo
 
 def test_batchnorm_without_running_statistics_too() -> None:
     module = norm(track_running_stats=False)
-    with grouped(3):
+    with in_micro_batches(3):
         found = module(batch())
     assert torch.equal(found, torch.cat([module(part) for part in batch().split(4)]))
 
 
 def test_evaluation_knows_no_micro_batches() -> None:
     module = norm().eval()
-    with grouped(5):  # 12 samples are not 5 equal parts
+    with in_micro_batches(5):  # 12 samples are not 5 equal parts
         assert torch.equal(module(batch()), norm().eval()(batch()))
         with pytest.raises(ValueError, match="12 samples are not 5 equal micro-batches"):
             module.train()(batch())
@@ -67,16 +67,16 @@ def test_noise_is_that_of_forwards_of_their_own(kind: str) -> None:
     generators = [torch.Generator().manual_seed(number) for number in range(3)]
     torch.manual_seed(9)
     state = torch.random.get_rng_state()
-    with grouped(3, generators):
+    with in_micro_batches(3, generators):
         found = torch.cat([binarise(logits, kind, 1.0, True) for _ in range(2)], 1)
     assert torch.equal(found, torch.cat(apart))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_what_was_before_is_put_back() -> None:
-    with pytest.raises(RuntimeError), grouped(4):
-        with grouped(2):
-            assert micro_batches.forward.count == 2
-        assert micro_batches.forward.count == 4
+    with pytest.raises(RuntimeError), in_micro_batches(4):
+        with in_micro_batches(2):
+            assert micro_batches.current.count == 2
+        assert micro_batches.current.count == 4
         raise RuntimeError
-    assert micro_batches.forward.count == 1
+    assert micro_batches.current.count == 1

@@ -10,7 +10,7 @@ from torchvision import models
 
 from adafilter_dist.models.gating.convert import convert
 from adafilter_dist.models.gating.gated_conv import set_kernels
-from adafilter_dist.models.gating.pooled_means import KnownMeans
+from adafilter_dist.models.gating.pooled_means import PooledMeans
 from tests.models.networks import images, network
 
 
@@ -20,7 +20,7 @@ def x() -> Tensor:
 
 
 def test_a_mean_that_is_known_is_not_computed(x: Tensor) -> None:
-    means = KnownMeans()
+    means = PooledMeans()
     means.add(x, torch.full((2, 3), 7.0))
     assert torch.equal(means.of(x, torch.float64), torch.full((2, 3), 7.0, dtype=torch.float64))
     means.clear()
@@ -28,28 +28,28 @@ def test_a_mean_that_is_known_is_not_computed(x: Tensor) -> None:
 
 
 def test_another_tensor_has_a_mean_of_its_own(x: Tensor) -> None:
-    means = KnownMeans()
+    means = PooledMeans()
     means.add(x, torch.full((2, 3), 7.0))
     for other in (x.clone(), x.view(2, 3, 4, 5)):
         assert torch.equal(means.of(other, torch.float32), x.mean((2, 3)))
 
 
 def test_who_writes_into_a_tensor_changes_its_mean(x: Tensor) -> None:
-    means = KnownMeans()
+    means = PooledMeans()
     means.add(x, torch.full((2, 3), 7.0))
     x.add_(1)
     assert torch.equal(means.of(x, torch.float32), x.mean((2, 3)))
 
 
 def test_a_tensor_at_the_place_of_one_that_is_gone(x: Tensor) -> None:
-    means = KnownMeans()
+    means = PooledMeans()
     means.add(x, torch.full((2, 3), 7.0))
     means._means = {id(other := x.clone()): means._means[id(x)]}
     assert torch.equal(means.of(other, torch.float32), x.mean((2, 3)))
 
 
 def test_tensors_that_count_no_versions_are_left_out() -> None:
-    means = KnownMeans()
+    means = PooledMeans()
     with torch.inference_mode():
         x = torch.ones(2, 3, 4, 5)
         means.add(x, torch.full((2, 3), 7.0))
@@ -57,7 +57,7 @@ def test_tensors_that_count_no_versions_are_left_out() -> None:
 
 
 def test_copies_know_nothing(x: Tensor) -> None:
-    means = KnownMeans()
+    means = PooledMeans()
     means.add(x, torch.zeros(2, 3, requires_grad=True) * 2)
     for twin in (copy.deepcopy(means), pickle.loads(pickle.dumps(means))):
         assert torch.equal(twin.of(x, torch.float32), x.mean((2, 3)))
@@ -67,14 +67,14 @@ def means_computed(name: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> 
     """How often the gate read an activation for its mean in a training step, and the layers."""
     net = convert(network(name), size=32)
     set_kernels(net, kernels)  # type: ignore[arg-type]
-    counted, of = [], KnownMeans.of
+    counted, of = [], PooledMeans.of
 
-    def count(means: KnownMeans, x: Tensor, dtype: torch.dtype) -> Tensor:
+    def count(means: PooledMeans, x: Tensor, dtype: torch.dtype) -> Tensor:
         found = of(means, x, dtype)
         counted.append(found.grad_fn is None or "Mean" in type(found.grad_fn).__name__)
         return found
 
-    monkeypatch.setattr(KnownMeans, "of", count)
+    monkeypatch.setattr(PooledMeans, "of", count)
     net.train()(images(4)).sum().backward()
     assert not net.gate._means._means
     return sum(counted), len(counted)

@@ -74,7 +74,7 @@ def test_half_way_precisions_and_double() -> None:
     net, x = convert(pairs().float(), size=16), images(4, 16)
     double = copy.deepcopy(net).double()
     assert double(x).dtype == torch.float64
-    assert double.gate.walk.logits[0].dtype == torch.float64
+    assert double.gate.decisions.logits[0].dtype == torch.float64
     torch.testing.assert_close(double(x).float(), net(x.float()), rtol=1e-4, atol=1e-4)
 
 

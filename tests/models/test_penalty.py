@@ -22,7 +22,7 @@ def net(**settings: object) -> AdaFilterNet:
 
 def test_l1_is_the_mean_over_layers_of_the_mean_gate() -> None:
     model = net()
-    means = [gates.mean() for gates in model.gate.walk.gates.values()]
+    means = [gates.mean() for gates in model.gate.decisions.gates.values()]
     value = penalty(model, "l1", 0.3)
     torch.testing.assert_close(value, 0.3 * (means[0] + means[1]) / 2)
     assert value.ndim == 0
@@ -30,13 +30,13 @@ def test_l1_is_the_mean_over_layers_of_the_mean_gate() -> None:
 
 def test_target_compares_the_running_mean_moved_by_this_batch() -> None:
     model = net()
-    batch = torch.stack([gates.mean() for gates in model.gate.walk.gates.values()]).detach()
+    batch = torch.stack([gates.mean() for gates in model.gate.decisions.gates.values()]).detach()
     moved = 0.9 * 0.5 + 0.1 * batch
     torch.testing.assert_close(penalty(model, "target", 2.0, 0.2), 2 * ((moved - 0.2) ** 2).mean())
     step_statistics.update_statistics(model)
     torch.testing.assert_close(model.gate.running_mean, moved)
     model(images(8, 16, seed=2))
-    again = torch.stack([gates.mean() for gates in model.gate.walk.gates.values()]).detach()
+    again = torch.stack([gates.mean() for gates in model.gate.decisions.gates.values()]).detach()
     torch.testing.assert_close(
         penalty(model, "target", 1.0, 0.2), ((0.9 * moved + 0.1 * again - 0.2) ** 2).mean()
     )
@@ -49,14 +49,14 @@ def entropy(p: Tensor) -> Tensor:
 def test_decide_rewards_gates_that_are_sure_and_differ_between_images() -> None:
     model = net(temperature=2.0)
     expected = []
-    for logits in model.gate.walk.logits.values():
+    for logits in model.gate.decisions.logits.values():
         p = torch.sigmoid(logits / 2)
         expected.append(entropy(p).mean() - entropy(p.mean(0)).mean())
     torch.testing.assert_close(penalty(model, "decide", 1.5), 1.5 * torch.stack(expected).mean())
 
     def value(logits: Tensor) -> float:
-        model.gate.walk.logits = {0: logits.double()}
-        model.gate.walk.gates = {0: logits.double()}
+        model.gate.decisions.logits = {0: logits.double()}
+        model.gate.decisions.gates = {0: logits.double()}
         return float(penalty(model, "decide", 1.0))
 
     varied = torch.tensor([[40.0], [-40.0]])
@@ -68,7 +68,7 @@ def test_decide_rewards_gates_that_are_sure_and_differ_between_images() -> None:
 def test_decide_has_a_finite_gradient_where_the_sigmoid_saturates() -> None:
     model = convert(pairs().float(), size=16).train()
     logits = torch.tensor([[200.0, -200.0], [200.0, 200.0]], requires_grad=True)
-    model.gate.walk.logits, model.gate.walk.gates = {0: logits}, {0: logits}
+    model.gate.decisions.logits, model.gate.decisions.gates = {0: logits}, {0: logits}
     penalty(model, "decide", 1.0).backward()
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
 

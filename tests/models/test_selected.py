@@ -13,8 +13,8 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.models.inference.choose_kernel import NOTHING
-from adafilter_dist.models.inference.inference_gate import LeanGate
+from adafilter_dist.models.inference.choose_kernel import NO_EPILOGUE
+from adafilter_dist.models.inference.inference_gate import InferenceGate
 from adafilter_dist.models.inference.selected_conv import InferenceNet, SelectedConv, for_inference
 from tests.models.gates import gated, random_gates, unsettle
 from tests.models.networks import architectures, images, network, pairs
@@ -39,8 +39,8 @@ def small() -> AdaFilterNet:
 
 def flips(one: AdaFilterNet, other: InferenceNet) -> int:
     """Gates of the last forwards that are not the same."""
-    gates = one.gate.walk.gates
-    return sum(int((gates[i].bool() != other.gate.walk.gates[i].bool()).sum()) for i in gates)
+    gates = one.gate.decisions.gates
+    return sum(int((gates[i].bool() != other.gate.decisions.gates[i].bool()).sum()) for i in gates)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -52,8 +52,10 @@ def test_i4_the_same_logits_gates_and_predictions(name: str) -> None:
         wanted, found = net(x), fast(x)
         assert flips(net, fast) == 0
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-        for index, logits in net.gate.walk.logits.items():
-            torch.testing.assert_close(fast.gate.walk.logits[index], logits, rtol=1e-9, atol=1e-9)
+        for index, logits in net.gate.decisions.logits.items():
+            torch.testing.assert_close(
+                fast.gate.decisions.logits[index], logits, rtol=1e-9, atol=1e-9
+            )
         alone = torch.cat([fast(image[None]) for image in x])
         torch.testing.assert_close(alone, wanted, rtol=1e-9, atol=1e-9)
         for override in (random_gates(), random_gates(0.9), constant(0.0), constant(1.0)):
@@ -79,8 +81,8 @@ def test_in_float32_gates_flip_only_where_the_logit_is_almost_zero(
         # From the first gate that flips on, that image goes another way.
         same = torch.ones(len(x), dtype=torch.bool)
         flipped = 0
-        for index, logits in net.gate.walk.logits.items():
-            other = fast.gate.walk.logits[index]
+        for index, logits in net.gate.decisions.logits.items():
+            other = fast.gate.decisions.logits[index]
             torch.testing.assert_close(other[same], logits[same], rtol=1e-3, atol=1e-3)
             differs = (other > 0) != (logits > 0)
             assert logits[differs & same[:, None]].abs().lt(1e-3).all()
@@ -107,7 +109,7 @@ def test_fractions_blend_both_branches() -> None:
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_one_layer_with_fractions_and_bits(groups: int) -> None:
     layer = gated(nn.Conv2d(4, 8, 3, 2, 1, groups=groups, dtype=torch.float64))
-    fast = SelectedConv(layer, LeanGate(layer._gate[0]))
+    fast = SelectedConv(layer, InferenceGate(layer._gate[0]))
     x = images(3, 9)[:, :1].expand(3, 4, 9, 9) * torch.arange(1, 5).view(1, 4, 1, 1)
     source, gate = layer._gate[0], fast._gate[0]
     for override in (random_gates(), constant(0.7), random_gates(0.5)):
@@ -240,7 +242,7 @@ def test_autocast() -> None:
             assert found.dtype == torch.bfloat16
             scale = float(wanted.float().abs().max())
             assert float((found - wanted).float().abs().max()) < 0.05 * scale
-        assert {t.dtype for t in fast.gate.walk.logits.values()} == {torch.float32}
+        assert {t.dtype for t in fast.gate.decisions.logits.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("settled", [False, True])
@@ -248,14 +250,16 @@ def test_autocast() -> None:
 def test_the_way_for_cuda_without_its_kernel(groups: int, settled: bool) -> None:
     """Both branches and a choice: plain PyTorch, so that it runs here too."""
     layer = gated(nn.Conv2d(4, 8, 3, 2, 1, groups=groups, dtype=torch.float64))
-    fast = SelectedConv(layer, LeanGate(layer._gate[0]))
+    fast = SelectedConv(layer, InferenceGate(layer._gate[0]))
     bits = random_gates()(0, torch.zeros(3, 8)).bool()
     if settled:
         bits[:, 2:5] = bits[0, 2:5]
         constant_bits = torch.full((8,), -1, dtype=torch.int8)
         constant_bits[2:5] = bits[0, 2:5].to(torch.int8)
-        fast.settle(constant_bits)
+        fast.fix_gates(constant_bits)
     x = images(3, 9)[:, :1].expand(3, 4, 9, 9) * torch.arange(1, 5).view(1, 4, 1, 1)
     with torch.no_grad():
         wanted = torch.where(bits[:, :, None, None], layer.tuned(x), layer.frozen(x))
-        torch.testing.assert_close(fast._on_cuda(x, bits, NOTHING), wanted, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            fast._on_cuda(x, bits, NO_EPILOGUE), wanted, rtol=1e-11, atol=1e-11
+        )

@@ -95,8 +95,8 @@ def load_trunk(module: nn.Module, head: str, state: dict[str, Tensor], origin: s
 
 
 def _complaint(kind: str, names: Iterable[str]) -> str:
-    found = list(names)
-    return f"{len(found)} {kind} (first: {found[0]})" if found else ""
+    mismatched = list(names)
+    return f"{len(mismatched)} {kind} (first: {mismatched[0]})" if mismatched else ""
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,9 +1,9 @@
-"""What stands directly behind a gated layer, a residual and a ReLU, becomes part of its pass.
+"""Fuses the residual addition and the ReLU that follow a gated layer into the layer itself.
 
-A block's forward is read (`forward_code`), its lines are rewritten, and the very same block gets a
-forward that takes the line whose conditions hold: its class, its paths and its state stay. Where no
-line holds, because an attribute was changed, a hook was registered or the code is more than lines,
-the block's own forward runs.
+A block's forward is read as straight lines of calls (`forward_code`), one for each way through its
+branches, and these lines are rewritten. The same block then gets a forward that runs the line whose
+conditions hold; its class name, its paths and its state stay. If no line holds (an attribute was
+changed, a hook was registered, the code cannot be read), the block's own forward runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from adafilter_dist.models.gating.batchnorm import hooked
+from adafilter_dist.models.gating.batchnorm import has_hooks
 from adafilter_dist.models.gating.forward_code import Line, read_forward
 from adafilter_dist.models.gating.forward_values import ADDS, KNOWN, RELUS
 
 
 def absorb(model: nn.Module) -> int:
-    """Let gated layers add the residual and apply the ReLU behind them; how many took over one."""
+    """Fuse residual and ReLU into the gated layers before them; returns how many layers changed."""
     done: set[nn.Module] = set()
     for block in list(model.modules()):  # outer ones first: they look into small containers
         if _holds_gated(block):
@@ -40,19 +40,19 @@ def _holds_gated(block: nn.Module) -> bool:
 
 
 def _is_container(module: nn.Module) -> bool:
-    """A small Sequential around a gated layer (a downsample), which its block sees through."""
+    """Whether this is a small Sequential around a gated layer (a downsample), read as its parts."""
     return (
         isinstance(module, nn.Sequential)
         and _is_sequence(module)
         and len(module) <= 3
-        and not hooked(module)
+        and not has_hooks(module)
         and any(_is_gated(child) for child in module)
     )
 
 
 def _is_sequence(module: nn.Module) -> bool:
-    """Whether this calls one child after the other, perhaps by the lines that were made of that."""
-    own = getattr(type(module), "made_of", type(module))
+    """Whether this calls one child after the other, as nn.Sequential does or once did."""
+    own = getattr(type(module), "original_class", type(module))
     return own.forward is nn.Sequential.forward and "forward" not in module.__dict__
 
 
@@ -70,18 +70,18 @@ def _absorb_in(block: nn.Module) -> set[nn.Module]:
             done |= layers
             rewritten.append((line.graph, " and ".join(rewriting.conditions)))
     if done:
-        _take_over(block, rewritten, lines[0])
+        _set_forward(block, rewritten, lines[0])
     return done
 
 
 def _copies_as_usual(own: type[nn.Module]) -> bool:
-    """Whether copies and pickles are made of the state alone, so that a new class can do so too."""
+    """Whether the class is copied and pickled by its state alone, so that a subclass can be too."""
     names = ("__reduce__", "__reduce_ex__", "__getstate__", "__deepcopy__", "__copy__")
     return all(getattr(own, name, None) is getattr(nn.Module, name, None) for name in names)
 
 
 class _Rewriting:
-    """Of one line: what stands behind its gated layers goes into them."""
+    """Rewrites one line: what follows its gated layers is fused into them."""
 
     def __init__(self, line: Line, modules: dict[str, nn.Module]) -> None:
         self.line, self.modules = line, modules
@@ -89,11 +89,11 @@ class _Rewriting:
         self.order = {node: place for place, node in enumerate(line.graph.nodes)}
 
     def run(self) -> set[nn.Module]:
-        """The layers that took over something."""
+        """Rewrite the line; returns the layers into which something was fused."""
         done: set[nn.Module] = set()
         for node in list(self.line.graph.nodes):
             layer = self._module(node)
-            if _is_gated(layer) and self._absorb_behind(node):
+            if _is_gated(layer) and self._absorb_epilogue(node):
                 assert layer is not None
                 done.add(layer)
         self.line.graph.lint()
@@ -102,7 +102,7 @@ class _Rewriting:
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
-    def _absorb_behind(self, layer: fx.Node) -> bool:
+    def _absorb_epilogue(self, layer: fx.Node) -> bool:
         extra: dict[str, Any] = {}
         if len(layer.args) != 1 or layer.kwargs:
             return False
@@ -139,10 +139,10 @@ class _Rewriting:
     def _can_be_added(
         self, other: Any, layer: fx.Node, add: fx.Node, passed: list[fx.Node]
     ) -> bool:
-        """Whether `other` is a tensor that is there when the layer runs, and the same one then.
+        """Whether `other` exists, unchanged, when the layer runs.
 
-        Layers run in the gate's order, so that the layer cannot wait for it. Whatever runs between
-        layer and sum could write into it.
+        Layers run in the gate's order, so the layer cannot wait for it. Any call between the layer
+        and the sum could write into it.
         """
         if not isinstance(other, fx.Node) or self.order[other] > self.order[layer]:
             return False
@@ -152,7 +152,7 @@ class _Rewriting:
         return all(node in passed for node, place in self.order.items() if place in between)
 
     def _skip_identities(self, node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-        """The node behind those that hand on what they get, as a BatchNorm's place does."""
+        """The last of the nn.Identity calls that follow, such as a removed BatchNorm's."""
         passed: list[fx.Node] = []
         while (reader := _only_reader(node)) is not None:
             module = self._module(reader)
@@ -185,20 +185,20 @@ def _is_just(module: nn.Module, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or "forward" in module.__dict__:
         return False
     # Compiled code knows no hooks that come later.
-    return torch.compiler.is_compiling() or not (hooked(module) or _has_any_global_hook())
+    return torch.compiler.is_compiling() or not (has_hooks(module) or _has_any_global_hook())
 
 
 def _keys(module: nn.Module) -> tuple[str, ...] | None:
     """The names in a Sequential that is walked through; None where it no longer is one."""
     if not _is_sequence(module):
         return None
-    if not torch.compiler.is_compiling() and (hooked(module) or _has_any_global_hook()):
+    if not torch.compiler.is_compiling() and (has_hooks(module) or _has_any_global_hook()):
         return None
     return tuple(module._modules)
 
 
-def _take_over(block: nn.Module, lines: list[tuple[fx.Graph, str]], of: Line) -> None:
-    """`block` gets a class like its own, with a forward that chooses among lines and its own."""
+def _set_forward(block: nn.Module, lines: list[tuple[fx.Graph, str]], of: Line) -> None:
+    """Give `block` a subclass whose forward chooses among the lines and the original forward."""
     own = type(block)
     names = ", ".join((of.block, *of.parameters))
     scope: dict[str, Any] = {
@@ -221,7 +221,7 @@ def _take_over(block: nn.Module, lines: list[tuple[fx.Graph, str]], of: Line) ->
     forward.__defaults__ = getattr(own.forward, "__defaults__", None)
     members = {
         "forward": forward,
-        "made_of": own,
+        "original_class": own,
         "__module__": own.__module__,
         "__reduce__": lambda self: (_rewritten_again, (own, self.__dict__)),
         "__deepcopy__": _deepcopy,
@@ -230,7 +230,7 @@ def _take_over(block: nn.Module, lines: list[tuple[fx.Graph, str]], of: Line) ->
 
 
 def _rewritten_again(own: type[nn.Module], state: dict[str, Any]) -> nn.Module:
-    """A block from a pickle, which cannot hold a class that was made here."""
+    """Rewrite an unpickled block again: a pickle cannot hold a class that was made at run time."""
     block = own.__new__(own)
     block.__setstate__(state)
     _absorb_in(block)

@@ -1,4 +1,4 @@
-"""BatchNorm whose running statistics move once a step, by the mean over all micro-batches."""
+"""BatchNorm whose running statistics are updated once a step, by the mean of all micro-batches."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ _HOOKS = (
 
 
 class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
-    """Normalises (N, C, H, W) by its own batch; running statistics wait for the end of the step.
+    """Normalises (N, C, H, W) by the micro-batch; running statistics are updated after the step.
 
-    Where a forward holds several micro-batches, each is normalised by its own.
-
-    In training, forward touches no buffer of the state: mean and unbiased variance are added to
-    sums. In evaluation it is `nn.BatchNorm2d`.
+    If a forward holds several micro-batches, each is normalised by its own statistics. In training
+    forward changes no buffer of the state: mean and unbiased variance are added to sums. In
+    evaluation it is `nn.BatchNorm2d`.
     """
 
     step_sums: Tensor
-    held_still = False
+    frozen = False
 
     def __init__(
         self,
@@ -76,23 +75,23 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
             own.requires_grad_(other.requires_grad)
         return copy.train(source.training)
 
-    def hold_still(self) -> None:
-        """From now on as in evaluation, in training too: running statistics, nothing trained."""
-        self.held_still = True
+    def freeze(self) -> None:
+        """From now on compute as in evaluation: with running statistics, and nothing is trained."""
+        self.frozen = True
         self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.held_still and self.running_mean is not None:
+        if self.frozen and self.running_mean is not None:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         if not self.training:
             return super().forward(x)
-        parts = micro_batches.forward.split(x)
+        parts = micro_batches.current.split(x)
         if len(parts) == 1:
             return self._micro_batch(x)
-        # Slices, not one call with the micro-batches among the channels: in either layout of x they
-        # are outermost, and to bring them beside the channels copies x as the joining does here.
+        # Slice by slice, not one call with micro-batches folded into channels: that fold would copy
+        # x in either memory layout, just as the joining here does.
         return torch.cat([self._micro_batch(part) for part in parts])
 
     def _micro_batch(self, x: Tensor) -> Tensor:
@@ -109,8 +108,8 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         return y
 
     def norm_of(self, x: Tensor, passes: Passes) -> Norm:
-        """What a fused layer needs to normalise x; in training the statistics are gathered."""
-        if not self.training or self.held_still:
+        """The statistics by which a fused layer normalises x; in training they are added up too."""
+        if not self.training or self.frozen:
             assert self.running_mean is not None and self.running_var is not None
             wide = accumulation_dtype(x.dtype)
             mean, var = self.running_mean.to(wide), self.running_var.to(wide)
@@ -147,7 +146,7 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
     def apply_together(
         cls, modules: Sequence[MicroBatchNorm2d], parts: Sequence[list[Tensor]]
     ) -> None:
-        """All of them in a dozen operations instead of a dozen each; the same bits."""
+        """Update all modules in a dozen operations instead of a dozen each, to the same bits."""
         usual = [m.running_mean is not None and m.momentum is not None for m in modules]
         if len({(m.step_sums.dtype, m.step_sums.device) for m in modules}) > 1 or not all(usual):
             return super().apply_together(modules, parts)
@@ -176,7 +175,7 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
 def _by_channel(
     widths: tuple[int, ...], rates: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each channel of all modules: which module it is of, 1 - its rate, its rate."""
+    """For each channel of all modules: its module's number, 1 - its rate, its rate."""
     places = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
     rate = torch.tensor(rates, dtype=torch.float64)
     kept, rate = (1 - rate)[places], rate[places]
@@ -194,7 +193,7 @@ class MicroBatchNormAct2d(MicroBatchNorm2d):
         return y
 
 
-def holds_activation(module: nn.Module) -> bool:
+def has_activation(module: nn.Module) -> bool:
     """Whether this is timm's BatchNorm that applies an activation as well."""
     return (
         isinstance(module, nn.BatchNorm2d)
@@ -208,14 +207,14 @@ def is_plain(module: nn.Module) -> bool:
     """Whether this BatchNorm2d computes what torch's does, timm's activation aside."""
     return (
         isinstance(module, nn.BatchNorm2d)
-        and (type(module).forward is nn.BatchNorm2d.forward or holds_activation(module))
+        and (type(module).forward is nn.BatchNorm2d.forward or has_activation(module))
         and "forward" not in module.__dict__
         and not parametrize.is_parametrized(module)
     )
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody listens to the module's forward or backward."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks are registered on the module's forward or backward."""
     return any(getattr(module, name) for name in _HOOKS)
 
 
@@ -247,7 +246,7 @@ def _replacement(source: nn.Module, path: str) -> nn.Module:
             f"{path} is a {type(source).__name__}; only BatchNorm2d can be trained here, because "
             "running statistics are reduced over ranks once a step. Replace it by nn.BatchNorm2d"
         )
-    if holds_activation(source):
+    if has_activation(source):
         copy = MicroBatchNormAct2d.from_batchnorm(source)
         copy.drop, copy.act = source.drop, source.act
         return _with_hooks(copy, source)

@@ -1,4 +1,4 @@
-"""Any CNN with Conv2d -> BatchNorm2d pairs becomes an AdaFilter network."""
+"""Converts any CNN with Conv2d -> BatchNorm2d pairs into an AdaFilter network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adafilter_dist.models.backbone.head import find_head
 from adafilter_dist.models.gating.absorb_residual import absorb
 from adafilter_dist.models.gating.batchnorm import (
     MicroBatchNorm2d,
-    holds_activation,
+    has_activation,
     replace_batchnorm,
 )
 from adafilter_dist.models.gating.conversion_report import (
@@ -21,11 +21,11 @@ from adafilter_dist.models.gating.conversion_report import (
     GatedLayer,
     ParameterCounts,
 )
-from adafilter_dist.models.gating.equality import Source
+from adafilter_dist.models.gating.equality import SourceNetwork
 from adafilter_dist.models.gating.find_pairs import Pair, Pairs, find_pairs
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.models.gating.modes import aside
+from adafilter_dist.models.gating.modes import trial_copy
 from adafilter_dist.recipe.schema import Gate
 
 
@@ -47,12 +47,12 @@ class AdaFilterNet(nn.Module):
     @property
     def gated_layers(self) -> dict[str, GatedConvBN]:
         """Path of the convolution in the source network -> its gated layer."""
-        found: dict[str, GatedConvBN] = {}
+        layers: dict[str, GatedConvBN] = {}
         for name in self.gate.names:
             layer = self.backbone.get_submodule(name)
             assert isinstance(layer, GatedConvBN)
-            found[name] = layer
-        return found
+            layers[name] = layer
+        return layers
 
     def forward(self, images: Tensor) -> Tensor:
         self.gate.start()
@@ -84,9 +84,9 @@ def convert(
     nothing can be gated or the network computes something else afterwards, naming the layer.
     """
     example = _example(model, size) if example_input is None else example_input
-    source = aside(model)
+    source = trial_copy(model)
     pairs = find_pairs(source, example, layers)
-    before = Source.of(source, example, copied=source is not model)
+    before = SourceNetwork.of(source, example, copied=source is not model)
     net = convert_pairs(model, pairs, gate=gate, ungated=ungated, head=head, seed=seed)
     before.check(net, pairs)
     return net
@@ -134,10 +134,10 @@ def _gate_pair(model: nn.Module, pair: Pair, gate: RecurrentGate, index: int) ->
     assert isinstance(batchnorm, nn.BatchNorm2d)
     layer = GatedConvBN(_conv(model, pair.conv), batchnorm, gate, index)
     model.set_submodule(pair.conv, layer.train(batchnorm.training))
-    behind: nn.Module = nn.Identity()
-    if holds_activation(batchnorm):
-        behind = nn.Sequential(batchnorm.get_submodule("drop"), batchnorm.get_submodule("act"))
-    model.set_submodule(pair.batchnorm, behind.train(batchnorm.training))
+    rest: nn.Module = nn.Identity()
+    if has_activation(batchnorm):
+        rest = nn.Sequential(batchnorm.get_submodule("drop"), batchnorm.get_submodule("act"))
+    model.set_submodule(pair.batchnorm, rest.train(batchnorm.training))
 
 
 def _conv(model: nn.Module, name: str) -> nn.Conv2d:
@@ -161,9 +161,9 @@ def _describe(model: nn.Module, pair: Pair) -> GatedLayer:
 
 
 def _freeze(model: nn.Module, names: Sequence[str]) -> None:
-    """Convolutions that no gate covers, and BatchNorms outside gated layers, stay pre-trained.
+    """Keep ungated convolutions, and BatchNorms outside gated layers, as they were pre-trained.
 
-    What lies before the first gated layer then costs no backward.
+    The layers before the first gated one then need no backward.
     """
     for name in names:
         _conv(model, name).requires_grad_(False)
@@ -171,7 +171,7 @@ def _freeze(model: nn.Module, names: Sequence[str]) -> None:
     inside = {id(part) for layer in gated for part in layer.modules()}
     for module in model.modules():
         if isinstance(module, MicroBatchNorm2d) and id(module) not in inside:
-            module.hold_still()
+            module.freeze()
 
 
 def _head_or_none(model: nn.Module) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether a converted network computes what its source did, in both modes, and where not."""
+"""Checks that a converted network computes what its source did, in both modes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.find_pairs import Pairs
 from adafilter_dist.models.gating.gated_conv import GatedConvBN, set_kernels
-from adafilter_dist.models.gating.modes import aside, in_mode
+from adafilter_dist.models.gating.modes import in_mode, trial_copy
 
 # Two evaluations of one network may differ by rounding; relative to the largest output.
 _TOLERANCE = 1e-3
@@ -22,12 +22,12 @@ _MODES = {False: "evaluation", True: "training"}
 
 
 @dataclass
-class Source:
+class SourceNetwork:
     """A network before its conversion, and what it computes on the example in both modes.
 
-    `network` is a copy of the one that is converted; where it cannot be copied (`copied` False), it
-    is that one itself. `training` is None where the network does not run in training mode.
-    `fixed_norms` are the paths of BatchNorms that `train()` leaves in evaluation mode.
+    `network` is a copy of the one that is converted, or that one itself if it cannot be copied
+    (`copied` False). `training` is None if the network does not run in training mode. `fixed_norms`
+    are the paths of BatchNorms that `train()` leaves in evaluation mode.
     """
 
     network: nn.Module
@@ -38,7 +38,7 @@ class Source:
     fixed_norms: frozenset[str]
 
     @classmethod
-    def of(cls, network: nn.Module, example: Tensor, copied: bool) -> Source:
+    def of(cls, network: nn.Module, example: Tensor, copied: bool) -> SourceNetwork:
         """Runs `network` on the example in both modes."""
         with in_mode(network, training=False):
             evaluation = network(example)
@@ -50,7 +50,7 @@ class Source:
         return cls(network, copied, example, evaluation, training, _fixed_norms(network))
 
     def check(self, net: nn.Module, pairs: Pairs) -> None:
-        """UserError, naming the layer, where `net` computes something else than the source did.
+        """UserError, naming the layer, if `net` computes something else than the source did.
 
         `net` is the converted network, its backbone at `net.backbone`.
         """
@@ -60,7 +60,7 @@ class Source:
                 f"{name} returns a {type(self.evaluation).__name__} in evaluation mode; "
                 "AdaFilter needs a network that returns one tensor of logits"
             )
-        net = aside(net)
+        net = trial_copy(net)
         self._check_modes(net, pairs)
         # The kernels' outputs lie channels-last; draws for them would fall on other elements.
         set_kernels(net, "reference")
@@ -112,7 +112,7 @@ class Source:
             return False
         outputs = []
         for each in (self.network, net):
-            wide = aside(each)
+            wide = trial_copy(each)
             try:
                 with in_mode(wide.double(), training):
                     outputs.append(_detached(wide(self.example.double())))
@@ -121,7 +121,7 @@ class Source:
         return _difference(*outputs) <= _TOLERANCE
 
     def _where(self, net: nn.Module, pairs: Pairs, training: bool) -> str:
-        """In words the first module whose output differs, or where it raised; "" if unknown."""
+        """Names the first module whose output differs, or that raised; "" if unknown."""
         if not self.copied:
             return ""
         backbone: nn.Module = net.get_submodule("backbone")
@@ -147,10 +147,10 @@ class Source:
 
 
 class _Record:
-    """What each module of a network gave, in order of completion, and which are still running.
+    """Records each module's output, in order of completion, and which modules are still running.
 
-    The output of a gated layer is noted under its BatchNorm's path, unless it took over a residual
-    or a ReLU.
+    A gated layer's output is recorded under its BatchNorm's path, unless it includes a residual or
+    a ReLU.
     """
 
     def __init__(self, network: nn.Module, norms: dict[str, str]) -> None:
@@ -161,7 +161,7 @@ class _Record:
 
     def __enter__(self) -> None:
         for path, module in self.network.named_modules():
-            # What a layer took over runs where somebody listens to it.
+            # No hooks on these: with a hook on them, a fused ReLU or residual would run separately.
             if path and not isinstance(module, nn.ReLU | nn.Identity | nn.Sequential):
                 gated = isinstance(module, GatedConvBN)
                 before, after = self._hooks(self.norms.get(path, path) if gated else path)

@@ -1,4 +1,4 @@
-"""Which convolutions can be gated: those with one BatchNorm2d directly behind, and why not."""
+"""Finds the convolutions that can be gated: those with one BatchNorm2d directly behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.gating.batchnorm import hooked, is_plain
+from adafilter_dist.models.gating.batchnorm import has_hooks, is_plain
 from adafilter_dist.models.gating.trace import ConvCall, Trace, trace
 
 
@@ -41,19 +41,19 @@ def find_pairs(model: nn.Module, example: Tensor, layers: str = ".*") -> Pairs:
         wanted = re.compile(layers)
     except re.error as error:
         raise UserError(f"layers={layers!r} is not a regular expression: {error}") from error
-    seen = trace(model, example)
-    judge = _Judge(model, seen, _in_training(model, example))
+    calls = trace(model, example)
+    checker = _PairChecker(model, calls, _in_training(model, example))
     gated: list[Pair] = []
     left_out: list[tuple[str, str]] = []
-    for call in {call.name: call for call in seen.convs}.values():
-        reason = judge.objection(call)
+    for call in {call.name: call for call in calls.convs}.values():
+        reason = checker.objection(call)
         if not reason and not wanted.search(call.name):
             reason = f"does not match layers={layers!r}"
         if reason:
             left_out.append((call.name, reason))
         else:
             gated.append(Pair(call.name, call.readers[0]))
-    called = {call.name for call in seen.convs}
+    called = {call.name for call in calls.convs}
     left_out += [
         (name, "does not run in evaluation mode")
         for name, module in model.named_modules()
@@ -61,7 +61,7 @@ def find_pairs(model: nn.Module, example: Tensor, layers: str = ".*") -> Pairs:
     ]
     if not gated:
         raise UserError(_nothing_to_gate(model, left_out))
-    return Pairs(tuple(gated), tuple(left_out), seen.found_by)
+    return Pairs(tuple(gated), tuple(left_out), calls.found_by)
 
 
 def _in_training(model: nn.Module, example: Tensor) -> Trace | None:
@@ -83,8 +83,8 @@ def _nothing_to_gate(model: nn.Module, left_out: list[tuple[str, str]]) -> str:
     )
 
 
-class _Judge:
-    """Says what speaks against gating a convolution."""
+class _PairChecker:
+    """Says why a convolution cannot be gated."""
 
     def __init__(self, model: nn.Module, seen: Trace, training: Trace | None) -> None:
         self.modules = dict(model.named_modules())
@@ -156,7 +156,7 @@ class _Judge:
 def _objection_to_conv(conv: nn.Conv2d) -> str | None:
     if parametrize.is_parametrized(conv):
         return "its weight is parametrised"
-    if hooked(conv):
+    if has_hooks(conv):
         return "hooks are attached to it"
     if "forward" in conv.__dict__:
         return "its forward was replaced"
@@ -167,6 +167,6 @@ def _objection_to_conv(conv: nn.Conv2d) -> str | None:
 
 
 def _objection_to_batchnorm(name: str, batchnorm: nn.Module) -> str | None:
-    if hooked(batchnorm):
+    if has_hooks(batchnorm):
         return f"hooks are attached to its BatchNorm {name}"
     return None

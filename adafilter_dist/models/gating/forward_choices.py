@@ -35,7 +35,7 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 class Question(Exception):
-    """A choice by something that is read both ways."""
+    """A branch whose condition is unknown: both ways are read."""
 
     def __init__(self, about: str) -> None:
         super().__init__(about)
@@ -43,7 +43,7 @@ class Question(Exception):
 
 
 class Choices:
-    """Answers what a block's code asks, and notes by which conditions the answers hold.
+    """Decides the branches in a block's code, and notes under which conditions.
 
     `assumed` has the kinds of parameters ("tensor", "default", "sequence") and the answers to
     questions that are read both ways.

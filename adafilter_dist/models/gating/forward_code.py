@@ -85,7 +85,7 @@ def read_forward(block: nn.Module, is_open: Callable[[nn.Module], bool]) -> list
 
 @dataclass
 class _Frame:
-    """A function that is being read: its own names, where the others are looked up."""
+    """A function that is being read: its local names, and where other names are looked up."""
 
     function: types.FunctionType
     names: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class _Returned:
 
 
 class _Reader(Choices):
-    """Reads one line, by what is assumed."""
+    """Reads one line, under given assumptions."""
 
     def __init__(
         self, block: nn.Module, is_open: Callable[[nn.Module], bool], assumed: dict[str, Any]

@@ -20,7 +20,7 @@ from torch.nn.utils import skip_init
 
 from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.estimators import binarise
-from adafilter_dist.models.gating.pooled_means import KnownMeans
+from adafilter_dist.models.gating.pooled_means import PooledMeans
 from adafilter_dist.models.gating.step_statistics import StepStatistics
 from adafilter_dist.recipe.schema import Gate
 
@@ -31,18 +31,18 @@ RUNNING_RATE = 0.1
 
 
 @dataclass
-class Walk:
-    """What one forward through the layers leaves behind: gates and logits (N, C) by layer."""
+class GateDecisions:
+    """The gates and logits (N, C) of one forward, by layer."""
 
     gates: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Walk:
+    def __deepcopy__(self, memo: dict[int, Any]) -> GateDecisions:
         # The tensors hang in an autograd graph, which cannot be copied and belongs to the original.
-        return Walk()
+        return GateDecisions()
 
-    def __reduce__(self) -> tuple[type[Walk], tuple[()]]:
-        return Walk, ()
+    def __reduce__(self) -> tuple[type[GateDecisions], tuple[()]]:
+        return GateDecisions, ()
 
 
 class RecurrentGate(nn.Module, StepStatistics):
@@ -50,8 +50,8 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     `layers` gives (name, C_in, C_out) in order of execution. In training the mean over filters and
     images of each layer's gates, and their variance over images (at most 0.25) averaged over the
-    filters, are gathered; after the step they are `last_mean` and `last_variance` (one value a
-    layer), and `running_mean` has moved.
+    filters, are summed up; after the step they are in `last_mean` and `last_variance` (one value a
+    layer), and `running_mean` is updated.
     """
 
     running_mean: Tensor
@@ -87,10 +87,10 @@ class RecurrentGate(nn.Module, StepStatistics):
         self.register_buffer("step_sums", sums, persistent=False)
         self.overrides: list[Override] = []
         self.observers: list[Observer] = []
-        self.walk = Walk()
-        self._walking = False
+        self.decisions = GateDecisions()
+        self._in_forward = False
         self._state: tuple[Tensor, Tensor] | None = None
-        self._means = KnownMeans()
+        self._means = PooledMeans()
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
@@ -113,22 +113,22 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def start(self) -> None:
         """Begin a forward of the network: the recurrent state is zero."""
-        self.walk = Walk()
-        self._walking, self._state = True, None
+        self.decisions = GateDecisions()
+        self._in_forward, self._state = True, None
         self._means.clear()
 
     def stop(self) -> None:
-        """End a forward of the network; its gates and logits stay in `walk`."""
-        self._walking, self._state = False, None
+        """End a forward of the network; its gates and logits stay in `decisions`."""
+        self._in_forward, self._state = False, None
         self._means.clear()
 
     def discard(self) -> None:
-        """Let go of the last forward's graph, also of one that an exception ended halfway."""
+        """Free the last forward's graph, also of one that an exception ended halfway."""
         self.start()
         self.stop()
 
     def remember_mean(self, x: Tensor, mean: Tensor) -> None:
-        """The mean over the pixels of x, from the layer that made x: nobody need read x for it."""
+        """Note the mean of x over its pixels, from the layer that made x: no second pass over x."""
         self._means.add(x, mean)
 
     def forward(self, index: int, x: Tensor) -> Tensor:
@@ -136,22 +136,27 @@ class RecurrentGate(nn.Module, StepStatistics):
 
         Computed in the dtype of the gate's own parameters, outside autocast.
         """
-        if not self._walking:
+        if not self._in_forward:
             raise RuntimeError(
                 "a gated layer was called outside its AdaFilterNet; call the whole network, "
                 "because the gate's state runs through all layers"
             )
         settings = self.settings
         with torch.autocast(x.device.type, enabled=False):
+            # One step of the LSTM: global average pooling, projection in, recurrent state.
             pooled = self._means.of(x, self.running_mean.dtype)
             if settings.input_norm == "layer_norm":
                 pooled = F.layer_norm(pooled, pooled.shape[1:])
             self._state = self.cell(self.inputs[index](pooled), self._state)
+
+            # Projection out, then one bit for each image and filter.
             logits = self.outputs[index](self._state[0])
             gates = binarise(logits, settings.estimator, settings.temperature, self.training)
             for override in self.overrides:
                 gates = override(index, gates)
-            self.walk.gates[index], self.walk.logits[index] = gates, logits
+
+            # Keep them for the penalty, the step's statistics and whoever observes the gates.
+            self.decisions.gates[index], self.decisions.logits[index] = gates, logits
             if self.training:
                 self._gather(index, gates)
             for observer in self.observers:
@@ -165,7 +170,7 @@ class RecurrentGate(nn.Module, StepStatistics):
     @torch.no_grad()
     def _gather(self, index: int, gates: Tensor) -> None:
         sums = self.step_sums.view(3, -1)
-        for part in micro_batches.forward.split(gates):
+        for part in micro_batches.current.split(gates):
             sums[0, index] += part.mean()
             sums[1, index] += part.var(0, unbiased=False).mean()
             sums[2, index] += 1

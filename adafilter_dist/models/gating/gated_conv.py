@@ -14,7 +14,7 @@ from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.ops.gated_norm import gated_norm
 from adafilter_dist.models.ops.passes import Kernels, Passes, pick
 from adafilter_dist.models.ops.selected_filters import selected_filters
-from adafilter_dist.models.ops.stacked_conv import can_stack, pays, stacked_conv
+from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv, stacking_is_faster
 
 
 class GatedConvBN(nn.Module):
@@ -28,7 +28,7 @@ class GatedConvBN(nn.Module):
     frozen_bias: Tensor | None
     kernels: Kernels = "auto"
     takes_residual = True
-    """Its forward takes what stands behind it in a block: `residual` and `relu`."""
+    """Its forward can also add the block's `residual` and apply its `relu`."""
 
     def __init__(
         self, conv: nn.Conv2d, batchnorm: nn.BatchNorm2d, gate: RecurrentGate, index: int
@@ -62,15 +62,15 @@ class GatedConvBN(nn.Module):
         return y
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """The layer, and what stood behind it in the network's code: + residual, then ReLU."""
+        """The layer, and what followed it in the block's code: + residual, then ReLU."""
         y1, y2, gates = self._convolve(x, self.gates(x))
         # Without y2 both lie in y1, stacked.
         tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
         if (passes := self._passes(tuned, residual)) is not None:
-            if micro_batches.forward.count == 1:
+            if micro_batches.current.count == 1:
                 out, mean = self._fused(passes, y1, y2, gates, residual, relu)
             else:
-                split = micro_batches.forward.split_or_none
+                split = micro_batches.current.split_or_none
                 parts = zip(split(y1), split(y2), split(gates), split(residual), strict=True)
                 made = [self._fused(passes, *part, relu) for part in parts]
                 out, mean = (torch.cat(each) for each in zip(*made, strict=True))
@@ -84,10 +84,10 @@ class GatedConvBN(nn.Module):
         return out.relu_() if relu else out
 
     def _convolve(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        if self.training and (self.bn1.held_still or self.bn2.held_still):
-            return self._needed(x, gates)
+        if self.training and (self.bn1.frozen or self.bn2.frozen):
+            return self._convolve_selected(x, gates)
         fused = self.training and self.kernels == "auto"
-        if fused and can_stack(self.conv) and pays(self.conv, x):
+        if fused and can_stack(self.conv) and stacking_is_faster(self.conv, x):
             both = stacked_conv(self.conv, x, self.frozen_weight, self.frozen_bias)
             return both, None, gates
         return self.conv(x), self._frozen_conv(x), gates
@@ -120,16 +120,17 @@ class GatedConvBN(nn.Module):
         y: Tensor = functional_call(_Unhooked(self.conv), self._frozen_state(), x)
         return y
 
-    def _needed(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _convolve_selected(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both convolutions' outputs and the gates, without filters that no image selects.
 
-        Only where a branch's statistics are fixed, so that nobody else needs what its filters
-        give. Such a filter's gates have nothing to compare: they get no gradient from the loss.
+        Only where a branch's BatchNorm statistics are fixed: otherwise they need every filter's
+        output. The gates of a filter that is left out get no gradient from the loss, because there
+        is no second output to compare with.
         """
         plain = type(self.conv) is nn.Conv2d and self.conv.groups == 1
         everyone = torch.ones_like(gates[0], dtype=torch.bool)
-        tuned = (gates != 0).any(0) if plain and self.bn1.held_still else everyone
-        frozen = (gates != 1).any(0) if plain and self.bn2.held_still else everyone
+        tuned = (gates != 0).any(0) if plain and self.bn1.frozen else everyone
+        frozen = (gates != 1).any(0) if plain and self.bn2.frozen else everyone
         gates = torch.where(tuned & frozen, gates, gates.detach())
         if not plain:
             return self.conv(x), self._frozen_conv(x), gates
@@ -145,7 +146,7 @@ class GatedConvBN(nn.Module):
 
 
 class _Unhooked(nn.Module):
-    """A convolution without its hooks: under ZeRO-3 these fetch its own weights, not the twin's."""
+    """A convolution without its hooks: under ZeRO-3 they would fetch the trained weights."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -166,5 +167,5 @@ def fix_statistics(net: nn.Module, branches: Literal["none", "frozen", "both"]) 
     """Which branches of the gated layers normalise by their running statistics in training too."""
     for module in net.modules():
         if isinstance(module, GatedConvBN):
-            module.bn1.held_still = branches == "both"
-            module.bn2.held_still = branches != "none"
+            module.bn1.frozen = branches == "both"
+            module.bn2.frozen = branches != "none"

@@ -1,4 +1,9 @@
-"""Several micro-batches in one forward: what is taken over samples is taken in each alone."""
+"""Several micro-batches in one forward, each with its own statistics, penalties and draws.
+
+BatchNorm, gate, estimators and penalty take means or draw random numbers over the samples of a
+forward. If it holds several micro-batches, they do so for each micro-batch separately, so that the
+numbers are the same as in forwards of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,10 @@ from torch import Tensor
 
 
 @dataclass
-class Groups:
-    """Into how many equal micro-batches the samples of a forward fall, and who draws for each.
+class MicroBatches:
+    """How many equal micro-batches a forward holds, and each one's random generator.
 
-    Without generators of their own all draw from torch's default one.
+    Without generators all of them draw from torch's default one.
     """
 
     count: int = 1
@@ -34,22 +39,22 @@ class Groups:
         return (None,) * self.count if x is None else self.split(x)
 
 
-forward = Groups()
-"""That of the forward which runs now: BatchNorm, gate, estimators and penalty look at it."""
+current = MicroBatches()
+"""The micro-batches of the forward that runs now; BatchNorm, gate and the others read it."""
 
 
 @contextmanager
-def grouped(count: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+def in_micro_batches(count: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
     """Inside, the samples of a forward are ``count`` micro-batches, one after the other.
 
     ``generators``, one for each, draw the noise of the gates.
     """
-    before = forward.count, forward.generators
-    forward.count, forward.generators = count, generators
+    before = current.count, current.generators
+    current.count, current.generators = count, generators
     try:
         yield
     finally:
-        forward.count, forward.generators = before
+        current.count, current.generators = before
 
 
 def draw(draws: Callable[..., Tensor], like: Tensor, columns: int | None = None) -> Tensor:
@@ -58,16 +63,16 @@ def draw(draws: Callable[..., Tensor], like: Tensor, columns: int | None = None)
     Each micro-batch gets what it would have got in a forward of its own.
     """
     width = like.shape[1] if columns is None else columns
-    if forward.generators:
+    if current.generators:
         return _draw_each(draws, like, width)
     return draws(len(like), width, dtype=like.dtype, device=like.device)
 
 
-# A compiled graph cannot hold a generator: it is left here, and entered again behind.
+# A compiled graph cannot hold a generator, so this runs outside of it.
 @torch.compiler.disable
 def _draw_each(draws: Callable[..., Tensor], like: Tensor, width: int) -> Tensor:
     parts = [
         draws(len(part), width, generator=generator, dtype=like.dtype, device=like.device)
-        for part, generator in zip(forward.split(like), forward.generators, strict=True)
+        for part, generator in zip(current.split(like), current.generators, strict=True)
     ]
     return torch.cat(parts)

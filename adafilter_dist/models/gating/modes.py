@@ -1,4 +1,4 @@
-"""Trying out a network: in training or in evaluation mode, on a copy, with the same draws."""
+"""Trial runs of a network: on a copy, in training or evaluation mode, with fixed random numbers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from adafilter_dist.models.gating.micro_batches import grouped
+from adafilter_dist.models.gating.micro_batches import in_micro_batches
 
 
-def aside(model: nn.Module) -> nn.Module:
-    """A copy to be tried out: what the network's code counts and keeps stays as it is in `model`.
+def trial_copy(model: nn.Module) -> nn.Module:
+    """A copy for trial runs, so that attributes set by the network's code stay as they are.
 
-    A network that cannot be copied is tried itself.
+    Returns `model` itself if it cannot be copied.
     """
     if any("forward" in module.__dict__ for module in model.modules()):
         return model  # such a function may hold the module that it was made for
@@ -30,10 +30,10 @@ def aside(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation mode inside, BatchNorms excepted, and always the same random numbers.
+    """Set training or evaluation mode, except for BatchNorms, and fix the random numbers.
 
-    BatchNorms go by their running statistics in both modes: those of the few pictures that are
-    tried would make much of a rounding. The modes and the generators are as before afterwards.
+    BatchNorms use their running statistics in both modes: statistics of the few example pictures
+    would amplify rounding. Modes and generators are restored afterwards.
     """
     modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
@@ -42,7 +42,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
         devices = [device] if device.type == "cuda" else []
         stack.enter_context(torch.random.fork_rng(devices))
         # The gates' noise is drawn elsewhere, because the source has no gates.
-        stack.enter_context(grouped(1, [torch.Generator(device).manual_seed(0)]))
+        stack.enter_context(in_micro_batches(1, [torch.Generator(device).manual_seed(0)]))
         stack.enter_context(torch.set_grad_enabled(training))
         torch.manual_seed(0)
         random.seed(0)

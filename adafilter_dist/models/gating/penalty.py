@@ -30,11 +30,11 @@ def penalty(net: nn.Module, kind: str, weight: float, target: float = 0.5) -> Te
     }
     if kind not in kinds:
         raise ValueError(f"unknown penalty {kind!r}: none, l1, target or decide")
-    split = micro_batches.forward.split
+    split = micro_batches.current.split
     values = [
         kinds[kind](gate, index, gates, logits)
-        for index, every in gate.walk.gates.items()
-        for gates, logits in zip(split(every), split(gate.walk.logits[index]), strict=True)
+        for index, every in gate.decisions.gates.items()
+        for gates, logits in zip(split(every), split(gate.decisions.logits[index]), strict=True)
     ]
     return weight * torch.stack(values).mean()
 

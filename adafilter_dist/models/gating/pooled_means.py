@@ -1,4 +1,4 @@
-"""Means over pixels that came with the activations, so that the gate need not read these again."""
+"""Means over pixels that a fused layer computed with its output: they save the gate a pass."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 
-class KnownMeans:
-    """The mean over its pixels (N, C) of each activation (N, C, H, W) that was added.
+class PooledMeans:
+    """Remembers the mean over pixels (N, C) of activations (N, C, H, W).
 
-    A mean is that of the very tensor it was added with, as it was then: for a copy, or where
-    somebody wrote into it, it is computed.
+    A mean is only used for the same tensor object, unchanged since `add`. For any other tensor, or
+    after a write into this one, the mean is computed.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class KnownMeans:
     def of(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The mean of x over its pixels, in `dtype`."""
         if not torch.compiler.is_compiling() and id(x) in self._means:
-            known, version, mean = self._means[id(x)]
-            if known() is x and x._version == version:
+            tensor, version, mean = self._means[id(x)]
+            if tensor() is x and x._version == version:
                 return mean.to(dtype)
         return x.mean((2, 3), dtype=dtype)
 
-    # Where a forward failed halfway, tensors of its graph are still here.
-    def __deepcopy__(self, memo: dict[int, Any]) -> KnownMeans:
-        return KnownMeans()
+    # Copies start empty: after a failed forward, tensors of its graph may still be in here.
+    def __deepcopy__(self, memo: dict[int, Any]) -> PooledMeans:
+        return PooledMeans()
 
-    def __reduce__(self) -> tuple[type[KnownMeans], tuple[()]]:
-        return KnownMeans, ()
+    def __reduce__(self) -> tuple[type[PooledMeans], tuple[()]]:
+        return PooledMeans, ()

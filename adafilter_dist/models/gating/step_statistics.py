@@ -1,7 +1,7 @@
-"""Statistics gathered per micro-batch, reduced over all ranks and applied once a step.
+"""Statistics that are summed per micro-batch, reduced over all ranks and applied once a step.
 
-A module adds up what each micro-batch showed it; once a step the engine takes all sums as one
-flat vector, reduces it beside the gradients, and hands the means back.
+A module adds up the statistics of each micro-batch. Once a step the engine collects all sums in one
+flat vector, all-reduces it with the gradients, and gives each module the means.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a network does, in order: its convolutions, and who reads their outputs.
+"""Traces a network's convolutions in order of execution, and what reads their outputs.
 
-torch.fx finds it without running anything; where it cannot follow the code, one real forward is
-watched instead. Both see one mode: what the network does in the other one is traced by itself.
+torch.fx does so without running anything. If it cannot follow the code, one real forward is
+observed instead. A trace holds for one mode, training or evaluation.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _reader(node: fx.Node) -> str:
     return str(node.target)
 
 
-class _Watch(TorchFunctionMode):
+class _ReaderRecorder(TorchFunctionMode):
     """Notes who reads the convolutions' outputs: torch functions, and modules by their hooks."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _trace_by_forward(model: nn.Module, example: Tensor) -> Trace:
-    watch = _Watch()
+    watch = _ReaderRecorder()
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, _WATCHED):
@@ -123,7 +123,7 @@ def _trace_by_forward(model: nn.Module, example: Tensor) -> Trace:
     )
 
 
-def _hooks(watch: _Watch, name: str, module: nn.Module) -> tuple[Any, Any]:
+def _hooks(watch: _ReaderRecorder, name: str, module: nn.Module) -> tuple[Any, Any]:
     def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         watch.note(inputs, name)
         watch.calls[name] += 1

@@ -29,8 +29,8 @@ FEW_MIXED = 0.05
 
 
 @dataclass(frozen=True)
-class Behind:
-    """What stands behind a convolution: + residual (N, C, H', W') or None, then perhaps ReLU."""
+class Epilogue:
+    """What follows a convolution: + residual (N, C, H', W') or None, then perhaps ReLU."""
 
     residual: Tensor | None = None
     relu: bool = False
@@ -42,49 +42,49 @@ class Behind:
             y = y.add_(residual) if residual.dtype == y.dtype else y + residual
         return y.relu_() if self.relu else y
 
-    def split(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Behind, Behind]:
-        """What a kernel that writes such a y does in the same go, and what is left to do."""
+    def split(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Epilogue, Epilogue]:
+        """The part that a kernel writing such a y can fuse, and the part to apply afterwards."""
         more = self.residual
         fits = more is None or (more.shape == shape and more.dtype == dtype)
-        return (self, NOTHING) if fits else (NOTHING, self)
+        return (self, NO_EPILOGUE) if fits else (NO_EPILOGUE, self)
 
 
-NOTHING = Behind()
+NO_EPILOGUE = Epilogue()
 
 
 def choose(
-    conv: BareConv, x: Tensor, table: FilterTable, bits: Tensor, behind: Behind = NOTHING
+    conv: BareConv, x: Tensor, table: FilterTable, bits: Tensor, epilogue: Epilogue = NO_EPILOGUE
 ) -> Tensor:
-    """y and what stands behind it, the way that costs less.
+    """y and its epilogue, computed the way that costs least.
 
-    Where autograd goes through x, no buffer is used again.
+    If x requires a gradient, no buffer is reused.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         table = table.without_buffers()
     if len(x) == 0:
         filters = table.filters
-        return behind(convolve(conv, x, table.rows[:filters], table.bias[:filters]))
+        return epilogue(convolve(conv, x, table.rows[:filters], table.bias[:filters]))
     chosen = table.chosen(bits)
     if len(x) == 1:
-        return alike(conv, x, table, bits, chosen[0], behind)
+        return same_filters_for_all(conv, x, table, bits, chosen[0], epilogue)
     mixed = (chosen != chosen[0]).any(0).nonzero().flatten()
     if not len(mixed):
-        return alike(conv, x, table, bits, chosen[0], behind)
+        return same_filters_for_all(conv, x, table, bits, chosen[0], epilogue)
     if len(mixed) > FEW_MIXED * table.filters and can_compute(conv, x, table):
-        return _compiled(conv, x, table, bits, behind)
+        return _compiled(conv, x, table, bits, epilogue)
     pixels, share = _pixels(conv, x), len(mixed) / table.filters
     if conv.groups > 1:
         # Groups must stay whole: either every channel is computed twice, or each image alone.
         mixed, share = torch.arange(table.filters, device=mixed.device), 1.0
     if each_is_cheaper(pixels, share):
-        return behind(each(conv, x, table, chosen))
-    return behind(union(conv, x, table, chosen, mixed))
+        return epilogue(each(conv, x, table, chosen))
+    return epilogue(union(conv, x, table, chosen, mixed))
 
 
 def _compiled(
-    conv: BareConv, x: Tensor, table: FilterTable, bits: Tensor, behind: Behind
+    conv: BareConv, x: Tensor, table: FilterTable, bits: Tensor, epilogue: Epilogue
 ) -> Tensor:
-    inside, left = behind.split((*bits.shape, *conv.output_size(x)), x.dtype)
+    inside, left = epilogue.split((*bits.shape, *conv.output_size(x)), x.dtype)
     return left(selected_conv(conv, x, table, bits, inside.residual, inside.relu))
 
 
@@ -97,13 +97,13 @@ def each_is_cheaper(pixels: int, mixed: float) -> bool:
     return pixels * mixed > FETCH
 
 
-def alike(
+def same_filters_for_all(
     conv: BareConv,
     x: Tensor,
     table: FilterTable,
     bits: Tensor | None,
     chosen: Tensor | None,
-    behind: Behind = NOTHING,
+    epilogue: Epilogue = NO_EPILOGUE,
 ) -> Tensor:
     """All images by the same filters: rows[chosen], chosen (C,), or all rows as they lie (None).
 
@@ -112,8 +112,8 @@ def alike(
     if len(x) == 1 and can_compute(conv, x, table):
         if bits is None:
             bits = torch.zeros(1, table.filters, dtype=torch.bool)
-        return _compiled(conv, x, table, bits, behind)
-    return behind(convolve(conv, x, *table.picked(chosen)))
+        return _compiled(conv, x, table, bits, epilogue)
+    return epilogue(convolve(conv, x, *table.gather(chosen)))
 
 
 def convolve(conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _product(
 def each(conv: BareConv, x: Tensor, table: FilterTable, chosen: Tensor) -> Tensor:
     """One convolution an image, by its own filters: nothing is computed in vain."""
     made = [
-        convolve(conv, image, *table.picked(own))
+        convolve(conv, image, *table.gather(own))
         for image, own in zip(x.split(1), chosen, strict=True)
     ]
     return torch.cat(made)
@@ -159,11 +159,11 @@ def union(conv: BareConv, x: Tensor, table: FilterTable, chosen: Tensor, mixed: 
     ``mixed`` int64 (M,) are the channels that are not the same row for all; each has two rows.
     """
     first = chosen[0]
-    y = convolve(conv, x, *table.picked(first))
+    y = convolve(conv, x, *table.gather(first))
     differs = chosen[:, mixed] != first[mixed]
     # The row that is not the first image's; argmax finds some image that wants it.
     others = chosen[differs.to(torch.uint8).argmax(0), mixed]
-    z = convolve(conv, x, *table.without_buffers().picked(others))
+    z = convolve(conv, x, *table.without_buffers().gather(others))
     if len(mixed) == len(first):
         return torch.where(differs[:, :, None, None], z, y)
     y[:, mixed] = torch.where(differs[:, :, None, None], z, y[:, mixed])

@@ -1,4 +1,4 @@
-"""Filters whose gate never changes need no gate: one of the two is kept, the other one dropped."""
+"""Drops the unused one of two filters if the gate between them is the same for every image."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compact(net: AdaFilterNet, constant: Mapping[str, Tensor]) -> InferenceNet:
     return for_inference(net, constant)
 
 
-def settled(net: InferenceNet, constant: Mapping[str, Tensor]) -> tuple[int, int]:
+def count_dropped(net: InferenceNet, constant: Mapping[str, Tensor]) -> tuple[int, int]:
     """(filters that lost their other one, all gated filters)."""
     layers = net.gated_layers
     dropped = sum(

@@ -1,4 +1,4 @@
-"""The filters of a layer to choose from, and what was derived from them for the next call."""
+"""The filters of a layer from which each image chooses, and copies cached for the next call."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.inference.row_cache import KeptRows, Source
+from adafilter_dist.models.inference.row_cache import RowCache, TensorVersion
 
 
 @dataclass(frozen=True)
-class Laid:
+class FilterLayout:
     """All filters in the order in which a kernel reads them, and bias (2, C): frozen, tuned."""
 
     layouts: Tensor
     bias: Tensor
 
 
-LayOut = Callable[[Tensor, Tensor, Tensor], Laid]
+MakeLayout = Callable[[Tensor, Tensor, Tensor], FilterLayout]
 """Of rows, bias and pairs int64 (2, C): the rows of the frozen and of the tuned filters."""
 
 
-class LaidFilters:
-    """The layout made last; made again when its filters are others than it was made of.
+class LayoutCache:
+    """Caches one kernel layout of the filters; it is made anew when the filters change.
 
-    It is part of no state and is not copied with its module.
+    It is no part of the state and is not copied with its module.
     """
 
     def __init__(self) -> None:
-        self._laid: Laid | None = None
-        self._sources: list[Source] = []
+        self._laid: FilterLayout | None = None
+        self._sources: list[TensorVersion] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> LaidFilters:
-        return LaidFilters()
+    def __deepcopy__(self, memo: dict[int, Any]) -> LayoutCache:
+        return LayoutCache()
 
-    def __reduce__(self) -> tuple[type[LaidFilters], tuple[()]]:
-        return LaidFilters, ()
+    def __reduce__(self) -> tuple[type[LayoutCache], tuple[()]]:
+        return LayoutCache, ()
 
-    def of(self, table: FilterTable, lay_out: LayOut) -> Laid:
+    def of(self, table: FilterTable, make_layout: MakeLayout) -> FilterLayout:
         """`lay_out` of that table's filters."""
-        given = (table.rows, table.bias, table.frozen, table.tuned)
-        known = zip(self._sources, given, strict=False)
+        tensors = (table.rows, table.bias, table.frozen, table.tuned)
+        known = zip(self._sources, tensors, strict=False)
         if self._laid is None or not all(source.is_of(tensor) for source, tensor in known):
             self._laid = None  # two at a time need not fit
             # As ordinary tensors, so that they serve outside inference mode too.
             with torch.inference_mode(False), torch.no_grad():
                 pairs = torch.stack((table.frozen, table.tuned))
-                self._laid = lay_out(table.rows, table.bias, pairs)
-            self._sources = [Source(tensor) for tensor in given]
+                self._laid = make_layout(table.rows, table.bias, pairs)
+            self._sources = [TensorVersion(tensor) for tensor in tensors]
         return self._laid
 
 
@@ -66,8 +66,8 @@ class FilterTable:
     bias: Tensor
     frozen: Tensor
     tuned: Tensor
-    kept: KeptRows | None = field(default_factory=KeptRows)
-    laid: LaidFilters = field(default_factory=LaidFilters)
+    row_cache: RowCache | None = field(default_factory=RowCache)
+    layout_cache: LayoutCache = field(default_factory=LayoutCache)
 
     @property
     def filters(self) -> int:
@@ -78,18 +78,18 @@ class FilterTable:
         """The row of each filter and image, int64 (N, C), for bits bool (N, C)."""
         return torch.where(bits, self.tuned, self.frozen)
 
-    def picked(self, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows and bias of chosen (R,), or all as they lie; overwritten by the next call."""
+    def gather(self, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows and bias of chosen (R,), or all in order if None; overwritten by the next call."""
         if chosen is None:
             return self.rows, self.bias
-        if self.kept is None:
+        if self.row_cache is None:
             return self.rows.index_select(0, chosen), self.bias.index_select(0, chosen)
-        return self.kept.pick(self.rows, self.bias, chosen)
+        return self.row_cache.pick(self.rows, self.bias, chosen)
 
     def without_buffers(self) -> FilterTable:
-        """The same filters; what is picked of them is nobody else's."""
-        return replace(self, kept=None)
+        """The same filters without the cache: `gather` then returns tensors of its own."""
+        return replace(self, row_cache=None)
 
-    def laid_out(self, lay_out: LayOut) -> Laid:
+    def layout(self, make_layout: MakeLayout) -> FilterLayout:
         """All filters as a kernel reads them."""
-        return self.laid.of(self, lay_out)
+        return self.layout_cache.of(self, make_layout)

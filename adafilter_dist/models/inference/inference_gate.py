@@ -12,12 +12,12 @@ from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.inference.gate_cpu import Step, can_step, gate_step
 
 
-class LeanGate(RecurrentGate):
+class InferenceGate(RecurrentGate):
     """A copy of a gate that only decides: bits (N, C_out) as bool, no estimator, no statistics.
 
-    For layers with few input channels P_i is multiplied into the LSTM's input matrix, where that
-    means fewer bytes to read. Where overrides are registered the gates are what these return, of
-    the gate's own dtype and any value. Observers see gates of the gate's own dtype.
+    For layers with few input channels, P_i is multiplied into the LSTM's input matrix if that gives
+    fewer bytes to read. With overrides, the gates are what these return: the gate's dtype, any
+    value. Observers see gates of the gate's dtype.
     """
 
     def __init__(self, source: RecurrentGate) -> None:
@@ -35,12 +35,12 @@ class LeanGate(RecurrentGate):
         hidden = source.settings.hidden
         self._joined = [4 * n < n + 4 * hidden for _, n, _ in shapes]
         self.prepare()
-        self._settled: set[int] = set()
-        self._last_free = len(shapes) - 1
+        self._fixed: set[int] = set()
+        self._last_deciding = len(shapes) - 1
         self.training = False
 
     def prepare(self) -> None:
-        """Make what is derived from the weights; to be called again when others were loaded."""
+        """Compute what is derived from the weights; call it again after loading others."""
         self._steps: dict[int, Step] = {}
         for index, joined in enumerate(self._joined):
             if joined:
@@ -48,23 +48,26 @@ class LeanGate(RecurrentGate):
                 self.register_buffer(f"joined_weight_{index}", weight, persistent=False)
                 self.register_buffer(f"joined_bias_{index}", bias, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LeanGate:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InferenceGate:
         # What was moved or cast may be other tensors.
         self._steps.clear()
         super()._apply(fn, recurse)
         return self
 
-    def settle(self, index: int, constant: Tensor) -> None:
-        """Take gates of a layer for granted: int8 (C_out,), 1 tuned, 0 frozen, -1 decided."""
+    def fix_gates(self, index: int, constant: Tensor) -> None:
+        """Fix a layer's gates: int8 (C_out,), 1 tuned, 0 frozen, -1 decided for each image."""
         self.register_buffer(f"constant_{index}", constant.to(self.running_mean.device), False)
         if bool((constant >= 0).all()):
-            self._settled.add(index)
-        free = [i for i in range(len(self.names)) if i not in self._settled]
-        self._last_free = max(free, default=-1)
+            self._fixed.add(index)
+        free = [i for i in range(len(self.names)) if i not in self._fixed]
+        self._last_deciding = max(free, default=-1)
 
-    def pass_by(self, index: int, x: Tensor) -> None:
-        """A layer with nothing to decide: only what later decisions remember of it."""
-        if index < self._last_free:
+    def advance_state(self, index: int, x: Tensor) -> None:
+        """Update the LSTM state for a layer whose gates are all fixed; later layers need it.
+
+        After the last layer that decides, nothing is computed.
+        """
+        if index < self._last_deciding:
             self._guarded(index, x)
 
     def forward(self, index: int, x: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ class LeanGate(RecurrentGate):
             gates = gates.to(logits.dtype)
             for override in self.overrides:
                 gates = override(index, gates)
-        self.walk.gates[index], self.walk.logits[index] = gates, logits
+        self.decisions.gates[index], self.decisions.logits[index] = gates, logits
         for observer in self.observers:
             used = gates.to(logits.dtype)
             constant = getattr(self, f"constant_{index}", None)
@@ -86,7 +89,7 @@ class LeanGate(RecurrentGate):
         return gates
 
     def _guarded(self, index: int, x: Tensor, decide: bool = False) -> Tensor | None:
-        if not self._walking:
+        if not self._in_forward:
             raise RuntimeError(
                 "a gated layer was called outside its network; call the whole network, "
                 "because the gate's state runs through all layers"

@@ -1,4 +1,4 @@
-"""The filters chosen last, kept, so that the next choice copies only those that differ."""
+"""Caches the filters chosen last, so that the next call copies only those that differ."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from torch import Tensor
 _FEW = 0.4
 
 
-class Source:
-    """Which tensor something was made of, and how it was then."""
+class TensorVersion:
+    """A tensor and its version, to notice later whether it is still the same."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._version = weakref.ref(tensor), _version(tensor)
 
     def is_of(self, tensor: Tensor) -> bool:
-        """Whether it was made of this one as it is now."""
+        """Whether this is the same tensor, unchanged."""
         # A module that was moved has another tensor, one that was loaded another version of it.
         return self._tensor() is tensor and self._version == _version(tensor)
 
 
-class KeptRows:
-    """A buffer of R rows gathered from a table; between calls it stays as it was last asked for.
+class RowCache:
+    """A buffer of R rows gathered from a table; it keeps the last call's rows.
 
-    It is part of no state and is not copied with its module. Not for several threads at once.
+    It is no part of the state and is not copied with its module. Not for several threads at once.
     """
 
     def __init__(self) -> None:
         self._chosen: Tensor | None = None
-        self._source: Source | None = None
+        self._source: TensorVersion | None = None
         self._rows = self._bias = torch.empty(0)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeptRows:
-        return KeptRows()
+    def __deepcopy__(self, memo: dict[int, Any]) -> RowCache:
+        return RowCache()
 
-    def __reduce__(self) -> tuple[type[KeptRows], tuple[()]]:
-        return KeptRows, ()
+    def __reduce__(self) -> tuple[type[RowCache], tuple[()]]:
+        return RowCache, ()
 
     def pick(self, rows: Tensor, bias: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """(rows[chosen], bias[chosen]) for rows (T, ...), bias (T,), chosen int64 (R,).
@@ -54,7 +54,7 @@ class KeptRows:
         if before is None or before.shape != chosen.shape or not same_table:
             self._start(rows, bias, chosen)
             before = None
-        # While it is being changed it is nobody's choice: an interrupted copy is made again.
+        # Until the copy below is complete the buffer counts as empty, in case it is interrupted.
         self._chosen = None
         if before is None:
             self._all(rows, bias, chosen)
@@ -78,7 +78,7 @@ class KeptRows:
         with torch.inference_mode(False):
             self._rows = rows.new_empty(len(chosen), *rows.shape[1:])
             self._bias = bias.new_empty(len(chosen))
-        self._source = Source(rows)
+        self._source = TensorVersion(rows)
 
 
 def _version(tensor: Tensor) -> int:

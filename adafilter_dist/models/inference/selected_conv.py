@@ -15,11 +15,16 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.models.inference.choose_kernel import Behind, alike, choose, convolve
-from adafilter_dist.models.inference.filter_table import FilterTable, LaidFilters
+from adafilter_dist.models.inference.choose_kernel import (
+    Epilogue,
+    choose,
+    convolve,
+    same_filters_for_all,
+)
+from adafilter_dist.models.inference.filter_table import FilterTable, LayoutCache
 from adafilter_dist.models.inference.fold_batchnorm import BareConv, fold, foldable
-from adafilter_dist.models.inference.inference_gate import LeanGate
-from adafilter_dist.models.inference.row_cache import KeptRows
+from adafilter_dist.models.inference.inference_gate import InferenceGate
+from adafilter_dist.models.inference.row_cache import RowCache
 
 
 class SelectedConv(nn.Module):
@@ -37,7 +42,7 @@ class SelectedConv(nn.Module):
     frozen_row: Tensor
     takes_residual = True
 
-    def __init__(self, layer: GatedConvBN, gate: LeanGate) -> None:
+    def __init__(self, layer: GatedConvBN, gate: InferenceGate) -> None:
         super().__init__()
         folded = fold(layer)
         filters = layer.conv.out_channels
@@ -50,7 +55,7 @@ class SelectedConv(nn.Module):
         self.index = layer.index
         # In a tuple, so that the shared gate does not become a submodule of every layer.
         self._gate = (gate,)
-        self._kept, self._laid = KeptRows(), LaidFilters()
+        self._row_cache, self._layout_cache = RowCache(), LayoutCache()
         self._paired = True
         self.training = False
 
@@ -60,7 +65,7 @@ class SelectedConv(nn.Module):
         self.rows = self.rows.contiguous()
         return self
 
-    def settle(self, constant: Tensor) -> None:
+    def fix_gates(self, constant: Tensor) -> None:
         """Drop the other row of filters whose gate is taken to be constant.
 
         ``constant`` int8 (C_out,): 1 always tuned, 0 always frozen, -1 decided for each image.
@@ -69,36 +74,38 @@ class SelectedConv(nn.Module):
         constant = constant.to(self.rows.device)
         free = constant < 0
         one = torch.where(constant > 0, self.tuned_row, self.frozen_row)
-        kept = torch.cat((one, self.tuned_row[free]))
-        self.rows, self.bias = self.rows[kept], self.bias[kept]
-        behind = filters - 1 + free.cumsum(0)
-        self.tuned_row = torch.where(free, behind, self.frozen_row)
+        rows = torch.cat((one, self.tuned_row[free]))
+        self.rows, self.bias = self.rows[rows], self.bias[rows]
+        tuned = filters - 1 + free.cumsum(0)
+        self.tuned_row = torch.where(free, tuned, self.frozen_row)
         self._paired = self._paired and bool(free.all())
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """As `GatedConvBN`: also what stood behind the layer, + residual, then ReLU."""
-        behind = Behind(residual, relu)
+        """As `GatedConvBN`: the layer, then + residual and ReLU if they were fused into it."""
+        epilogue = Epilogue(residual, relu)
         gate = self._gate[0]
         if len(self.rows) == len(self.tuned_row) and not gate.observers:
-            gate.pass_by(self.index, x)
-            return alike(self.conv, x, self._table, None, None, behind)
+            gate.advance_state(self.index, x)
+            return same_filters_for_all(self.conv, x, self._table, None, None, epilogue)
         gates = gate(self.index, x)
         if gates.dtype != torch.bool:  # overridden
             bits = gates != 0
             if not torch.equal(bits.to(gates.dtype), gates):
-                return behind(self._blended(x, gates))
+                return epilogue(self._blended(x, gates))
             gates = bits
         if x.is_cuda:
-            return self._on_cuda(x, gates, behind)
-        return choose(self.conv, x, self._table, gates, behind)
+            return self._on_cuda(x, gates, epilogue)
+        return choose(self.conv, x, self._table, gates, epilogue)
 
     @property
     def _table(self) -> FilterTable:
         rows, bias = self.rows, self.bias
-        return FilterTable(rows, bias, self.frozen_row, self.tuned_row, self._kept, self._laid)
+        return FilterTable(
+            rows, bias, self.frozen_row, self.tuned_row, self._row_cache, self._layout_cache
+        )
 
-    def _on_cuda(self, x: Tensor, bits: Tensor, behind: Behind) -> Tensor:
-        """The kernel where it can be had, else both branches: nothing waits for the device."""
+    def _on_cuda(self, x: Tensor, bits: Tensor, epilogue: Epilogue) -> Tensor:
+        """The Triton kernel if it applies, else both branches; the host never waits."""
         kernel = selected_kernel()
         conv = self.conv
         fits = conv.plain and conv.groups == 1 and self._paired and x.dtype == self.rows.dtype
@@ -106,8 +113,8 @@ class SelectedConv(nn.Module):
         autocast = torch.is_autocast_enabled("cuda")
         if kernel is None or not fits or differentiable or autocast or x.dtype == torch.float64:
             frozen, tuned = self._both(x)
-            return behind(torch.where(bits[:, :, None, None], tuned, frozen))
-        inside, left = behind.split((*bits.shape, *conv.output_size(x)), x.dtype)
+            return epilogue(torch.where(bits[:, :, None, None], tuned, frozen))
+        inside, left = epilogue.split((*bits.shape, *conv.output_size(x)), x.dtype)
         y: Tensor = kernel(
             x.contiguous(memory_format=torch.channels_last),
             self.rows.view(2, -1, *self.rows.shape[1:]),
@@ -157,7 +164,7 @@ class InferenceNet(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, gate: LeanGate, report: ConversionReport, head: str | None
+        self, backbone: nn.Module, gate: InferenceGate, report: ConversionReport, head: str | None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -207,7 +214,7 @@ def for_inference(net: nn.Module, constant: Mapping[str, Tensor] | None = None) 
             f"for_inference: {type(net).__name__} has no gates to choose by; it takes an "
             "AdaFilterNet, from adafilter_dist.convert or adafilter_dist.load"
         )
-    gate = LeanGate(net.gate)
+    gate = InferenceGate(net.gate)
     # What the copy finds here it takes instead of copying: layer by layer, not the network twice.
     memo: dict[int, Any] = {id(net.gate): gate}
     constant = constant or {}
@@ -215,8 +222,8 @@ def for_inference(net: nn.Module, constant: Mapping[str, Tensor] | None = None) 
         if foldable(layer.conv):
             selected = SelectedConv(layer, gate)
             if name in constant:
-                selected.settle(constant[name])
-                gate.settle(layer.index, constant[name])
+                selected.fix_gates(constant[name])
+                gate.fix_gates(layer.index, constant[name])
             memo[id(layer)] = selected
     fast = InferenceNet(copy.deepcopy(net.backbone, memo), gate, net.report, net.head)
     classes = getattr(net, "classes", None)

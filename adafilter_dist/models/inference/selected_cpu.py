@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.inference.filter_table import FilterTable, Laid
+from adafilter_dist.models.inference.filter_table import FilterLayout, FilterTable
 from adafilter_dist.models.inference.fold_batchnorm import BareConv
 from adafilter_dist.models.ops.native import library
 
@@ -44,7 +44,7 @@ def selected_conv(
     """
     compiled = _library()
     assert compiled is not None
-    laid = table.laid_out(lay_out)
+    layout = table.layout(make_layout)
     height, width = conv.output_size(x)
     images, channels, *size = x.shape
     down, right = conv.padding
@@ -54,7 +54,7 @@ def selected_conv(
     more = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
     y = torch.empty(images, height, width, bits.shape[1])
     if y.numel():
-        tensors = (pixels, padded, laid.layouts, laid.bias, bits, more, y)
+        tensors = (pixels, padded, layout.layouts, layout.bias, bits, more, y)
         compiled.selected_conv(
             *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
             *pixels.shape,
@@ -70,7 +70,7 @@ def selected_conv(
     return y.permute(0, 3, 1, 2)
 
 
-def lay_out(rows: Tensor, bias: Tensor, pairs: Tensor) -> Laid:
+def make_layout(rows: Tensor, bias: Tensor, pairs: Tensor) -> FilterLayout:
     """Filters as the kernel reads them: blocks, of each the frozen ones, then the tuned ones.
 
     rows (T, KH, KW, C_in), bias (T,), pairs int64 (2, C) as in `FilterTable`.
@@ -82,7 +82,7 @@ def lay_out(rows: Tensor, bias: Tensor, pairs: Tensor) -> Laid:
     both = rows.new_zeros(2, blocks * wide, rows[0].numel())
     both[:, :filters] = rows.flatten(1)[pairs]
     layouts = both.view(2, blocks, wide, -1).permute(1, 0, 3, 2).contiguous()
-    return Laid(layouts, bias[pairs])
+    return FilterLayout(layouts, bias[pairs])
 
 
 class _Room(threading.local):

@@ -38,10 +38,10 @@ def library(source: Path) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_compiled(source)))
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+        message = getattr(error, "stderr", None) or str(error)
         warnings.warn(
             f"{source.name} was not compiled, gated layers run slower on the CPU: "
-            f"{said.strip().splitlines()[0]}. A C++ compiler (Debian: g++) mends that, "
+            f"{message.strip().splitlines()[0]}. A C++ compiler (Debian: g++) mends that, "
             "ADAFILTER_NATIVE=0 silences it",
             stacklevel=2,
         )
@@ -75,8 +75,8 @@ def _compiler(source: Path) -> str:
     asked = os.environ.get("CXX" if source.suffix == ".cpp" else "CC")
     usual = ("g++", "c++", "clang++") if source.suffix == ".cpp" else ("gcc", "cc", "clang")
     for candidate in (asked, *usual):
-        if candidate and (found := shutil.which(candidate)):
-            return found
+        if candidate and (path := shutil.which(candidate)):
+            return path
     raise FileNotFoundError(f"none of {', '.join(usual)} is installed")
 
 

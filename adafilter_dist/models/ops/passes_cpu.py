@@ -1,7 +1,7 @@
-"""The four passes of a gated layer on a CPU, compiled: one walk through memory each.
+"""Calls the compiled C++ passes of a gated layer on a CPU; each reads its tensors once.
 
-What they compute: `passes_reference`. For channels-last float32, bfloat16 and float64 (others are
-copied into that layout first). The bits do not depend on the number of threads.
+`passes_reference` shows what they compute. They take float32, bfloat16 and float64 in channels-last
+layout; other layouts are copied first. The bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(y.dtype)
     means, variances = y.new_empty((2, images, channels), dtype=wide).unbind()  # of each image
     mean, var = y.new_empty((2, channels), dtype=wide).unbind()
-    to = map(_at, (means, variances, mean, var))
-    _call("moments", y, _at(y), stride, images, pixels, channels, *to, torch.get_num_threads())
+    to = map(_ptr, (means, variances, mean, var))
+    _call("moments", y, _ptr(y), stride, images, pixels, channels, *to, torch.get_num_threads())
     return mean, var
 
 
@@ -56,16 +56,16 @@ def coefficients(
     """a1, a2, b (N, C) of `blend`, and 1 / standard deviation of both branches (C,)."""
     images, channels = gates.shape
     wide = norm1.mean
-    g = _small(gates, wide)
+    g = _for_c(gates, wide)
     a1, a2, b = wide.new_empty((3, images, channels)).unbind()
     rstd1, rstd2 = wide.new_empty((2, channels)).unbind()
     tensors = [
-        [_small(each, wide) for each in (*norm.affine(), norm.mean, norm.var)]
+        [_for_c(each, wide) for each in (*norm.affine(), norm.mean, norm.var)]
         for norm in (norm1, norm2)
     ]
-    given = (*map(_at, tensors[0]), norm1.eps, *map(_at, tensors[1]), norm2.eps)
-    to = map(_at, (a1, a2, b, rstd1, rstd2))
-    _call("coefficients", wide, _at(g), *given, images, channels, *to)
+    norms = (*map(_ptr, tensors[0]), norm1.eps, *map(_ptr, tensors[1]), norm2.eps)
+    to = map(_ptr, (a1, a2, b, rstd1, rstd2))
+    _call("coefficients", wide, _ptr(g), *norms, images, channels, *to)
     return a1, a2, b, rstd1, rstd2
 
 
@@ -83,11 +83,19 @@ def blend(
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2.to(y1.dtype))
     third = None if residual is None else _dense(residual, y1)
-    small = [_small(each, y1) for each in (a1, a2, b)]
+    small = [_for_c(each, y1) for each in (a1, a2, b)]
     out = empty_rows(y1, channels)
     mean = y1.new_empty((images, channels), dtype=accumulation_dtype(y1.dtype))
-    places = (_at(y1), stride1, _at(y2), stride2, *map(_at, small), _at(third), int(relu))
-    to = (_at(out), _at(mean), torch.get_num_threads())
+    places = (
+        _ptr(y1),
+        stride1,
+        _ptr(y2),
+        stride2,
+        *map(_ptr, small),
+        _ptr(third),
+        int(relu),
+    )
+    to = (_ptr(out), _ptr(mean), torch.get_num_threads())
     _call("blend", y1, *places, images, pixels, channels, *to)
     return out, mean
 
@@ -103,14 +111,23 @@ def sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
-    dout, kept = _dense(dout, y1), None if out is None else _dense(out, y1)
+    dout, output = _dense(dout, y1), None if out is None else _dense(out, y1)
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2.to(y1.dtype))
     s0, s1, s2 = y1.new_empty((3, images, channels), dtype=accumulation_dtype(y1.dtype))
-    means = (_small(m1, y1), _small(m2, y1))
-    also = None if more is None else _small(more, y1)
-    places = (_at(dout), _at(also), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, means))
-    to = (_at(s0), _at(s1), _at(s2), torch.get_num_threads())
+    means = (_for_c(m1, y1), _for_c(m2, y1))
+    also = None if more is None else _for_c(more, y1)
+    places = (
+        _ptr(dout),
+        _ptr(also),
+        _ptr(output),
+        _ptr(y1),
+        stride1,
+        _ptr(y2),
+        stride2,
+        *map(_ptr, means),
+    )
+    to = (_ptr(s0), _ptr(s1), _ptr(s2), torch.get_num_threads())
     _call("sums", y1, *places, images, pixels, channels, *to)
     return s0, s1, s2
 
@@ -126,17 +143,17 @@ def gradients(
 ) -> Gradients:
     """All small gradients, and the coefficients of `spread`, from `sums`."""
     images, channels = gates.shape
-    g = _small(gates, s0)
+    g = _for_c(gates, s0)
     dgates, p1, p2 = s0.new_empty((3, images, channels)).unbind()
     rows = s0.new_empty((8, channels)).unbind()
     affine = [
-        [_small(tensor, s0) for tensor in (of.weight, of.bias, of.rstd)] for of in (first, second)
+        [_for_c(tensor, s0) for tensor in (of.weight, of.bias, of.rstd)] for of in (first, second)
     ]
-    given = (*map(_at, affine[0]), first.batch, *map(_at, affine[1]), second.batch)
+    norms = (*map(_ptr, affine[0]), first.batch, *map(_ptr, affine[1]), second.batch)
     dweight1, dbias1, dweight2, dbias2, q1, r1, q2, r2 = rows
     to = (dgates, dweight1, dbias1, dweight2, dbias2, p1, q1, r1, p2, q2, r2)
-    sums_at = map(_at, (g, s0, s1, s2))
-    _call("gradients", s0, *sums_at, *given, pixels, images, channels, *map(_at, to))
+    sums_at = map(_ptr, (g, s0, s1, s2))
+    _call("gradients", s0, *sums_at, *norms, pixels, images, channels, *map(_ptr, to))
     return Gradients(dgates, dweight1, dbias1, dweight2, dbias2, (p1, q1, r1), (p2, q2, r2))
 
 
@@ -160,19 +177,34 @@ def spread(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
-    dout, kept = _dense(dout, y1), None if out is None else _dense(out, y1)
+    dout, output = _dense(dout, y1), None if out is None else _dense(out, y1)
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2.to(y1.dtype))
-    small = [_small(each, y1) for each in (m1, q1, r1, m2, q2, r2, p1, p2)]
+    small = [_for_c(each, y1) for each in (m1, q1, r1, m2, q2, r2, p1, p2)]
     if stacked:
         both = empty_rows(y1, 2 * channels)
         dy1, dy2 = both.split(channels, 1)
     else:
         dy1, dy2 = empty_rows(y1, channels), empty_rows(y1, channels)
     dz = empty_rows(y1, channels) if want_residual else None
-    also = None if more is None else _small(more, y1)
-    places = (_at(dout), _at(also), _at(kept), _at(y1), stride1, _at(y2), stride2, *map(_at, small))
-    to = (_at(dy1), _at(dy2), channels * (1 + stacked), _at(dz), torch.get_num_threads())
+    also = None if more is None else _for_c(more, y1)
+    places = (
+        _ptr(dout),
+        _ptr(also),
+        _ptr(output),
+        _ptr(y1),
+        stride1,
+        _ptr(y2),
+        stride2,
+        *map(_ptr, small),
+    )
+    to = (
+        _ptr(dy1),
+        _ptr(dy2),
+        channels * (1 + stacked),
+        _ptr(dz),
+        torch.get_num_threads(),
+    )
     _call("spread", y1, *places, images, pixels, channels, *to)
     return (both, dz) if stacked else (dy1, dy2, dz)
 
@@ -183,14 +215,14 @@ def _functions() -> dict[str, Callable[..., None]] | None:
     compiled = library(Path(__file__).with_name("passes.cpp"))
     if compiled is None:
         return None
-    found: dict[str, Callable[..., None]] = {}
+    functions: dict[str, Callable[..., None]] = {}
     for name, letters in _ARGUMENTS.items():
         for dtype in ("float32", "float64") if name in _SMALL else _NAMES.values():
             function = compiled[f"{name}_{dtype}"]
             function.argtypes = [_TYPES[letter] for letter in letters.replace(" ", "")]
             function.restype = None
-            found[f"{name}_{dtype}"] = function
-    return found
+            functions[f"{name}_{dtype}"] = function
+    return functions
 
 
 def _call(name: str, like: Tensor, *arguments: float | None) -> None:
@@ -199,12 +231,13 @@ def _call(name: str, like: Tensor, *arguments: float | None) -> None:
     functions[f"{name}_{_NAMES[like.dtype]}"](*arguments)
 
 
-def _at(tensor: Tensor | None) -> int | None:
+def _ptr(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-# Beyond these lies C, which takes every pointer for what it was compiled for.
-def _small(coefficient: Tensor, like: Tensor) -> Tensor:
+# The C++ code gets bare pointers, so dtype and layout must be right before a call: small tensors
+# (by channel, or by image and channel) through `_for_c`, activations through `_dense`.
+def _for_c(coefficient: Tensor, like: Tensor) -> Tensor:
     return coefficient.to(accumulation_dtype(like.dtype)).contiguous()
 
 

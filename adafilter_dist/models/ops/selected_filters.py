@@ -1,4 +1,4 @@
-"""A convolution without the filters that nobody asked for."""
+"""A convolution that computes only the selected filters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def selected_filters(
-    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: Tensor
+    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, selected: Tensor
 ) -> Tensor:
     """`conv` of x (N, C_in, H, W) by `weight` and `bias`: zero where `wanted` (C_out,) is False.
 
@@ -15,16 +15,16 @@ def selected_filters(
     a missing one, for which DistributedDataParallel would wait. One group only. On a GPU it waits
     for the device, to know how many filters there are.
     """
-    count = int(wanted.sum())
-    if count == len(wanted):
+    count = int(selected.sum())
+    if count == len(selected):
         return conv._conv_forward(x, weight, bias)
-    rows = wanted.nonzero().squeeze(1)
+    rows = selected.nonzero().squeeze(1)
     some_weight, some_bias = weight[rows], None if bias is None else bias[rows]
     if count == 0:
         nothing = some_weight.sum() + (0 if some_bias is None else some_bias.sum())  # of no rows
-        return _empty_output(conv, x, len(wanted)) + nothing.to(x.dtype)
+        return _empty_output(conv, x, len(selected)) + nothing.to(x.dtype)
     y = conv._conv_forward(x, some_weight, some_bias)
-    whole = _like(y, len(wanted))
+    whole = _like(y, len(selected))
     return whole.index_copy(1, rows, y)
 
 

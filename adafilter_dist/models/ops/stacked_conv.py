@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 
 def can_stack(conv: nn.Conv2d) -> bool:
-    """Whether `stacked_conv` computes what `conv` does: a plain one of one group, zeros around."""
+    """Whether `stacked_conv` can replace `conv`: torch's own, one group, zero padding."""
     plain = type(conv) is nn.Conv2d and not isinstance(conv.padding, str)
     return plain and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
-def pays(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether one stacked convolution is faster than two for this x, where `can_stack`.
+def stacking_is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether one stacked convolution is faster than two for this x, given `can_stack`.
 
-    On a CPU it is where it is one matrix product. Otherwise the half of the output's gradient that
-    the weight gradient is made of would have to be copied.
+    On a CPU that is so for 1x1 convolutions, which are one matrix product. For others the weight
+    gradient would need a copy of half of the output's gradient.
     """
     if x.is_cuda:
         return True

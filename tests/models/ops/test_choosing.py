@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from adafilter_dist.models.inference import choose_kernel
 from adafilter_dist.models.inference.choose_kernel import (
-    Behind,
-    alike,
+    Epilogue,
     choose,
     convolve,
     each,
     each_is_cheaper,
+    same_filters_for_all,
     union,
 )
 from adafilter_dist.models.inference.filter_table import FilterTable
@@ -139,7 +139,7 @@ def test_what_stands_behind(shape: dict[str, object], relu: bool) -> None:
     for residual in (last, noise.contiguous(), last.double(), last[:, :1, :1, :1], None):
         y = choose(
             *(BareConv(given.conv), given.x, given.table, given.bits),
-            Behind(residual, relu),
+            Epilogue(residual, relu),
         )
         whole = wanted if residual is None else wanted + residual
         whole = whole.relu() if relu else whole
@@ -151,7 +151,7 @@ def test_a_relu_keeps_what_is_no_number(images: int) -> None:
     given = case(images, (12, 12), dtype=torch.float32)
     given.x[-1, :, :, 0] = float("nan")
     conv = BareConv(given.conv)
-    y = choose(*(conv, given.x, given.table, given.bits), Behind(relu=True))
+    y = choose(*(conv, given.x, given.table, given.bits), Epilogue(relu=True))
     assert torch.equal(y.isnan(), given.wanted().isnan()) and bool(y.isnan().any())
 
 
@@ -194,12 +194,12 @@ def test_few_pixels_are_a_matrix_product(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_rows_as_they_lie_give_the_bits_of_the_same_rows_picked(size: tuple[int, int]) -> None:
     given = case(1, size, padding=1, dtype=torch.float32)
     conv, own = BareConv(given.conv), given.chosen[0]
-    picked = choose(conv, given.x, given.table, given.bits)
+    gather = choose(conv, given.x, given.table, given.bits)
     numbers = torch.arange(8)
     settled = FilterTable(given.rows[own], given.bias[own], numbers, numbers)
-    lying = alike(conv, given.x, settled, None, None)
-    assert torch.equal(picked, lying)
-    torch.testing.assert_close(picked, given.wanted(), rtol=1e-4, atol=1e-4)
+    lying = same_filters_for_all(conv, given.x, settled, None, None)
+    assert torch.equal(gather, lying)
+    torch.testing.assert_close(gather, given.wanted(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_cheaper_way_follows_pixels_and_mixed_filters() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.inference import gate_cpu
 from adafilter_dist.models.inference.gate_cpu import can_step
-from adafilter_dist.models.inference.inference_gate import LeanGate
+from adafilter_dist.models.inference.inference_gate import InferenceGate
 from adafilter_dist.recipe.schema import Gate
 
 pytestmark = [
@@ -20,10 +20,10 @@ LAYERS = [("a", 3, 70), ("b", 70, 15), ("c", 1500, 64), ("d", 200, 40), ("e", 7,
 SIZES = [(9, 8), (1, 1), (16, 17), (3, 2), (5, 13)]
 
 
-def gate(norm: str, hidden: int) -> LeanGate:
+def gate(norm: str, hidden: int) -> InferenceGate:
     drawn = torch.Generator().manual_seed(3)
     settings = Gate(hidden=hidden, input_norm=norm)  # type: ignore[arg-type]
-    return LeanGate(RecurrentGate(LAYERS, settings, generator=drawn).eval())
+    return InferenceGate(RecurrentGate(LAYERS, settings, generator=drawn).eval())
 
 
 def inputs(n: int) -> list[Tensor]:
@@ -47,7 +47,7 @@ def test_the_same_logits_as_pytorch_in_float64(n: int, hidden: int, norm: str) -
         assert can_step(x, lean._weights(index)) and not can_step(x.double(), exact._weights(index))
         with torch.no_grad():
             lean(index, x), exact(index, x.double())
-        logits, wanted = lean.walk.logits[index], exact.walk.logits[index]
+        logits, wanted = lean.decisions.logits[index], exact.decisions.logits[index]
         assert logits.dtype == torch.float32
         torch.testing.assert_close(logits.double(), wanted, rtol=1e-4, atol=1e-4)
 
@@ -59,7 +59,7 @@ def test_images_do_not_see_each_other_nor_threads() -> None:
         lean.start()
         for index, x in enumerate(xs):
             lean(index, x[chosen])
-        return list(lean.walk.logits.values())
+        return list(lean.decisions.logits.values())
 
     with torch.no_grad():
         together, alone = logits(slice(4)), logits(slice(2, 3))
@@ -76,9 +76,9 @@ def test_a_layer_that_is_passed_by_moves_the_state_alike() -> None:
         lean.start()
         with torch.no_grad():
             for index, x in enumerate(xs[:-1]):
-                (lean.pass_by if by else lean)(index, x)
+                (lean.advance_state if by else lean)(index, x)
             lean(4, xs[4])
-        made.append(lean.walk.logits[4])
+        made.append(lean.decisions.logits[4])
     assert torch.equal(*made)
 
 

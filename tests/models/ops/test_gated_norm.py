@@ -189,7 +189,7 @@ def test_a_branch_that_is_not_finite_stays_out_where_it_is_not_chosen(passes: An
 def test_a_network_in_half_precision_with_fixed_statistics(passes: Any) -> None:
     """Its running statistics are bfloat16 too; coefficients are float32 all the same."""
     bn1, bn2 = (MicroBatchNorm2d(40, dtype=torch.bfloat16) for _ in range(2))
-    bn2.held_still = True
+    bn2.frozen = True
     y1, y2 = (
         torch.randn(3, 40, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last)
         for _ in range(2)

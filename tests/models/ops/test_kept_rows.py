@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.inference.row_cache import KeptRows
+from adafilter_dist.models.inference.row_cache import RowCache
 
 FILTERS = 20
 
@@ -19,7 +19,7 @@ def table(seed: int = 0) -> tuple[Tensor, Tensor]:
     return rows, torch.randn(2 * FILTERS, generator=generator)
 
 
-def check(kept: KeptRows, rows: Tensor, bias: Tensor, chosen: Tensor) -> None:
+def check(kept: RowCache, rows: Tensor, bias: Tensor, chosen: Tensor) -> None:
     for found, wanted in zip(kept.pick(rows, bias, chosen), (rows, bias), strict=True):
         assert torch.equal(found, wanted[chosen])
 
@@ -37,7 +37,7 @@ def choices() -> list[Tensor]:
 
 
 def test_a_sequence_of_choices() -> None:
-    kept, (rows, bias) = KeptRows(), table()
+    kept, (rows, bias) = RowCache(), table()
     places = set()
     for chosen in choices():
         check(kept, rows, bias, chosen)
@@ -46,7 +46,7 @@ def test_a_sequence_of_choices() -> None:
 
 
 def test_another_table_and_a_changed_one_are_noticed() -> None:
-    kept, (rows, bias), (chosen, other, *_) = KeptRows(), table(), choices()
+    kept, (rows, bias), (chosen, other, *_) = RowCache(), table(), choices()
     check(kept, rows, bias, chosen)
     check(kept, *table(1), chosen)
     check(kept, rows.double(), bias.double(), chosen)
@@ -58,7 +58,7 @@ def test_another_table_and_a_changed_one_are_noticed() -> None:
 
 
 def test_inference_mode_inside_and_outside() -> None:
-    kept, (rows, bias) = KeptRows(), table()
+    kept, (rows, bias) = RowCache(), table()
     for number, chosen in enumerate(choices()):
         with torch.inference_mode(number % 2 == 0):
             check(kept, rows, bias, chosen)
@@ -69,7 +69,7 @@ def test_inference_mode_inside_and_outside() -> None:
 
 
 def test_an_interrupted_copy_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, (rows, bias), (first, second, *_) = KeptRows(), table(), choices()
+    kept, (rows, bias), (first, second, *_) = RowCache(), table(), choices()
     check(kept, rows, bias, first)
 
     def interrupted(*_: object) -> None:
@@ -84,7 +84,7 @@ def test_an_interrupted_copy_is_made_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_copy_starts_empty() -> None:
-    kept, (rows, bias), (first, second, *_) = KeptRows(), table(), choices()
+    kept, (rows, bias), (first, second, *_) = RowCache(), table(), choices()
     held = kept.pick(rows, bias, first)[0]
     other = copy.deepcopy(kept)
     check(other, rows, bias, second)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adafilter_dist.models.ops.stacked_conv import can_stack, pays, stacked_conv
+from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv, stacking_is_faster
 
 CASES = [
     {"kernel_size": 1},
@@ -59,12 +59,14 @@ def test_a_matrix_product_in_every_layout(
 
 def test_where_it_pays_on_a_cpu() -> None:
     x = torch.zeros(1, 4, 5, 5)
-    assert pays(nn.Conv2d(4, 4, 1), x) and pays(nn.Conv2d(4, 4, 1), x.double())
+    assert stacking_is_faster(nn.Conv2d(4, 4, 1), x) and stacking_is_faster(
+        nn.Conv2d(4, 4, 1), x.double()
+    )
     for conv in (nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1, stride=2), nn.Conv2d(4, 4, 1, padding=1)):
-        assert not pays(conv, x)
-    assert not pays(nn.Conv2d(4, 4, 1), x.bfloat16())
+        assert not stacking_is_faster(conv, x)
+    assert not stacking_is_faster(nn.Conv2d(4, 4, 1), x.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not pays(nn.Conv2d(4, 4, 1), x)
+        assert not stacking_is_faster(nn.Conv2d(4, 4, 1), x)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

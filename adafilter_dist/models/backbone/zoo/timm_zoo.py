@@ -56,9 +56,9 @@ class TimmZoo(Zoo):
         hub = importlib.import_module("huggingface_hub")
         source = f"timm {self._base} from {repository}"
         for filename in filenames:
-            found = hub.try_to_load_from_cache(repository, filename, revision=revision)
-            if isinstance(found, str):
-                return WeightsFile(Path(found), source)
+            cached = hub.try_to_load_from_cache(repository, filename, revision=revision)
+            if isinstance(cached, str):
+                return WeightsFile(Path(cached), source)
         cache = Path(hub.constants.HF_HUB_CACHE)
         return WeightsFile(cache / ("models--" + repository.replace("/", "--")), source)
 
