@@ -43,9 +43,9 @@ from adafilter_dist.metrics import read_lines
 from adafilter_dist.models.gating.step_statistics import collect
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.schema import Checkpoint, seconds
-from adafilter_dist.run.folder import describe_environment
 from adafilter_dist.run.ownership import claim
 from adafilter_dist.training.delayed_metrics import DelayedMetrics
+from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
 

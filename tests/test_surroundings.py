@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.metrics.jsonl import append
 from adafilter_dist.run.ownership import claim, owners
+from adafilter_dist.system.json_lines import append
 from adafilter_dist.training.stop_policy import (
     GivenUpError,
     StopPolicy,

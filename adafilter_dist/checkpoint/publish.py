@@ -54,7 +54,7 @@ def publish(
     OSError where the disk refuses and LostRunError where the run is no longer ours; the checkpoints
     before stay.
     """
-    place = ownership.run / "checkpoints"
+    place = ownership.files.checkpoints
     target = place / folder_name(content.step)
     temporary = place / f".{target.name}.{ownership.attempt}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -92,7 +92,7 @@ def set_aside_after(ownership: Ownership, step: int) -> None:
 
     They were found damaged. They must not count as kept, nor be taken for the newest again.
     """
-    place = ownership.run / "checkpoints"
+    place = ownership.files.checkpoints
     for bad in sorted(place.glob("step-*")):
         if bad.name > folder_name(step):
             ownership.check()
@@ -102,7 +102,7 @@ def set_aside_after(ownership: Ownership, step: int) -> None:
 def _frozen(ownership: Ownership, content: Content) -> Mapping[str, Any] | None:
     if not isinstance(content.frozen, memoryview):
         return content.frozen
-    place = ownership.run / "checkpoints"
+    place = ownership.files.checkpoints
     entry: Mapping[str, Any] | None = None
     for name in FROZEN_COPIES:
         temporary = place / f".{name}.{ownership.attempt}.tmp"

@@ -18,6 +18,7 @@ from adafilter_dist.checkpoint.image import fill, lay_out
 from adafilter_dist.checkpoint.layout import FORMAT, FROZEN_COPIES
 from adafilter_dist.engine.base import FullState
 from adafilter_dist.errors import UserError
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.sealed_files import DamagedError, check_file, read_manifest
 
 
@@ -64,7 +65,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, *, frozen: Mapping[str, Tensor] | None = None) -> None:
-        self.folder = run / "checkpoints"
+        self.folder = RunFiles(run).checkpoints
         self._source = frozen or {}
         self.frozen_entry: dict[str, Any] | None = None
         """Manifest entry of the frozen weights once read; None while a copy has to be written."""

@@ -60,7 +60,7 @@ def _serve(
     ownership: Ownership, keep: int, descriptor: int, request: Mapping[str, Any]
 ) -> dict[str, Any]:
     began = time.monotonic()
-    step, place = request["step"], ownership.run / "checkpoints"
+    step, place = request["step"], ownership.files.checkpoints
     with mmap.mmap(descriptor, request["bytes"], prot=mmap.PROT_READ) as memory:
         whole = memoryview(memory)
         images = {name: whole[a:b] for name, (a, b) in request["images"].items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe.hints import no_run
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.find import find_run_of
 from adafilter_dist.system.console import Console
 
@@ -45,7 +46,7 @@ def run(words: list[str]) -> int:
         raise UserError(f"--images {options.images}: at least 1")
     source, recipe, run = _find(options.words)
     out = options.out or (
-        source.parent / "compact" if source.name == "best" else Path(f"{source}-compact")
+        RunFiles(source.parent).compact if _is_best(source) else Path(f"{source}-compact")
     )
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out}: that is the export itself, which is kept")
@@ -56,9 +57,9 @@ def run(words: list[str]) -> int:
 def _find(words: list[str]) -> tuple[Path, Recipe, Path | None]:
     """The export to compact, the recipe that knows its data, and the run where that is its own."""
     folder = Path(words[0]).expanduser()
-    if "=" in words[0] or (folder / "recipe.yaml").is_file():
+    if "=" in words[0] or RunFiles(folder).recipe.is_file():
         run_folder, recipe = find_run_of(words)
-        return run_folder / "best", recipe, run_folder
+        return RunFiles(run_folder).best, recipe, run_folder
     if wrong := no_run(words[0], words[1:]):
         raise UserError(wrong)
     if not (folder / "config.json").is_file():
@@ -67,12 +68,16 @@ def _find(words: list[str]) -> tuple[Path, Recipe, Path | None]:
         from adafilter_dist.recipe import load_recipe
 
         return folder, load_recipe(words[1:]), None
-    if (folder.parent / "recipe.yaml").is_file():
+    if RunFiles(folder.parent).recipe.is_file():
         return folder, find_run_of([str(folder.parent), *words[1:]])[1], folder.parent
     raise UserError(
         f"{folder}: an export does not know its pictures; add recipe=NAME (and its overrides), "
         "as for `adafilter train`"
     )
+
+
+def _is_best(source: Path) -> bool:
+    return source == RunFiles(source.parent).best
 
 
 def _compact(
@@ -108,7 +113,7 @@ def _compact(
     with join_world(recipe) as world:
         set_arithmetic(recipe)
         notices = verify_on_nodes(prepared, recipe, world)
-        net = load_best(source.parent) if source.name == "best" else load(source)[0]
+        net = load_best(source.parent) if _is_best(source) else load(source)[0]
         if not isinstance(net, AdaFilterNet):
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
         require_classes(source, read_config(source)["classes"], prepared)

@@ -9,6 +9,7 @@ from adafilter_dist.commands.options import add_gates
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.find import find_run_of
 from adafilter_dist.system import files
 from adafilter_dist.system.console import Console
@@ -88,17 +89,18 @@ def _evaluate(
     from adafilter_dist.training.run_data import read_run_data, require_run_data
     from adafilter_dist.training.stage_data import verify_on_nodes
 
-    if not (folder / "best" / "config.json").is_file():
+    run_files = RunFiles(folder)
+    if not run_files.best_config.is_file():
         raise UserError(
             f"{folder}: no best model in it; it is written after the first validation, and again "
             f"where it is gone: {resume_line(folder)}"
         )
     data = read_run_data(folder)
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)
-    classes = read_config(folder / "best")["classes"]
-    path = folder / f"evaluation-{split}.json"
+    classes = read_config(run_files.best)["classes"]
+    path = run_files.evaluation(split)
     if other_data:
-        path = folder / f"evaluation-{split}-{prepared.fingerprint[:8]}.json"
+        path = run_files.evaluation(split, prepared.fingerprint)
     else:
         alike = sorted(classes) == sorted(prepared.classes)
         advice = ", or measure it on these: --other-data" if alike else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError
+from adafilter_dist.run.files import PARTS, RunFiles
 from adafilter_dist.run.ownership import claim
 from adafilter_dist.run.removal import REMOVED, remove_folder
 from adafilter_dist.slurm.queue import Queue
@@ -16,14 +17,7 @@ from adafilter_dist.system.disk import gib
 
 HELP = "remove runs, with all that they saved"
 _BUSY = ("running", "stalled", "queued")
-# What makes a folder a run's. Two of them: a project may have a file of one of these names.
-_MARKS = ("recipe.yaml", "status.json", "attempts")
-_PARTS = (
-    *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
-    *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
-    *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
-    *("events.out.tfevents.*", ".*.tmp", ".*.gone", f".*{REMOVED}"),
-)
+_PARTS = (*PARTS, f".*{REMOVED}")
 
 
 def run(words: list[str]) -> int:
@@ -78,7 +72,7 @@ def _objection(folder: Path) -> str:
             return f"{folder}: {place} is a symlink; name the folder itself: {folder.resolve()}"
     if not folder.is_dir():
         return f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}"
-    if sum((folder / name).exists() for name in _MARKS) < 2:
+    if RunFiles(folder).marks() < 2:  # a project may have a file of one of these names
         return f"{folder}: not a run folder; adafilter status {folder} lists the runs in it"
     if Path.cwd().is_relative_to(folder.absolute()):
         return f"{folder}: the working folder lies in it; call it from elsewhere"

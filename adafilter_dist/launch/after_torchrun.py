@@ -20,8 +20,9 @@ from typing import Literal
 
 from adafilter_dist.launch.comeback import come_back
 from adafilter_dist.launch.requeue import Verdict, ask, own_job
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import newest_owner
-from adafilter_dist.system.json_files import read_object, text, whole
+from adafilter_dist.system.json_files import text, whole
 
 _ANSWER_SECONDS = 60.0
 
@@ -62,14 +63,14 @@ def how_it_ended(run: Path, job: str, restart: int, code: int) -> Ending:
     if owner is None or (owner.job, owner.restart) != (job, restart):
         # It did not come so far as to claim the run, or it found the run finished.
         return Ending("finished" if code == 0 else "cut")
-    status = read_object(run / "status.json", [])
+    status = RunFiles(run).read_status()
     state, reason = text(status, "state"), text(status, "reason") or ""
     if whole(status, "attempt") == owner.attempt:
         if state == "finished":
             return Ending("finished")
         if state == "stopped":
             return Ending("stopped", reason)
-    if any((run / "attempts" / str(owner.attempt)).glob("failed.*.json")):
+    if RunFiles(run).attempt(owner.attempt).has_failures():
         return Ending("crashed", reason)
     lost = reason.startswith("LostPeerError") or state != "failed"
     return Ending("cut" if lost else "crashed", reason)

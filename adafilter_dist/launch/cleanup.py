@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Somebody else has the run by now.
-_TAKEN = ("submitted.json", "attempts")
+from adafilter_dist.run.files import RunFiles
 
 
 @contextmanager
@@ -20,7 +19,9 @@ def removed_on_failure(folders: Iterable[Path]) -> Iterator[None]:
         yield
     except BaseException:
         for folder in new:
-            if not any((folder / name).exists() for name in _TAKEN):
+            files = RunFiles(folder)
+            # Where one of these is, somebody else has the run by now.
+            if not files.submitted.exists() and not files.attempts.exists():
                 shutil.rmtree(folder, ignore_errors=True)
         for place in sorted(above, key=lambda path: len(path.parts), reverse=True):
             with suppress(OSError):

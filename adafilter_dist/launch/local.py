@@ -7,15 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.files import write_json
-from adafilter_dist.system.json_files import read_object
 
 _MODULE = "adafilter_dist.launch.local"
 
@@ -95,15 +94,15 @@ class _Worker:
 
     def _settle(self, run: Path, log: str, code: int) -> None:
         """Note how it ended of a run that nobody took up: nobody else will."""
-        known = read_object(run / "status.json", [])
+        files = RunFiles(run)
+        known = files.read_status()
         if known.get("state") != "queued":
             return
         state, reason = "failed", f"exit code {code} before it began; see {log}"
         if self._ended:
             state, reason = "stopped", "cancelled before it began"
         with suppress(OSError):
-            said = {**known, "state": state, "reason": reason, "heartbeat": time.time()}
-            write_json(run / "status.json", said)
+            files.note_state(known, state, reason)
 
     def _start(self, turn: Turn) -> int:
         with open(turn.log, "ab") as log:

@@ -82,7 +82,7 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
     require_shares(recipe, launch.world_size, where)
     require_deepspeed(recipe)
     make_folder(target.run)
-    if not (target.run / "recipe.yaml").exists():
+    if not target.files.recipe.exists():
         RunFolder(target.run).keep(_placed(target.plan.verdict.recipe, ranks))
     make_folder(file.parent)
     asked = recipe.model_copy(update={"resume": str(target.run.absolute())})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,12 +14,13 @@ from adafilter_dist.launch import local
 from adafilter_dist.launch.sweep import Member, expand
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.section import seconds
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.run.kept_recipe import recipe_file
 from adafilter_dist.run.ownership import Ownership, is_alive, newest_owner
+from adafilter_dist.run.submission import read_submitted, write_submitted
 from adafilter_dist.slurm.queue import Job
-from adafilter_dist.system.files import make_folder, write_bytes, write_json, write_text
-from adafilter_dist.system.json_files import read_object, text
+from adafilter_dist.system.files import make_folder, write_bytes, write_text
 from adafilter_dist.training.plan import Plan, make_plan
 
 
@@ -36,6 +36,11 @@ class Target:
     def run(self) -> Path:
         """The run folder, as it is found from here."""
         return self.plan.path
+
+    @property
+    def files(self) -> RunFiles:
+        """What lies in the run folder."""
+        return RunFiles(self.run)
 
     @property
     def jobs(self) -> Path:
@@ -69,26 +74,23 @@ class Target:
 
     def awaited_by(self) -> str:
         """The process of this machine whose turn for the run has yet to come, empty for none."""
-        problems: list[str] = []
-        known = read_object(self.run / "submitted.json", problems)
-        status = read_object(self.run / "status.json", problems)
-        job, host = text(known, "job"), text(known, "host")
-        if known.get("cluster") != "local" or status.get("state") != "queued":
+        known = read_submitted(self.run, [])
+        if known is None or known.cluster != "local" or known.host != socket.gethostname():
             return ""
-        return job if job and host == socket.gethostname() and local.is_running(job) else ""
+        queued = self.files.read_status().get("state") == "queued"
+        return known.job if queued and local.is_running(known.job) else ""
 
     def enqueue(self) -> bytes | None:
         """Make the run folder and note it as queued; what status.json held before."""
         try:
             make_folder(self.jobs)
-            if not (self.run / "recipe.yaml").exists():
+            if not self.files.recipe.exists():
                 RunFolder(self.run).keep(self.plan.verdict.recipe)
             asked = self.recipe.model_copy(update={"resume": str(self.run.absolute())})
             write_text(self.wanted, dump_recipe(asked))
-            status = self.run / "status.json"
+            status = self.files.status
             before = status.read_bytes() if status.exists() else None
-            known = RunFolder(self.run).read_status()
-            write_json(status, {**known, "state": "queued", "reason": "", "heartbeat": time.time()})
+            self.files.note_state(RunFolder(self.run).read_status(), "queued", "")
             return before
         except OSError as error:
             raise UserError(
@@ -98,7 +100,7 @@ class Target:
 
     def dequeue(self, before: bytes | None) -> None:
         """Undo what :meth:`enqueue` noted."""
-        status = self.run / "status.json"
+        status = self.files.status
         if before is None:
             status.unlink(missing_ok=True)
         else:
@@ -120,13 +122,13 @@ class Target:
             "nodes": launch.nodes,
             "words": list(words),
         }
-        write_json(self.run / "submitted.json", note)
+        write_submitted(self.run, note)
 
 
 def job_of(run: Path) -> str | None:
     """The SLURM job that a run was last given to."""
-    known = read_object(run / "submitted.json", [])  # what is damaged, `status` says
-    return str(known.get("job")) if known.get("cluster") == "slurm" else None
+    known = read_submitted(run, [])  # what is damaged, `status` says
+    return known.job if known is not None and known.cluster == "slurm" else None
 
 
 def find_targets(words: Sequence[str], allow: Collection[str]) -> list[Target]:

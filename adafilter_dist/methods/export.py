@@ -22,6 +22,7 @@ from adafilter_dist.models.backbone.weights import read_state, sha256_of_tensors
 from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.inference.compact import read_constant
 from adafilter_dist.models.inference.selected_conv import InferenceNet, for_inference
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.files import write_bytes, write_json
 from adafilter_dist.version import __version__
 
@@ -132,8 +133,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def folder_of(path: Path) -> Path:
     """The folder of an export itself, where `path` may be a run."""
-    if not (path / "config.json").is_file() and (path / "best" / "config.json").is_file():
-        return path / "best"
+    if not (path / "config.json").is_file() and RunFiles(path).best_config.is_file():
+        return RunFiles(path).best
     return path
 
 

@@ -3,7 +3,7 @@
 What is measured of a trained model is in `evaluate`.
 """
 
-from adafilter_dist.metrics.jsonl import JsonLines, append, cut_after, read_lines
 from adafilter_dist.metrics.metrics import Metrics
+from adafilter_dist.system.json_lines import JsonLines, append, cut_after, read_lines
 
 __all__ = ["JsonLines", "Metrics", "append", "cut_after", "read_lines"]

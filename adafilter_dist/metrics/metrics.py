@@ -6,16 +6,16 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from adafilter_dist.metrics.boards import Board, TensorBoard, WeightsAndBiases
-from adafilter_dist.metrics.jsonl import JsonLines, append, cut_after
 from adafilter_dist.metrics.progress import ConsoleProgress
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.run.files import RunFiles, new_event
+from adafilter_dist.system.json_lines import JsonLines, cut_after
 
 
 class Metrics:
@@ -40,7 +40,7 @@ class Metrics:
     ) -> None:
         self._active = rank == 0
         self._rows: JsonLines | None = None
-        self._events: Path | None = None
+        self._run: RunFiles | None = None
         self._kept_events: list[dict[str, Any]] = []
         self._boards: list[Board] = []
         self._progress: ConsoleProgress | None = None
@@ -53,12 +53,12 @@ class Metrics:
         if run_dir is not None:
             run_dir.mkdir(parents=True, exist_ok=True)
             ending = step == total_steps
-            cut_after(run_dir / "metrics.jsonl", step, evaluated, ending=ending)
-            self._rows = JsonLines(run_dir / "metrics.jsonl")
-            self._events = run_dir / "events.jsonl"
+            run = self._run = RunFiles(run_dir)
+            cut_after(run.metrics, step, evaluated, ending=ending)
+            self._rows = JsonLines(run.metrics)
             self._boards = _boards(run_dir, recipe, console, step)
-            self.files = [run_dir / "metrics.jsonl"]
-            log = run_dir / "log.txt"
+            self.files = [run.metrics]
+            log = run.log
         self._progress = ConsoleProgress(
             console, epochs=recipe.train.epochs, total_steps=total_steps, step=step, log=log
         )
@@ -85,13 +85,12 @@ class Metrics:
 
         May be called after ``close``, for how the run ended.
         """
-        if self._events is None:
+        if self._run is None:
             return
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._kept_events.append({"time": now, "kind": kind, **fields})
+        self._kept_events.append(new_event(kind, **fields))
         try:
             while self._kept_events:
-                append(self._events, self._kept_events[0])
+                self._run.add_event(self._kept_events[0])
                 del self._kept_events[0]
         except OSError as error:
             self._trouble(f"events.jsonl cannot be written: {error}")

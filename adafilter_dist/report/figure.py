@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from adafilter_dist.metrics import read_lines
 from adafilter_dist.report.results import Bar, Results
+from adafilter_dist.run.files import RunFiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def draw(run_dir: Path, results: Results, console: Console) -> Path | None:
             soft_wrap=True,
         )
         return None
-    rows = read_lines(run_dir / "metrics.jsonl")
+    rows = RunFiles(run_dir).read_metrics()
     tall = results.gates is not None
     # Figure, not pyplot: no window system, no global state.
     figure = Figure(figsize=(12, 9 if tall else 4.2), dpi=120, layout="constrained")
@@ -47,7 +47,7 @@ def draw(run_dir: Path, results: Results, console: Console) -> Path | None:
     if tall:
         means = figure.add_subplot(grid[1, :])
         _gates(means, figure.add_subplot(grid[2, :], sharex=means), results)
-    path = run_dir / "figures" / "gates.png"
+    path = RunFiles(run_dir).figures / "gates.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     figure.savefig(temporary, format="png")

@@ -14,6 +14,7 @@ from rich.table import Table
 from adafilter_dist.evaluate import LayerGates
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.results import Results
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system import files
 
 _FAR_OFF = 0.1
@@ -23,7 +24,7 @@ _MOST_FAR = 6
 
 def write_summary(run_dir: Path, results: Results) -> Path:
     """RUN/figures/summary.json: everything the summary says, as numbers."""
-    path = run_dir / "figures" / "summary.json"
+    path = RunFiles(run_dir).figures / "summary.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, results.to_dict())
     return path
@@ -33,7 +34,7 @@ def write_gates(run_dir: Path, results: Results) -> Path | None:
     """RUN/figures/gates.txt: the gates of every layer as a table; None where there are none."""
     if results.gates is None:
         return None
-    path = run_dir / "figures" / "gates.txt"
+    path = RunFiles(run_dir).gates
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     Console(file=text, width=100).print(_gate_table(results.gates.layers))

@@ -9,6 +9,7 @@ from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.engine import DDP, AnyEngine
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.recipe.identity import run_dir
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.kept_recipe import read_kept
 
 
@@ -20,7 +21,7 @@ def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
     if any(word.startswith("recipe=") for word in words):
         recipe = load_recipe(words)
         folder = run_dir(recipe).expanduser()
-        if not (folder / "recipe.yaml").is_file():
+        if not RunFiles(folder).recipe.is_file():
             raise UserError(
                 f"{folder}: this recipe has no run there yet; train it first, or give the run's "
                 "folder: adafilter evaluate RUN"
@@ -31,7 +32,7 @@ def find_run_of(words: list[str]) -> tuple[Path, Recipe]:
         raise UserError(wrong)
     folder = Path(words[0]).expanduser()
     read_kept(folder)
-    return folder, _with_ddp(load_recipe([f"recipe={folder / 'recipe.yaml'}", *words[1:]]))
+    return folder, _with_ddp(load_recipe([f"recipe={RunFiles(folder).recipe}", *words[1:]]))
 
 
 def _with_ddp(recipe: Recipe) -> Recipe:

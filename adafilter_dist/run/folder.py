@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import platform
 import socket
 import threading
 import time
@@ -14,17 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.engine import DeepSpeed
 from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.recipe.schema import seconds
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.kept_recipe import keep, read_kept, recipe_file, seal
 from adafilter_dist.run.ownership import ALIVE_EVERY, LostRunError, Ownership, claim
-from adafilter_dist.system.files import make_folder, write_json
-from adafilter_dist.version import __version__
+from adafilter_dist.system.files import make_folder
 
 State = Literal["queued", "running", "stopped", "finished", "failed"]
 _HEARTBEAT_SECONDS = 5.0
@@ -38,6 +33,7 @@ class RunFolder:
 
     def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
         self.path = path
+        self.files = RunFiles(path)
         self._say = say
         self._status: dict[str, Any] = {}
         self._writing = threading.Lock()
@@ -57,27 +53,24 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints lie."""
-        return self.path / "checkpoints"
+        return self.files.checkpoints
 
     def read_status(self) -> dict[str, Any]:
         """status.json as a dict; empty if there is none yet, or (said in a line) it is damaged."""
-        try:
-            status = json.loads((self.path / "status.json").read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return {}  # a place that cannot be is refused by enter()
-        except (OSError, ValueError, RecursionError) as error:
+        problems: list[str] = []
+        status = self.files.read_status(problems)
+        if problems and os.path.isdir(self.path):
             # It tells others how the run stands; what the run goes on from are its checkpoints.
-            self._say(f"{self.path / 'status.json'}: cannot be read, and is written anew: {error}")
-            return {}
-        return status if isinstance(status, dict) else {}
+            self._say(f"{self.files.status}: cannot be read, and is written anew: {problems[0]}")
+        return status  # a place that cannot be is refused by enter()
 
     def known_recipe(self, allow: Collection[str] = ()) -> Recipe | None:
         """The recipe that the run was started with, None for a new one.
 
         UserError where it was edited since, but for what ``allow`` names.
         """
-        kept = (self.path / name for name in ("recipe.yaml", "recipe.json"))
-        return read_kept(self.path, allow) if any(path.exists() for path in kept) else None
+        kept = self.files.recipe.exists() or self.files.kept_recipe.exists()
+        return read_kept(self.path, allow) if kept else None
 
     @property
     def ownership(self) -> Ownership:
@@ -97,7 +90,7 @@ class RunFolder:
             make_folder(self.path)
             self.was_empty = not self.made and not any(self.path.iterdir())
             ownership = claim(self.path, lease=seconds(recipe.checkpoint.lease), say=self._say)
-            if (self.path / "recipe.yaml").exists():
+            if self.files.recipe.exists():
                 seal(self.path)
             else:
                 self.keep(recipe)
@@ -159,7 +152,7 @@ class RunFolder:
         try:
             if self._ownership is not None:
                 self._ownership.check()
-            write_json(self.path / "status.json", self._status)
+            self.files.write_status(self._status)
             self._told = ""
         except LostRunError as error:
             self._lost = error
@@ -197,34 +190,6 @@ def find_run(recipe: Recipe) -> RunFolder:
             number += 1
             path = first.with_name(f"{first.name}-{number}")
     return RunFolder(path)
-
-
-def describe_environment(
-    recipe: Recipe, world_size: int, threads: int, loader: str, kernels: str
-) -> dict[str, Any]:
-    """What the bits of a run depend on beside its recipe."""
-    cuda = torch.cuda.is_available() and recipe.engine.device != "cpu"
-    return {
-        "adafilter_dist": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
-        "world_size": world_size,
-        "threads": threads,
-        "compile": recipe.train.compile,
-        "micro_batches_per_forward": recipe.train.micro_batches_per_forward,
-        "kernels": kernels,
-        "loader": loader,
-        "engine": _engine(recipe),
-    }
-
-
-def _engine(recipe: Recipe) -> str:
-    engine = recipe.engine
-    return f"deepspeed ZeRO-{engine.zero_stage}" if isinstance(engine, DeepSpeed) else engine.name
 
 
 def started() -> dict[str, Any]:

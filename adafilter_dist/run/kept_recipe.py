@@ -17,15 +17,14 @@ from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import covers
 from adafilter_dist.recipe.identity import flat, numbers_of, run_hash
 from adafilter_dist.recipe.word import as_word
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.files import write_bytes, write_text
 from adafilter_dist.system.sealed_files import DamagedError, read_manifest, sealed
-
-_NAME = "recipe.json"
 
 
 def recipe_file(run: Path) -> Path:
     """RUN/recipe.yaml, written again from recipe.json where it is gone; UserError for no run."""
-    path = run / "recipe.yaml"
+    path = RunFiles(run).recipe
     if not path.is_file():
         kept = _kept(run)
         if not kept:
@@ -37,14 +36,14 @@ def recipe_file(run: Path) -> Path:
 def keep(run: Path, recipe: Recipe) -> None:
     """Write the recipe that a run goes on with, so that it can be read after any interruption."""
     _seal(run, [*_kept(run), recipe])
-    write_text(run / "recipe.yaml", dump_recipe(recipe))
+    write_text(RunFiles(run).recipe, dump_recipe(recipe))
     _seal(run, [recipe])
 
 
 def seal(run: Path) -> None:
     """Write recipe.json where it is missing, as in runs of an earlier version, or holds two."""
     if len(_kept(run)) != 1:
-        _seal(run, [load_recipe([f"recipe={run / 'recipe.yaml'}"])])
+        _seal(run, [load_recipe([f"recipe={RunFiles(run).recipe}"])])
 
 
 def read_kept(run: Path, allow: Collection[str] = ()) -> Recipe:
@@ -83,7 +82,7 @@ def read_kept(run: Path, allow: Collection[str] = ()) -> Recipe:
 def _kept(run: Path) -> list[Recipe]:
     """What recipe.json holds, the newest last; nothing where it is missing, damaged or too old."""
     try:
-        content = read_manifest(run / _NAME)
+        content = read_manifest(RunFiles(run).kept_recipe)
         return [Recipe.model_validate(each) for each in content["recipes"]]
     except (DamagedError, KeyError, TypeError, ValidationError):
         return []
@@ -91,19 +90,16 @@ def _kept(run: Path) -> list[Recipe]:
 
 def _seal(run: Path, recipes: list[Recipe]) -> None:
     dumps = [recipe.model_dump(mode="json") for recipe in recipes]
-    write_bytes(run / _NAME, sealed({"recipes": dumps}))
+    write_bytes(RunFiles(run).kept_recipe, sealed({"recipes": dumps}))
 
 
 def _require_hash(run: Path, recipe: Recipe, allow: Collection[str]) -> None:
     """Without recipe.json: UserError where the newest checkpoint is of a run with another hash."""
-    for folder in sorted(run.glob("checkpoints/step-*"), reverse=True):
-        try:
-            known = read_manifest(folder / "manifest.json").get("run_hash")
-        except DamagedError:
-            continue
+    for folder, manifest in RunFiles(run).checkpoint_manifests():
+        known = manifest.get("run_hash")
         if isinstance(known, str) and known != run_hash(recipe) and not allow:
             raise UserError(
-                f"{run / 'recipe.yaml'} was edited: {folder.name} is of a run with the hash "
+                f"{RunFiles(run).recipe} was edited: {folder.name} is of a run with the hash "
                 f"{known}, this recipe's is {run_hash(recipe)}; put back what was there, or name "
                 f"what may differ: {resume_line(run, '--allow-mismatch', 'optim')}"
             )

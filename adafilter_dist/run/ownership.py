@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import socket
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.run.files import AttemptFiles, RunFiles
 from adafilter_dist.system.files import fsync_folder, make_folder, write_json
 
 LEASE = 60.0
@@ -82,9 +82,8 @@ def owners(run: Path) -> Iterator[Owner]:
     """The owners of all attempts of a run, the first one first."""
     for number in _attempts(run):
         try:
-            known = json.loads((run / "attempts" / str(number) / "owner.json").read_text())
-            yield Owner(**{**known, "attempt": number})
-        except (OSError, ValueError, TypeError):
+            yield Owner(**{**RunFiles(run).attempt(number).read_owner(), "attempt": number})
+        except TypeError:
             # Claimed, but by whom cannot be read any more: nobody who could be found alive.
             yield Owner(number, "unknown", "", 0, 0)
 
@@ -96,7 +95,7 @@ def newest_owner(run: Path) -> Owner | None:
 
 def _attempts(run: Path) -> list[int]:
     try:
-        return sorted(int(n) for n in os.listdir(run / "attempts") if n.isdecimal())
+        return sorted(int(n) for n in os.listdir(RunFiles(run).attempts) if n.isdecimal())
     except FileNotFoundError:
         return []
 
@@ -108,22 +107,22 @@ def is_alive(
 
     ``now`` is the file system's clock in seconds (default this machine's).
     """
-    folder = run / "attempts" / str(owner.attempt)
-    if (folder / "ended.json").exists():
+    files = RunFiles(run).attempt(owner.attempt)
+    if files.ended.exists():
         return False
     if owner.machine == this_process().machine:
         return owner.pid > 0 and _born(owner.pid) == owner.born
-    seen = _seen(folder)
+    seen = _seen(files)
     if seen is None or (time.time() if now is None else now) - seen > lease:
         return False
     return None
 
 
-def _seen(folder: Path) -> float | None:
+def _seen(attempt: AttemptFiles) -> float | None:
     """The last sign of life; opened first, so that a network file system asks its server."""
-    for name in ("alive", "owner.json"):
+    for path in (attempt.alive, attempt.owner):
         try:
-            with (folder / name).open("rb") as file:
+            with path.open("rb") as file:
                 return os.fstat(file.fileno()).st_mtime
         except OSError:
             continue
@@ -136,11 +135,12 @@ class Ownership:
     def __init__(self, run: Path, attempt: int) -> None:
         self.run = run
         self.attempt = attempt
-        self.folder = run / "attempts" / str(attempt)
+        self.files = RunFiles(run)
+        self.folder = self.files.attempt(attempt).folder
 
     def check(self) -> None:
         """LostRunError if a later attempt exists; OSError if the run folder cannot be reached."""
-        place = self.run / "attempts"
+        place = self.files.attempts
         os.utime(place)  # a network file system's client must not answer from its memory
         newest = max((int(name) for name in os.listdir(place) if name.isdecimal()), default=0)
         if newest > self.attempt:
@@ -154,11 +154,11 @@ class Ownership:
 
     def alive(self) -> None:
         """Leave a sign of life."""
-        os.utime(self.folder / "alive")
+        os.utime(self.files.attempt(self.attempt).alive)
 
     def end(self, state: str, reason: str, step: int | None) -> None:
         """Give the run free at once, saying how the attempt ended."""
-        write_json(self.folder / "ended.json", {"state": state, "reason": reason, "step": step})
+        self.files.attempt(self.attempt).write_end(state, reason, step)
 
 
 def claim(run: Path, *, lease: float = LEASE, say: Callable[[str], None] = print) -> Ownership:
@@ -167,9 +167,10 @@ def claim(run: Path, *, lease: float = LEASE, say: Callable[[str], None] = print
     Raises UserError if its owner is alive, OSError if the folder cannot be written. Where an owner
     on another machine may be alive, it is watched for at most ``lease`` seconds.
     """
-    place = run / "attempts"
+    files = RunFiles(run)
+    place = files.attempts
     make_folder(place)
-    make_folder(run / "checkpoints")
+    make_folder(files.checkpoints)
     me = this_process()
     temporary = place / f".{me.host}.{me.pid}.{me.born}.tmp"
     while True:
@@ -180,8 +181,8 @@ def claim(run: Path, *, lease: float = LEASE, say: Callable[[str], None] = print
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         try:
-            write_json(temporary / "owner.json", asdict(replace(me, attempt=number)))
-            (temporary / "alive").touch()
+            write_json(AttemptFiles(temporary).owner, asdict(replace(me, attempt=number)))
+            AttemptFiles(temporary).alive.touch()
             temporary.rename(place / str(number))
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -195,7 +196,7 @@ def claim(run: Path, *, lease: float = LEASE, say: Callable[[str], None] = print
 
 def _remove_temporaries(run: Path) -> None:
     """What earlier attempts were writing: left by the dead, or about to be renamed by a zombie."""
-    for left in (*run.glob(".*.tmp"), *(run / "checkpoints").glob(".*")):
+    for left in (*run.glob(".*.tmp"), *RunFiles(run).checkpoints.glob(".*")):
         gone = left.with_name(f"{left.name}.gone") if left.suffix == ".tmp" else left
         with contextlib.suppress(OSError):
             left.rename(gone)  # at once, whatever is still written into it
@@ -210,19 +211,19 @@ def _refuse_if_alive(
 ) -> None:
     if me.job is not None and me.job == owner.job and me.restart > owner.restart:
         return  # our own job was requeued: what is left of it elsewhere is fenced off
-    folder = run / "attempts" / str(owner.attempt)
-    alive = is_alive(run, owner, lease=lease, now=_clock(run / "attempts"))
+    files = RunFiles(run).attempt(owner.attempt)
+    alive = is_alive(run, owner, lease=lease, now=_clock(files.folder.parent))
     if alive is None:
         say(
             f"{run} was last used by {owner.name}: watching for up to {lease:.0f} s whether it "
             "still runs"
         )
-        seen, until = _seen(folder), time.monotonic() + lease
+        seen, until = _seen(files), time.monotonic() + lease
         while alive is None and time.monotonic() < until:
             time.sleep(min(ALIVE_EVERY / 4, lease / 10))
-            if (folder / "ended.json").exists():
+            if files.ended.exists():
                 alive = False
-            elif _seen(folder) != seen:
+            elif _seen(files) != seen:
                 alive = True
     if alive:
         raise UserError(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.disk import require_space
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def space_of_run(state: Mapping[str, Tensor], recipe: Recipe) -> int:
@@ -25,5 +28,5 @@ def space_of_run(state: Mapping[str, Tensor], recipe: Recipe) -> int:
 
 def require_run_space(run: Path, needed: int) -> None:
     """UserError unless what the run still needs of ``needed`` bytes is free where it lies."""
-    have = sum(f.stat().st_size for f in (run / "checkpoints").rglob("*") if f.is_file())
+    have = sum(f.stat().st_size for f in RunFiles(run).checkpoints.rglob("*") if f.is_file())
     require_space(run, needed - have, "the run with its checkpoints", "run_dir")

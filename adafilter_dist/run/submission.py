@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from adafilter_dist.system.json_files import read_object, text, whole
+from adafilter_dist.run.files import RunFiles
+from adafilter_dist.system.files import write_json
+from adafilter_dist.system.json_files import Row, read_object, text, whole
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,14 @@ def rank_log(log: str, rank: int) -> Path:
     return path.with_name(path.name.replace("%t", str(rank)))
 
 
+def write_submitted(run: Path, note: Row) -> None:
+    """Note the job that a run was given to. Raises OSError."""
+    write_json(RunFiles(run).submitted, note)
+
+
 def read_submitted(run: Path, problems: list[str]) -> Submitted | None:
     """The submission of a run; None if it was started by hand, or (a problem) it is damaged."""
-    row = read_object(run / "submitted.json", problems)
+    row = read_object(RunFiles(run).submitted, problems)
     cluster, job, log = (text(row, key) for key in ("cluster", "job", "log"))
     if cluster and job and log:
         return Submitted(cluster, job, log, max(1, whole(row, "tasks") or 1), text(row, "host"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import owners
 from adafilter_dist.status.judge import claim_of, host_of
 from adafilter_dist.status.model import Attempt, CheckpointFolder
-from adafilter_dist.system.json_files import Row, changed, read_object, text, whole
+from adafilter_dist.system.json_files import Row, changed, text, whole
 
 
 def read_attempts(run: Path, events: list[Row], state: str, reason: str) -> list[Attempt]:
@@ -28,26 +29,26 @@ def read_attempts(run: Path, events: list[Row], state: str, reason: str) -> list
     newest = max([*starts, *claimed], default=0)
     found = []
     for turn in sorted({*starts, *claimed}):
-        start, end, folder = starts.get(turn, {}), ends.get(turn), run / "attempts" / str(turn)
-        ended = read_object(folder / "ended.json", [])
+        start, end, files = starts.get(turn, {}), ends.get(turn), RunFiles(run).attempt(turn)
+        ended = files.read_end()
         when: str | None
         if turn == newest and state in ("running", "stalled", "unknown"):
             how, when = joined(state, reason), None
         elif ended:
             how = joined(text(ended, "state") or "ended", text(ended, "reason"))
-            when = changed(folder / "ended.json")
+            when = changed(files.ended)
         elif end is not None:
             how = joined(str(end["kind"]), text(end, "reason"))
             when = text(end, "time")
         else:
             how = joined(state, reason) if turn == newest else "killed"
-            when = changed(folder / "alive")
+            when = changed(files.alive)
         found.append(
             Attempt(
                 turn,
                 host_of(claimed[turn]) if turn in claimed else None,
                 text(vars(claimed[turn]), "job") if turn in claimed else None,
-                text(start, "time") or changed(folder / "owner.json"),
+                text(start, "time") or changed(files.owner),
                 when,
                 how,
                 whole(start, "step"),
@@ -65,7 +66,7 @@ def joined(state: str, reason: str | None) -> str:
 def read_checkpoints(run: Path) -> list[CheckpointFolder]:
     """All checkpoints, the oldest first."""
     found = []
-    for folder in sorted(run.glob("checkpoints/step-*")):
+    for folder in reversed(RunFiles(run).checkpoint_folders()):
         step = folder.name.removeprefix("step-")
         if step.isdecimal():
             found.append(CheckpointFolder(folder.name, int(step), _size(folder)))

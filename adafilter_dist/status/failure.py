@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adafilter_dist.run.files import AttemptFiles, RunFiles
 from adafilter_dist.run.submission import Submitted
 from adafilter_dist.status.model import Attempt, Failure
-from adafilter_dist.system.json_files import Row, number, read_object, text, whole
+from adafilter_dist.system.json_files import Row, number, text, whole
 
 LINES = 15
 _TAIL = 200_000  # bytes of a log that are looked at
@@ -19,15 +20,14 @@ _CANCELLED = re.compile(r"\*\*\* (STEP|JOB) .* (CANCELLED|FAILED) ")
 
 def first_failure(run: Path, attempt: Attempt, submitted: Submitted | None) -> Failure | None:
     """What the first of the ranks that failed in an attempt left; None if nothing tells."""
-    return _noted(run / "attempts" / str(attempt.number)) or (
+    return _noted(RunFiles(run).attempt(attempt.number)) or (
         srun_failure(submitted) if submitted and attempt.job else None
     )
 
 
-def _noted(folder: Path) -> Failure | None:
+def _noted(attempt: AttemptFiles) -> Failure | None:
     """Of the notes that ranks leave when they die of an exception of their own."""
-    notes = [read_object(path, []) for path in sorted(folder.glob("failed.*.json"))]
-    notes = [note for note in notes if _lines(note)]
+    notes = [note for note in attempt.read_failures() if _lines(note)]
     if not notes:
         return None
     first = min(notes, key=lambda note: (number(note, "time") or 0.0, whole(note, "rank") or 0))

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.run.files import RunFiles
 
 _DEPTH = 4  # of runs below a folder of runs; runs/<recipe>/<hash> is 2
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's, even if half of it is missing."""
-    known = ("recipe.yaml", "status.json", "attempts")
     try:
-        return folder.is_dir() and any((folder / name).exists() for name in known)
+        return folder.is_dir() and RunFiles(folder).marks() > 0
     except OSError:  # not for us to look into
         return False
 

@@ -6,9 +6,10 @@ from functools import cache
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import LEASE, Owner, is_alive, newest_owner, this_process
 from adafilter_dist.status.model import ago
-from adafilter_dist.system.json_files import Row, number, read_object, text, whole
+from adafilter_dist.system.json_files import Row, number, text, whole
 
 RECORDED = ("queued", "running", "stopped", "finished", "failed")
 RESUMABLE = ("stopped", "failed", "killed", "cancelled", "lost")
@@ -29,7 +30,7 @@ def judge(
     if state in ("finished", "stopped", "failed", "queued"):
         return state, reason
     if owner is not None and alive is False:
-        ended = read_object(run / "attempts" / str(owner.attempt) / "ended.json", [])
+        ended = RunFiles(run).attempt(owner.attempt).read_end()
         how = text(ended, "state")
         if how in RECORDED and how != "running":
             return how, text(ended, "reason") or ""
@@ -49,7 +50,7 @@ def _is_newer(run: Path, status: Row, owner: Owner) -> bool:
     attempt = whole(status, "attempt")
     if attempt is None and status.get("state") == "queued":  # as it was submitted
         try:
-            claimed = (run / "attempts" / str(owner.attempt) / "owner.json").stat().st_mtime
+            claimed = RunFiles(run).attempt(owner.attempt).owner.stat().st_mtime
         except OSError:
             return False
         return claimed > (number(status, "heartbeat") or 0.0)
@@ -80,7 +81,7 @@ def host_of(owner: Owner) -> str | None:
 
 
 def _lease(run: Path) -> float:
-    recipe = run / "recipe.yaml"
+    recipe = RunFiles(run).recipe
     try:
         return _lease_in(recipe, recipe.stat().st_mtime_ns)
     except OSError:

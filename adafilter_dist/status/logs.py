@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.submission import read_submitted
 
 _BLOCK = 65536
@@ -16,14 +17,14 @@ _BLOCK = 65536
 def log_of(run: Path, rank: int) -> Path:
     """The file that a rank's output goes to; UserError naming the ranks where there is none."""
     problems: list[str] = []
-    submitted = read_submitted(run, problems)
+    log, submitted = RunFiles(run).log, read_submitted(run, problems)
     if problems:
-        raise UserError(f"{run}: {problems[0]}; what rank 0 said is in {run / 'log.txt'}")
+        raise UserError(f"{run}: {problems[0]}; what rank 0 said is in {log}")
     if submitted is None:
         if rank == 0:
-            return run / "log.txt"
+            return log
         raise UserError(
-            f"{run} was started by hand, so only what rank 0 said is kept ({run / 'log.txt'}); "
+            f"{run} was started by hand, so only what rank 0 said is kept ({log}); "
             f"the output of rank {rank} went where its launcher put it: a terminal, or for "
             "torchrun the folder of --log-dir"
         )

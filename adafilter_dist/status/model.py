@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from adafilter_dist.run.files import RunFiles
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -86,7 +88,7 @@ def failed_at_once(run: RunStatus) -> bool:
     Whoever started it has seen why. What was submitted ended where nobody looked.
     """
     nothing = not run.step and not run.checkpoints and run.value is None
-    by_hand = run.job is None and not (Path(run.run) / "submitted.json").exists()
+    by_hand = run.job is None and not RunFiles(Path(run.run)).submitted.exists()
     return run.state in ("failed", "killed") and nothing and by_hand
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from adafilter_dist.errors import resume_line
 from adafilter_dist.launch.local import is_running
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.submission import Submitted, read_submitted
 from adafilter_dist.status.attempts import read_attempts, read_checkpoints
 from adafilter_dist.status.failure import first_failure
 from adafilter_dist.status.judge import RESUMABLE, find_owner, host_of, judge
 from adafilter_dist.status.model import Attempt, RunStatus
-from adafilter_dist.system.json_files import Row, number, read_object, read_rows, text, whole
+from adafilter_dist.system.json_files import Row, number, text, whole
 
 _STARTING_SECONDS = 60.0
 
@@ -21,12 +22,12 @@ _STARTING_SECONDS = 60.0
 def read_run(run: Path, now: float | None = None) -> RunStatus:
     """Read and judge a run folder; what cannot be read is named in ``problems``, never raised."""
     now = time.time() if now is None else now
-    problems: list[str] = []
+    files, problems = RunFiles(run), list[str]()
     # Before status.json: what a process wrote last is there once it is gone.
     owner, alive = find_owner(run, problems)
-    status = read_object(run / "status.json", problems)
-    rows = read_rows(run / "metrics.jsonl", problems)
-    events = read_rows(run / "events.jsonl", problems)
+    status = files.read_status(problems)
+    rows = files.read_metrics(problems)
+    events = files.read_events(problems)
     submitted = read_submitted(run, problems)
     state, reason = judge(run, status, owner, alive, now)
     if state == "queued" and submitted and _is_lost(submitted, status, now):

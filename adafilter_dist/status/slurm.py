@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.submission import read_submitted
 from adafilter_dist.slurm.queue import Job, Queue
 from adafilter_dist.status.failure import LINES, first_failure, last_lines, srun_failure
@@ -48,9 +49,9 @@ def _last_sign(run: RunStatus, now: float) -> float:
     """When it was last heard of, in seconds since 1970."""
     signs = [now - run.heartbeat_age] if run.heartbeat_age is not None else []
     if run.attempts:
-        folder = Path(run.run, "attempts", str(run.attempts[-1].number))
+        files = RunFiles(Path(run.run)).attempt(run.attempts[-1].number)
         with suppress(OSError):
-            signs.append((folder / "alive").stat().st_mtime)
+            signs.append(files.alive.stat().st_mtime)
     return max(signs, default=0.0)
 
 

@@ -30,29 +30,6 @@ def read_object(path: Path, problems: list[str]) -> Row:
     return content
 
 
-def read_rows(path: Path, problems: list[str]) -> list[Row]:
-    """The whole rows of a file of JSON lines; what is torn becomes a problem."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read: {error.strerror}")
-        return []
-    rows = []
-    for line in lines[:-1]:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-    torn = len(lines) - 1 - len(rows) + bool(lines[-1])
-    if torn:
-        problems.append(f"{path.name} has {torn} torn line{'s' if torn > 1 else ''}")
-    return rows
-
-
 def number(row: Mapping[str, Any], key: str) -> float | None:
     """A finite number in a row, None if it holds none."""
     value = row.get(key)

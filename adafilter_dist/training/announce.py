@@ -31,7 +31,7 @@ def announce_start(
     """
     world, recipe = session.world, plan.verdict.recipe
     step = loaded.position.step if loaded else 0
-    write_json(run.path / "environment.json", environment)
+    write_json(run.files.environment, environment)
     keep_run_data(run.path, session.prepared)
     lost = max(0, plan.last_step - (loaded.manifest["step"] if loaded else 0))
     attempt = run.ownership.attempt

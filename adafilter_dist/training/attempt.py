@@ -20,7 +20,7 @@ from adafilter_dist.metrics import Metrics
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import require_end, translate_step
 from adafilter_dist.recipe.identity import run_hash
-from adafilter_dist.run.folder import RunFolder, describe_environment, started
+from adafilter_dist.run.folder import RunFolder, started
 from adafilter_dist.run.removal import nothing_left
 from adafilter_dist.run.space import require_run_space, space_of_run
 from adafilter_dist.system.console import Console
@@ -29,6 +29,7 @@ from adafilter_dist.training import memory
 from adafilter_dist.training.announce import Outcome, announce_end, announce_start
 from adafilter_dist.training.best import mend_best
 from adafilter_dist.training.checkpointing import CheckpointSchedule
+from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
 from adafilter_dist.training.loop import Trainer

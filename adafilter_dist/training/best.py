@@ -14,6 +14,7 @@ from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
 from adafilter_dist.distributed.lost_peer import from_rank0
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.methods.export import export_model, load, read_config, read_weights
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.system.sealed_files import DamagedError
 from adafilter_dist.training.session import Session
@@ -25,7 +26,7 @@ def write_best(session: Session, run: RunFolder) -> None:
         if session.world.is_rank0:
             run.ownership.check()
             export_model(
-                run.path / "best",
+                run.files.best,
                 replace(session.trainable, model=model),
                 classes=session.prepared.classes,
                 preprocess=session.preprocess,
@@ -35,8 +36,8 @@ def write_best(session: Session, run: RunFolder) -> None:
 def damage_of_best(run: Path) -> str:
     """Why best/ cannot be used; empty if it can."""
     try:
-        read_config(run / "best")
-        read_weights(run / "best")
+        read_config(RunFiles(run).best)
+        read_weights(RunFiles(run).best)
     except UserError as error:
         return str(error)
     return ""
@@ -45,14 +46,14 @@ def damage_of_best(run: Path) -> str:
 def load_best(run: Path) -> nn.Module:
     """The model of best/; UserError with what to do where it cannot be used."""
     try:
-        return load(run / "best")[0]
+        return load(RunFiles(run).best)[0]
     except UserError as error:
         raise UserError(f"{error}; to write it again: {resume_line(run)}") from None
 
 
 def can_be_mended(run: Path) -> bool:
     """Whether there is a checkpoint to write best/ from."""
-    return any(run.glob("checkpoints/step-*"))
+    return bool(RunFiles(run).checkpoint_folders())
 
 
 def mend_best(

@@ -84,7 +84,8 @@ def _save_and_load(session: Session, state: FullState) -> tuple[int, float]:
         if not isinstance(result, Saved):
             raise UserError(f"{place}: a checkpoint cannot be saved there: {result}")
         took = time.perf_counter() - began
-        store, folder = Checkpoints(run), run / "checkpoints" / result.folder
+        store = Checkpoints(run)
+        folder = store.folder / result.folder
         read = dict(store.load(folder).state.tensors())
         for key, tensor in state.tensors():
             if not torch.equal(read[key], tensor.cpu()):

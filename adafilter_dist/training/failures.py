@@ -13,7 +13,6 @@ from adafilter_dist.distributed.lost_peer import RankError
 from adafilter_dist.errors import UserError
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.run.ownership import LostRunError
-from adafilter_dist.system.files import write_json
 
 _LINES = 15
 _WIDTH = 1000  # characters of a line
@@ -53,4 +52,4 @@ def _write_failure(run: RunFolder, world: World, attempt: int, error: BaseExcept
         "time": time.time(),
         "error": lines[-_LINES:],
     }
-    write_json(run.path / "attempts" / str(attempt) / f"failed.{world.rank}.json", note)
+    run.files.attempt(attempt).write_failure(world.rank, note)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-from pathlib import Path
 
 import torch.distributed as dist
 from rich.console import Console
@@ -63,16 +62,12 @@ def _report(run: RunFolder, results: Results, console: Console, every_gate: bool
     # Kept as text, for whoever asks for the same run again.
     text = io.StringIO()
     print_summary(Console(file=text, width=100), run.path, results, files)
-    write_text(_summary(run), text.getvalue())
-
-
-def _summary(run: RunFolder) -> Path:
-    return run.path / "figures" / "summary.txt"
+    write_text(run.files.summary, text.getvalue())
 
 
 def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False) -> None:
     """Say that the run is already finished, and print its stored summary."""
-    kept = [_summary(run), *([run.path / "figures" / "gates.txt"] if every_gate else [])]
+    kept = [run.files.summary, *([run.files.gates] if every_gate else [])]
     for path in kept:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # figures/ can be deleted
             print(path.read_text())

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from adafilter_dist.metrics import read_lines
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import Verdict, begin, judge
 from adafilter_dist.run.folder import find_run
@@ -41,7 +40,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
     verdict = judge(before, recipe, allow, run=run.path) if before else begin(recipe)
     status = run.read_status()
     longer = before is not None and recipe.train.epochs > before.train.epochs
-    rows = [whole(row, "step") or 0 for row in read_lines(run.path / "metrics.jsonl")]
+    rows = [whole(row, "step") or 0 for row in run.files.read_metrics()]
     done = status.get("state") == "finished" and not longer
     # A finished run without best/ is not done: its end is repeated from a checkpoint.
     done = done and not (can_be_mended(run.path) and damage_of_best(run.path))

@@ -10,11 +10,10 @@ from adafilter_dist.data.stored import manifest as prepared_manifest
 from adafilter_dist.data.stored.prepared import Prepared, prepared_folder, require_origin
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.files import write_json
 from adafilter_dist.system.json_files import read_object
-from adafilter_dist.system.sealed_files import DamagedError, read_manifest
 
-NAME = "data.json"
 _SHOWN = 3
 
 
@@ -29,9 +28,8 @@ class RunData:
 def keep_run_data(run: Path, prepared: Prepared) -> None:
     """Write data.json to the run folder, unless it is there already."""
     if read_run_data(run) != RunData(prepared.fingerprint, prepared.classes):
-        write_json(
-            run / NAME, {"fingerprint": prepared.fingerprint, "classes": list(prepared.classes)}
-        )
+        note = {"fingerprint": prepared.fingerprint, "classes": list(prepared.classes)}
+        write_json(RunFiles(run).data, note)
 
 
 def read_run_data(run: Path) -> RunData | None:
@@ -39,15 +37,13 @@ def read_run_data(run: Path) -> RunData | None:
 
     Runs of the first release have no data.json.
     """
-    noted = read_object(run / NAME, [])
+    files = RunFiles(run)
+    noted = read_object(files.data, [])
     if isinstance(noted.get("fingerprint"), str) and isinstance(noted.get("classes"), list):
         return RunData(noted["fingerprint"], noted["classes"])
-    classes = read_object(run / "best" / "config.json", []).get("classes")
-    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
-        try:
-            fingerprint = read_manifest(folder / "manifest.json").get("data_fingerprint")
-        except DamagedError:
-            continue
+    classes = read_object(files.best_config, []).get("classes")
+    for _, manifest in files.checkpoint_manifests():
+        fingerprint = manifest.get("data_fingerprint")
         if fingerprint:
             return RunData(fingerprint, classes if isinstance(classes, list) else None)
     return None

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.metrics import read_lines
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import owners
-from adafilter_dist.system.json_files import read_object, text
+from adafilter_dist.system.json_files import text
 from adafilter_dist.training.preemption import StopFlag
 
 
@@ -52,7 +52,7 @@ def ended_before(run: Path, attempt: int) -> str:
     """How the attempt before this one ended: its reason, or "killed"; empty if there was none."""
     if attempt < 2:
         return ""
-    ended = read_object(run / "attempts" / str(attempt - 1) / "ended.json", [])
+    ended = RunFiles(run).attempt(attempt - 1).read_end()
     state, reason = text(ended, "state"), text(ended, "reason")
     return reason or state or "killed"
 
@@ -63,7 +63,7 @@ def require_progress(run: Path, attempt: int, step: int, allowed: int) -> None:
     job = by_number[attempt].job
     started = {
         row.get("attempt"): row.get("step")
-        for row in read_lines(run / "events.jsonl")
+        for row in RunFiles(run).read_events()
         if row.get("kind") == "start"
     }
     fruitless = 0  # attempts that left a checkpoint behind let the next one start further on

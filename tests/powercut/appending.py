@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from adafilter_dist.metrics.jsonl import append
 from adafilter_dist.system.files import write_json
+from adafilter_dist.system.json_lines import append
 from tests.powercut.replay import SETTLED
 
 

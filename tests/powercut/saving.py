@@ -18,8 +18,8 @@ from adafilter_dist.checkpoint import writer
 from adafilter_dist.checkpoint.saver import Saved, Saver
 from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.engine import FullState
-from adafilter_dist.metrics.jsonl import JsonLines, cut_after
 from adafilter_dist.run.ownership import Ownership, claim
+from adafilter_dist.system.json_lines import JsonLines, cut_after
 from tests.powercut.replay import SETTLED, marked
 
 FROZEN = frozenset({"conv.frozen_weight"})

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from adafilter_dist.checkpoint.store import Checkpoints
-from adafilter_dist.metrics.jsonl import read_lines
 from adafilter_dist.run.ownership import owners
+from adafilter_dist.system.json_lines import read_lines
 from adafilter_dist.system.sealed_files import DamagedError
 from tests.powercut.disk import write
 from tests.powercut.replay import Recording, Replay, marked, record

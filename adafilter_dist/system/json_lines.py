@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.system import files
-from adafilter_dist.system.json_files import whole
+from adafilter_dist.system.json_files import Row, whole
 
 
 def _plain(value: Any) -> Any:
@@ -31,7 +31,7 @@ def encode(row: Mapping[str, Any]) -> str:
     return json.dumps(_plain(row), allow_nan=False, separators=(",", ":"))
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
+def _decode(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -39,17 +39,34 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Lines that were written whole. A line without its end may be half a number: it is torn."""
-    if not path.exists():
-        return []
-    *ended, _ = path.read_bytes().split(b"\n")
-    return [(line, row) for line in ended if (row := _decode(line)) is not None]
+def _whole_lines(path: Path) -> tuple[list[tuple[bytes, Row]], int]:
+    """Lines that were written whole, and how many were not.
+
+    A line without its end may be half a number: it is torn.
+    """
+    try:
+        *ended, rest = path.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return [], 0
+    good = [(line, row) for line in ended if (row := _decode(line)) is not None]
+    return good, len(ended) - len(good) + bool(rest)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Row]:
     """All whole rows of a file; none if it does not exist. Torn lines are left out."""
-    return [row for _, row in _whole_lines(path)]
+    return [row for _, row in _whole_lines(path)[0]]
+
+
+def read_rows(path: Path, problems: list[str]) -> list[Row]:
+    """Like :func:`read_lines`; torn lines and a file that cannot be read become a problem."""
+    try:
+        lines, torn = _whole_lines(path)
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+        return []
+    if torn:
+        problems.append(f"{path.name} has {torn} torn line{'s' if torn > 1 else ''}")
+    return [row for _, row in lines]
 
 
 def _join(lines: list[bytes]) -> bytes:
@@ -58,7 +75,7 @@ def _join(lines: list[bytes]) -> bytes:
 
 def repair(path: Path) -> None:
     """Drop torn lines by an atomic rewrite, so that the next row starts on a line of its own."""
-    content = _join([line for line, _ in _whole_lines(path)])
+    content = _join([line for line, _ in _whole_lines(path)[0]])
     if path.exists() and path.read_bytes() != content:
         files.write_bytes(path, content)
 
@@ -81,7 +98,7 @@ def cut_after(path: Path, step: int, evaluated: int | None = None, *, ending: bo
         )
 
     if path.exists():
-        files.write_bytes(path, _join([line for line, row in _whole_lines(path) if stays(row)]))
+        files.write_bytes(path, _join([line for line, row in _whole_lines(path)[0] if stays(row)]))
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
