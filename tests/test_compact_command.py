@@ -15,7 +15,7 @@ from PIL import Image
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.stored.prepared import open_prepared
-from adafilter_dist.data.stored.subset import Sample
+from adafilter_dist.data.stored.subset import PreparedSubset
 from adafilter_dist.models.inference.selected_conv import InferenceNet
 from adafilter_dist.recipe import load_recipe
 from tests.small_run import small_run
@@ -140,7 +140,7 @@ def test_a_sample_is_spread_over_the_split(run_dir: Path) -> None:
     whole = open_prepared(load_recipe([f"recipe={run_dir / 'recipe.yaml'}"]))
     _, records, labels = whole.split("train")
     for count in (1, 7, 23, len(records), 1000):
-        path, taken, theirs = Sample.of(whole, count).split("train")
+        path, taken, theirs = PreparedSubset.of(whole, count).split("train")
         assert len(set(taken)) == len(taken) == min(count, len(records))
         places = [list(records).index(record) for record in taken]
         assert list(labels[places]) == list(theirs) and path == whole.train_store

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from adafilter_dist.system.cpus import cpus_of_rank, on, share
+from adafilter_dist.system.cpus import cpu_share, cpus_of_rank, on
 
 JOB = {"SLURM_JOB_ID": "7"}
 STEP = {**JOB, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
@@ -89,7 +89,7 @@ AGENT = {
 def test_cpus_of_a_rank(
     what: str, environment: dict[str, str], affinity: int, machine: int, expected: int
 ) -> None:
-    assert share(environment, affinity, machine) == expected, what
+    assert cpu_share(environment, affinity, machine) == expected, what
 
 
 def test_slurms_compressed_counts() -> None:

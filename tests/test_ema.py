@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from adafilter_dist.engine.base import Replicated
-from adafilter_dist.training.ema import Ema
+from adafilter_dist.training.ema import ModelEma
 
 
 class Whole(Replicated):
@@ -20,7 +20,7 @@ def test_follows_the_formula_and_swaps_back_to_the_bit() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     model[0].bias.requires_grad_(False)
-    ema = Ema(Whole(model), decay=0.75)
+    ema = ModelEma(Whole(model), decay=0.75)
     wanted = model[0].weight.detach().clone()
     for _ in range(3):
         with torch.no_grad():
@@ -36,19 +36,19 @@ def test_follows_the_formula_and_swaps_back_to_the_bit() -> None:
 
 def test_state_round_trip() -> None:
     model = nn.Linear(2, 2)
-    ema = Ema(Whole(model), decay=0.5)
+    ema = ModelEma(Whole(model), decay=0.5)
     with torch.no_grad():
         model.weight.zero_()
     ema.update()
     kept = {name: tensor.clone() for name, tensor in ema.state().items()}
-    other = Ema(Whole(model), decay=0.5)
+    other = ModelEma(Whole(model), decay=0.5)
     other.load(kept)
     assert all(torch.equal(other.state()[name], kept[name]) for name in kept)
 
 
 def test_an_average_that_is_only_begun_now_begins_at_the_parameters() -> None:
     model = nn.Linear(2, 2)
-    ema = Ema(Whole(model), decay=0.5)
+    ema = ModelEma(Whole(model), decay=0.5)
     with torch.no_grad():
         model.weight.fill_(3.0)  # as a checkpoint without an average is loaded
     ema.load({})

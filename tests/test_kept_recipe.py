@@ -68,7 +68,7 @@ def test_the_way_on_that_the_line_names_is_one(run: Path) -> None:
     asked = load_recipe([f"recipe={run / 'recipe.yaml'}", "optim.lr=0.5", f"resume={run}"])
     for allow in ("optim.lr", "optim"):
         plan = make_plan(asked, [allow])
-        assert plan.verdict.changes["optim.lr"] == (0.005, 0.5)
+        assert plan.decision.changes["optim.lr"] == (0.005, 0.5)
     with pytest.raises(UserError, match=r"was edited"):
         make_plan(asked, ["train"])
     edit(run, "lr: 0.5", "lr: 0.005")  # put back

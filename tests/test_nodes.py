@@ -11,7 +11,7 @@ import pytest
 
 from adafilter_dist.data.sources.origin import Origin
 from adafilter_dist.data.stored.manifest import Manifest, StoredSplit
-from adafilter_dist.distributed.nodes import Found, first_rank_of_node, warnings_about
+from adafilter_dist.distributed.nodes import NodeInfo, first_rank_of_node, warnings_about
 from adafilter_dist.system.shared_memory import ENOUGH, shared_memory, shortage
 from tests.engine.joining import Rank, outputs, start
 from tests.node_ranks import here
@@ -21,15 +21,17 @@ A100, V100 = "NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-16GB"
 ROOMY = (64 * GIB, 60 * GIB)
 
 
-def node(host: str, gpu: str | None, first: int, shared: tuple[int, int] = ROOMY) -> list[Found]:
-    return [Found(first + i, host, gpu, shared) for i in range(2)]
+def node(host: str, gpu: str | None, first: int, shared: tuple[int, int] = ROOMY) -> list[NodeInfo]:
+    return [NodeInfo(first + i, host, gpu, shared) for i in range(2)]
 
 
 def test_nothing_is_said_of_nodes_that_are_alike() -> None:
     assert warnings_about([*node("n1", A100, 0), *node("n2", A100, 2)]) == []
     assert warnings_about(node("n1", None, 0, (64 * MIB, MIB))) == []  # gloo needs no /dev/shm
-    assert warnings_about([Found(0, "n1", A100, (64 * MIB, MIB))]) == []  # nor does one GPU a node
-    assert warnings_about([Found(0, "n1", A100, None), Found(1, "n1", A100, None)]) == []
+    assert (
+        warnings_about([NodeInfo(0, "n1", A100, (64 * MIB, MIB))]) == []
+    )  # nor does one GPU a node
+    assert warnings_about([NodeInfo(0, "n1", A100, None), NodeInfo(1, "n1", A100, None)]) == []
 
 
 def test_mixed_gpus_are_named_with_their_nodes() -> None:
@@ -64,7 +66,7 @@ def test_what_counts_as_enough(tmp_path: Path) -> None:
 
 def test_the_first_rank_of_each_node() -> None:
     # As a scheduler places them that deals them out in turn.
-    found = [Found(0, "n1"), Found(1, "n2"), Found(2, "n1"), Found(3, "n2")]
+    found = [NodeInfo(0, "n1"), NodeInfo(1, "n2"), NodeInfo(2, "n1"), NodeInfo(3, "n2")]
     assert {rank: first.rank for rank, first in first_rank_of_node(found).items()} == {
         0: 0,
         1: 1,

@@ -1,4 +1,4 @@
-"""Bringing a checkpoint to disk so that it is there whole or not at all. Imports no torch.
+"""Writes a checkpoint to disk so that it is there whole or not at all. Imports no torch.
 
 Temporary folder, fsync of each file, of the manifest and of the folder, a look whether the run is
 still ours, rename, fsync of the parent. Whoever takes a run over removes the temporary folders of

@@ -1,4 +1,4 @@
-"""Saving beside the training: the state is copied to shared memory, another process writes it."""
+"""Saves without holding up training: copies the state to shared memory; a process writes it."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class Saver:
     def start_from(
         self, frozen: frozenset[str], frozen_entry: Mapping[str, Any] | None, good: int | None
     ) -> None:
-        """What the attempt found, before its first save.
+        """Say from which checkpoint the attempt starts, before its first save.
 
-        ``frozen`` names the tensors that never change: written once a run, in two copies, unless
-        ``frozen_entry`` (their manifest entry) says that both are good. ``good`` is the step of the
-        checkpoint that the attempt goes on from: those after it are set aside.
+        ``frozen`` names the tensors that never change. They are written once a run, in two copies,
+        unless ``frozen_entry`` (their manifest entry) says that both are good. ``good`` is the step
+        of the checkpoint that the attempt resumed; later checkpoints are renamed, not used.
         """
         if good is not None:
             set_aside_after(self._ownership, good)
@@ -84,15 +84,20 @@ class Saver:
         about: Mapping[str, Any],
         beside: Sequence[Path] = (),
     ) -> None:
-        """Copy ``state`` and have it published at ``position``; waits for the save before it.
+        """Copy ``state`` and have it published at ``position``; waits for the previous save.
 
-        ``about`` (run hash, data fingerprint, environment) joins the manifest. The files
-        ``beside`` are made durable before. How it went is said by :meth:`result`, also where it
-        cannot even begin.
+        ``about`` (run hash, data fingerprint, environment) is added to the manifest. The files
+        ``beside`` are synced to disk first. :meth:`result` says how it went, also if the save could
+        not even begin.
         """
+        # One save at a time: there is one shared memory. Nothing to do if this step is saved.
         self._collect(wait=True)
         if position.step == self._newest:
             return
+
+        # Training stands still for this copy only.
+
+        # Training stands still for this copy only.
         try:
             request = self._copy(state)
         except (OSError, MemoryError) as error:
@@ -104,6 +109,10 @@ class Saver:
             "about": about,
             "beside": [str(path) for path in beside],
         }
+
+        # Hand the request to the writing process, and start another one if it has died.
+
+        # Hand the request to the writing process, and start another one if it has died.
         line = json.dumps(request, allow_nan=False).encode() + b"\n"
         if self._process is None or self._process.poll() is not None:
             self._start()
@@ -113,7 +122,7 @@ class Saver:
                 line = line[self._pipe_in().write(line) :]
 
     def result(self, *, wait: bool = False) -> Saved | Failed | None:
-        """How a save went, each told once; None while it is under way or nothing was saved."""
+        """How a save went, reported once; None while it is under way or if nothing was saved."""
         self._collect(wait=wait)
         return self._results.popleft() if self._results else None
 
@@ -151,7 +160,7 @@ class Saver:
             os.close(self._descriptor)
 
     def _copy(self, state: FullState) -> dict[str, Any]:
-        """Fill the shared memory; returns where what lies."""
+        """Copy the state to the shared memory; returns where each file's bytes are in it."""
         parts = {
             "model.safetensors": {n: t for n, t in state.model.items() if n not in self._frozen},
             "optimizer.safetensors": state.optimizer,
@@ -181,7 +190,7 @@ class Saver:
         return self._memory
 
     def _start(self) -> None:
-        """Start the writer with the signals it ignores blocked: from its first moment on."""
+        """Start the writer. Signals that it ignores are blocked meanwhile, so none can kill it."""
         arguments = [
             *(str(self._ownership.run.absolute()), str(self._ownership.attempt), str(self._keep)),
             *(str(self._descriptor), str(os.getpid())),

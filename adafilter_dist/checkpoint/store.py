@@ -1,4 +1,4 @@
-"""Reading the checkpoints of a run: verified to the byte, the newest good one first."""
+"""Reads the checkpoints of a run, verified to the byte, the newest good one first."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
 
 
 def _grandparent() -> int:
-    """Whoever started the process that started this one: a tracer may stand between."""
+    """The parent's parent process id: a tracer may be between training and writer."""
     status = Path(f"/proc/{os.getppid()}/stat").read_text()
     return int(status.rpartition(")")[2].split()[1])
 

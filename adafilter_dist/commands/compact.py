@@ -118,7 +118,7 @@ def _compact(
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
         require_classes(source, read_config(source)["classes"], prepared)
         dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
-        found = compact_export(
+        result = compact_export(
             net.to(world.device, dtype),
             source,
             out,
@@ -132,7 +132,7 @@ def _compact(
         )
         if world.is_rank0:
             console = Console(soft_wrap=True, highlight=False)
-            for line in (*notices, *found.lines()):
+            for line in (*notices, *result.lines()):
                 console.print(line, markup=False)
             console.print(f"{'written':<12} {out}", markup=False)
     return 0

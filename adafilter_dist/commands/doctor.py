@@ -45,7 +45,7 @@ class Row:
 
     state: str
     piece: str
-    found: str
+    detail: str
 
 
 def run(words: list[str]) -> int:
@@ -57,7 +57,7 @@ def run(words: list[str]) -> int:
         print(f"\n{title}" if title else "")
         for row in rows:
             missing += row.state == "missing"
-            print(f"  {row.state:<8} {row.piece:<14} {row.found}", flush=True)
+            print(f"  {row.state:<8} {row.piece:<14} {row.detail}", flush=True)
     print()
     if missing:
         print(f"{missing} of the pieces that everything needs are missing; see above.")
@@ -116,10 +116,10 @@ def _node() -> Iterator[Row]:
     count = torch.cuda.device_count()
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        found = (
+        detail = (
             f"{count} x {gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, CUDA {torch.version.cuda}"
         )
-        yield Row("ok", "GPUs", found)
+        yield Row("ok", "GPUs", detail)
     elif shutil.which("nvidia-smi") and torch.version.cuda:
         hint = f"the driver does not suit torch's CUDA {torch.version.cuda}: update it, or install"
         yield Row("note", "GPUs", f"{hint} a torch built for an older CUDA (see pytorch.org)")
@@ -160,19 +160,19 @@ def _sbatch() -> Row:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Row("note", "sbatch", f"{sbatch} does not answer: {error}")
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return Row("note", "sbatch", f"{sbatch} knows of no cluster: {said}")
+        message = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return Row("note", "sbatch", f"{sbatch} knows of no cluster: {message}")
     return Row("ok", "sbatch", f"{done.stdout.strip()} ({sbatch})")
 
 
 def _imported(module: str) -> Row:
     """A package that is imported for real: a broken installation of it is found out here."""
     try:
-        found = importlib.import_module(module)
+        detail = importlib.import_module(module)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         return Row("missing", module, f"pip install torch torchvision   ({reason})")
-    return Row("ok", module, str(found.__version__))
+    return Row("ok", module, str(detail.__version__))
 
 
 def _installed(
@@ -204,10 +204,10 @@ def _ffcv() -> Row:
 
 def _compiler() -> Row:
     """What compiles the kernels of gated layers for a CPU, on their first use."""
-    found = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if found is None:
+    detail = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    if detail is None:
         return Row("absent", "C++ compiler", "apt install g++   (gated layers run faster on a CPU)")
-    return Row("ok", "C++ compiler", found)
+    return Row("ok", "C++ compiler", detail)
 
 
 def _disk() -> Row:

@@ -18,10 +18,10 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--classes", type=int, help="number of classes; default from the data")
     parser.add_argument("recipe", nargs="*", metavar="key=value", help="recipe=NAME, overrides")
-    given = parser.parse_intermixed_args(words)
-    recipe = load_recipe(given.recipe)
+    options = parser.parse_intermixed_args(words)
+    recipe = load_recipe(options.recipe)
     # Imported here: --help and a mistyped recipe need not wait for the models.
     from adafilter_dist.report.description import describe
 
-    describe(recipe, given.classes, Console(soft_wrap=True, highlight=False))
+    describe(recipe, options.classes, Console(soft_wrap=True, highlight=False))
     return 0

@@ -62,9 +62,9 @@ class Parser(argparse.ArgumentParser):
                 if action is not None and action.nargs is None and rest:
                     rest.pop(0)
                 continue
-            near = closest(name, known, cutoff=0.75) if name.startswith("--") else ""
-            if not takes_settings or (near and not _means_recipe(name)):
-                hint = f" (did you mean {near}?)" if near else ""
+            closest_option = closest(name, known, cutoff=0.75) if name.startswith("--") else ""
+            if not takes_settings or (closest_option and not _means_recipe(name)):
+                hint = f" (did you mean {closest_option}?)" if closest_option else ""
                 mistakes.append(f"{shown(word)}: no such option{hint}; {self.prog} --help")
                 continue
             # Imported here: `doctor` runs where what recipes need is missing.

@@ -84,20 +84,20 @@ class _View:
 
     def find(self) -> None:
         """Each run once, in the order given; UserError with a line for each path without one."""
-        found: dict[Path, None] = {}
+        folders: dict[Path, None] = {}
         self.sweeps, mistakes = [], []
         for path in self.paths:
             try:
                 sweep = None if is_run(path) else read_sweep(path)
                 if sweep is None:
-                    found |= dict.fromkeys(find_runs(path))
+                    folders |= dict.fromkeys(find_runs(path))
                 else:
                     self.sweeps.append(sweep)
             except UserError as error:
                 mistakes.append(str(error))
         if mistakes:
             raise UserError("\n".join(mistakes))
-        self.folders = list(found)
+        self.folders = list(folders)
 
     def read(self, queue: Queue) -> list[RunStatus]:
         """All runs, those of sweeps first."""
@@ -109,11 +109,11 @@ class _View:
 
     def parts(self, runs: Sequence[RunStatus]) -> list[tuple[Sweep | None, Sequence[RunStatus]]]:
         """The runs of each sweep, then the others."""
-        found: list[tuple[Sweep | None, Sequence[RunStatus]]] = []
+        parts: list[tuple[Sweep | None, Sequence[RunStatus]]] = []
         for sweep in self.sweeps:
-            found.append((sweep, runs[: len(sweep.members)]))
+            parts.append((sweep, runs[: len(sweep.members)]))
             runs = runs[len(sweep.members) :]
-        return [*found, (None, runs)] if runs else found
+        return [*parts, (None, runs)] if runs else parts
 
     def show(self, runs: Sequence[RunStatus]) -> str:
         """One run in full, or tables."""
@@ -143,12 +143,12 @@ class _View:
 
 
 def _json(view: _View, runs: Sequence[RunStatus]) -> str:
-    found = []
+    rows = []
     for sweep, part in view.parts(runs):
         for number, status in enumerate(part):
             values = {"values": sweep.members[number][1]} if sweep else {}
-            found.append(asdict(status) | values)
-    return json.dumps(found, indent=2, allow_nan=False)
+            rows.append(asdict(status) | values)
+    return json.dumps(rows, indent=2, allow_nan=False)
 
 
 def _watch(view: _View, seconds: float) -> None:

@@ -33,12 +33,12 @@ def import_deepspeed(device: torch.device) -> ModuleType:
     os.environ["DS_ACCELERATOR"] = device.type
     # It asks for this in any process, also where no launcher has set it.
     os.environ.setdefault("LOCAL_RANK", "0")
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):  # torch looks for a CUDA compiler, and tells of it
+        with contextlib.redirect_stderr(stderr):  # torch looks for a CUDA compiler, and tells of it
             deepspeed = importlib.import_module("deepspeed")
     except BaseException:
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(stderr.getvalue())
         raise
     logging.getLogger("DeepSpeed").addFilter(_means_something)
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""An end, with a clear line, for what waits inside a library and cannot be interrupted."""
+"""Ends a process that hangs inside a library call, with a line that says why."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ def addresses(interface: str | None) -> list[str]:
 
     Those of ``interface`` alone where it is named; RankError where there is no such one here.
     """
-    known = _interfaces()
+    by_interface = _interfaces()
     if interface is not None:
-        return _best_first(known[require(interface)])
+        return _best_first(by_interface[require(interface)])
     of_name = _resolved(socket.gethostname())
-    others = [address for name in known for address in known[name]]
+    others = [address for name in by_interface for address in by_interface[name]]
     return _best_first([*of_name, *others])
 
 
@@ -41,8 +41,10 @@ def require(interface: str) -> str:
 
 def names() -> list[str]:
     """Interfaces with an address, loopback not counted; without psutil all there are."""
-    known = {name for name, places in _interfaces().items() if places}
-    return sorted(name for name in known or {n for _, n in socket.if_nameindex()} if name != "lo")
+    with_address = {name for name, places in _interfaces().items() if places}
+    return sorted(
+        name for name in with_address or {n for _, n in socket.if_nameindex()} if name != "lo"
+    )
 
 
 def use(interface: str) -> None:
@@ -66,7 +68,7 @@ def mend_gloo(address: str) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether it means another machine on another machine."""
+    """Whether this is a loopback address, which each machine understands as itself."""
     return ipaddress.ip_address(address).is_loopback
 
 
@@ -78,12 +80,12 @@ def _interfaces() -> dict[str, list[str]]:
         return {}
     up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
     wanted = (socket.AF_INET, socket.AF_INET6)
-    found = {
+    addresses_of = {
         name: [one.address for one in entries if one.family in wanted]
         for name, entries in psutil.net_if_addrs().items()
         if name in up
     }
-    return {name: _usable(places) for name, places in found.items()}
+    return {name: _usable(places) for name, places in addresses_of.items()}
 
 
 def _usable(places: Iterable[str]) -> list[str]:
@@ -92,10 +94,10 @@ def _usable(places: Iterable[str]) -> list[str]:
 
 def _resolved(name: str) -> list[str]:
     try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
         return []
-    return _usable(str(entry[4][0]) for entry in found)
+    return _usable(str(entry[4][0]) for entry in entries)
 
 
 def _best_first(places: Iterable[str]) -> list[str]:

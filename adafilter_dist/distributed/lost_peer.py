@@ -1,4 +1,4 @@
-"""Ranks among each other: what the first one decides, and what it means when one is gone."""
+"""Rank 0 decides for all (`from_rank0`), and errors that mean that another rank is gone."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""A store in which the ranks of one start meet, and nobody else's traces are left.
+"""Gives the ranks of one start a key-value store that holds nothing from earlier starts.
 
-torchrun may keep its store when it starts the ranks again, and torch 2.15 no longer separates one
-start from the next in it: ranks then connect to addresses of the dead. Rank 0 opens a room with a
-new name and tells it to those who called now; a call or an answer of an earlier start is of nobody.
+torchrun may keep its store when it restarts the ranks, and torch 2.15 no longer separates one start
+from the next in it: ranks then connect to addresses of dead processes. So every rank calls with a
+new random name. Rank 0's name becomes a prefix for the store's keys (the room), and rank 0 answers
+with it and with the names of the ranks that called. A rank that finds its own name in the answer
+enters the room; calls and answers of an earlier start hold other names and are ignored.
 """
 
 from __future__ import annotations
@@ -17,25 +19,25 @@ _POLL_SECONDS = 0.02
 
 
 def meet(rank: int, world_size: int, timeout: timedelta) -> dist.Store:
-    """The store for this start of the ranks; RuntimeError where some do not come in time."""
+    """The store for this start of the ranks; RuntimeError if some do not come in time."""
     store: dist.Store
     store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
     until = time.monotonic() + timeout.total_seconds()
     name = uuid.uuid4().hex
     if rank == 0:
-        room, told = name, ""
+        room, last_answer = name, ""
         while store.add(f"came to {room}", 0) < world_size - 1:
             calls = [_read(store, f"call of {other}") for other in range(1, world_size)]
             answer = " ".join([room, *calls])
-            if answer != told:
+            if answer != last_answer:
                 store.set("answer", answer)
-                told = answer
+                last_answer = answer
             _wait(until)
     else:
         store.set(f"call of {rank}", name)
-        while name not in (heard := _read(store, "answer").split()):
+        while name not in (answered := _read(store, "answer").split()):
             _wait(until)
-        room = heard[0]
+        room = answered[0]
         store.add(f"came to {room}", 1)
     return dist.PrefixStore(f"room {room}", store)
 

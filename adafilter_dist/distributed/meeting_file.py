@@ -261,8 +261,8 @@ def _within(seconds: float, work: Callable[[], None]) -> None:
 def _reason(error: OSError | RuntimeError) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
-    said = error.strerror if isinstance(error, OSError) else None
-    return (said or str(error).splitlines()[0]).lower()
+    message = error.strerror if isinstance(error, OSError) else None
+    return (message or str(error).splitlines()[0]).lower()
 
 
 def _more_time() -> str:

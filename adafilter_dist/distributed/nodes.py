@@ -1,4 +1,4 @@
-"""What the ranks find on their nodes, gathered once, and what of it is said at the start."""
+"""Gathers what hosts, GPUs and shared memory the ranks have, and warns of what is wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adafilter_dist.system.shared_memory import shared_memory, shortage
 
 
 @dataclass(frozen=True)
-class Found:
+class NodeInfo:
     """One rank's view: its host, its GPU's model, and (total, free) bytes of /dev/shm."""
 
     rank: int
@@ -23,37 +23,37 @@ class Found:
     shared: tuple[int, int] | None = None
 
 
-def look(world: World) -> Found:
-    """What this rank finds."""
+def describe_rank(world: World) -> NodeInfo:
+    """This rank's host, GPU and shared memory."""
     cuda = world.device.type == "cuda"
     gpu = torch.cuda.get_device_name(world.device) if cuda else None
-    return Found(world.rank, socket.gethostname(), gpu, shared_memory())
+    return NodeInfo(world.rank, socket.gethostname(), gpu, shared_memory())
 
 
-def gather(world: World) -> list[Found]:
-    """What all ranks found, in their order; collective."""
-    mine = look(world)
+def gather(world: World) -> list[NodeInfo]:
+    """The same of all ranks, in their order; collective."""
+    mine = describe_rank(world)
     if world.world_size == 1:
         return [mine]
-    everyone: list[Found | None] = [None] * world.world_size
+    everyone: list[NodeInfo | None] = [None] * world.world_size
     dist.all_gather_object(everyone, mine)
     return [one for one in everyone if one is not None]
 
 
-def first_rank_of_node(found: Iterable[Found]) -> dict[int, Found]:
+def first_rank_of_node(nodes: Iterable[NodeInfo]) -> dict[int, NodeInfo]:
     """Rank -> the first rank on the same host."""
-    firsts: dict[str, Found] = {}
-    return {one.rank: firsts.setdefault(one.host, one) for one in found}
+    firsts: dict[str, NodeInfo] = {}
+    return {one.rank: firsts.setdefault(one.host, one) for one in nodes}
 
 
-def warnings_about(found: Sequence[Found]) -> list[str]:
+def warnings_about(nodes: Sequence[NodeInfo]) -> list[str]:
     """One line for each thing that costs speed or may end the run, with what to do."""
-    return [line for line in (_mixed(found), *_small(found)) if line]
+    return [line for line in (_mixed(nodes), *_small(nodes)) if line]
 
 
-def _mixed(found: Sequence[Found]) -> str | None:
+def _mixed(nodes: Sequence[NodeInfo]) -> str | None:
     hosts: dict[str, dict[str, int]] = {}
-    for one in found:
+    for one in nodes:
         if one.gpu is not None:
             on_host = hosts.setdefault(one.gpu, {})
             on_host[one.host] = on_host.get(one.host, 0) + 1
@@ -67,10 +67,10 @@ def _mixed(found: Sequence[Found]) -> str | None:
     )
 
 
-def _small(found: Sequence[Found]) -> list[str]:
+def _small(nodes: Sequence[NodeInfo]) -> list[str]:
     """GPUs of one node talk through /dev/shm where they have no better way."""
-    ranks: dict[str, list[Found]] = {}
-    for one in found:
+    ranks: dict[str, list[NodeInfo]] = {}
+    for one in nodes:
         if one.gpu is not None:
             ranks.setdefault(one.host, []).append(one)
     hosts: dict[str, list[str]] = {}

@@ -179,7 +179,7 @@ def _channels_last(model: nn.Module, *, parameters: bool) -> None:
 def _config(recipe: Recipe, settings: DeepSpeed, world_size: int) -> dict[str, Any]:
     """What `deepspeed.initialize` is given: the recipe's words, and the user's beside them."""
     train = recipe.train
-    given = without_auto(settings.config)
+    user_config = without_auto(settings.config)
     ours = {
         "train_batch_size": train.global_batch,
         "train_micro_batch_size_per_gpu": train.micro_batch,
@@ -191,6 +191,6 @@ def _config(recipe: Recipe, settings: DeepSpeed, world_size: int) -> dict[str, A
     # Reducing beside the backward pass has made ZeRO-2 differ from run to run. DeepSpeed's bucket
     # of 2 GB is for networks a hundred times as large; DDP's has 25 MB, and so has ours.
     zero = {"overlap_comm": False, "reduce_bucket_size": BUCKET}
-    zero |= given.get("zero_optimization", {})
-    rest = {key: value for key, value in given.items() if not is_off(value)}
+    zero |= user_config.get("zero_optimization", {})
+    rest = {key: value for key, value in user_config.items() if not is_off(value)}
     return rest | ours | {"zero_optimization": zero | {"stage": settings.zero_stage}}

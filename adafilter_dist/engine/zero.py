@@ -109,14 +109,14 @@ class Flat(Shared):
     @torch.no_grad()
     def load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         self._torch.state.clear()
-        found = list(self._named(tensors))
-        for _, _, key, value in found:
+        entries = list(self._named(tensors))
+        for _, _, key, value in entries:
             for flat in self._flats():
                 state = self._torch.state[flat]
                 if key not in state:
                     state[key] = torch.zeros_like(flat) if value.ndim else value.clone()
         self._linked()
-        for name, parameter, key, value in found:
+        for name, parameter, key, value in entries:
             if value.ndim:
                 self._put_state(name, parameter, key, value)
 

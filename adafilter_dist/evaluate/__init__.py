@@ -3,13 +3,13 @@
 Tables, figures and files of it are in `report`.
 """
 
-from adafilter_dist.evaluate.forward_pass import Batches, evaluate, sweep
+from adafilter_dist.evaluate.forward_pass import EvalBatches, evaluate, sweep
 from adafilter_dist.evaluate.gates import GateEvaluation, LayerGates, evaluate_gates
 from adafilter_dist.evaluate.scores import Difference, Evaluation, Outcomes
 
 __all__ = [
-    "Batches",
     "Difference",
+    "EvalBatches",
     "Evaluation",
     "GateEvaluation",
     "LayerGates",

@@ -19,7 +19,7 @@ Visit = Callable[[Tensor, Tensor, Callable[[], Tensor]], None]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Batches(Protocol):
+class EvalBatches(Protocol):
     """This rank's share of a data set: over all ranks each position 0..total-1 exactly once."""
 
     @property
@@ -46,7 +46,7 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
 
 def sweep(
     model: nn.Module,
-    loader: Batches,
+    loader: EvalBatches,
     preprocess: Preprocess,
     visit: Visit,
     *,
@@ -111,7 +111,7 @@ class OutcomeRows:
 
 def evaluate(
     model: nn.Module,
-    loader: Batches,
+    loader: EvalBatches,
     preprocess: Preprocess,
     *,
     device: torch.device,

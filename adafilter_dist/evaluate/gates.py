@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.evaluate.forward_pass import Batches, OutcomeRows, Visit, sweep
+from adafilter_dist.evaluate.forward_pass import EvalBatches, OutcomeRows, Visit, sweep
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.evaluate.scores import Difference, Evaluation
 from adafilter_dist.models.backbone.preprocess import Preprocess
@@ -136,7 +136,7 @@ def _replay(gates: Tensor, widths: list[int]) -> Callable[[int, Tensor], Tensor]
 
 def evaluate_gates(
     model: nn.Module,
-    loader: Batches,
+    loader: EvalBatches,
     preprocess: Preprocess,
     *,
     device: torch.device,

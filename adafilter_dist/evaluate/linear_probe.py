@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adafilter_dist.evaluate import Batches, Evaluation, Outcomes, sweep
+from adafilter_dist.evaluate import EvalBatches, Evaluation, Outcomes, sweep
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.models.backbone.preprocess import Preprocess
 
@@ -64,7 +64,7 @@ class Features:
 def extract_features(
     model: nn.Module,
     head: str,
-    loader: Batches,
+    loader: EvalBatches,
     preprocess: Preprocess,
     *,
     device: torch.device,

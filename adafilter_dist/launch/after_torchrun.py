@@ -1,6 +1,6 @@
-"""A run whose torchrun has ended inside a batch script: how, and whether the job comes back.
+"""After torchrun in a batch script: finds out how the run ended, and requeues the job if needed.
 
-torchrun hides its ranks' exit codes, so the run folder tells how the run ended:
+torchrun hides its ranks' exit codes, so the run folder is read instead:
 
 finished                   by this job or before it              exit 0
 stopped                    it has saved: as requeue.py says      exit 0
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adafilter_dist.launch.comeback import come_back
-from adafilter_dist.launch.requeue import Verdict, ask, own_job
+from adafilter_dist.launch.comeback import requeue_run
+from adafilter_dist.launch.requeue import RequeueDecision, decide_for_own_job, own_job
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import newest_owner
 from adafilter_dist.system.json_files import text, whole
@@ -29,29 +29,29 @@ _ANSWER_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended, and the reason that it noted itself."""
+    """How a run ended, and the reason in its status.json."""
 
     kind: Literal["finished", "stopped", "crashed", "cut"]
     reason: str = ""
 
 
-def settle(run: Path, heard: str, code: int, *, near: float) -> int:
-    """Requeue the job if that is on us, exactly once; the exit code of the batch script.
+def finish_job(run: Path, signal_name: str, code: int, *, signal_before: float) -> int:
+    """Requeue the job if that is ours to do; returns the exit code of the batch script.
 
-    ``heard``: the signal that the batch shell had, if any; ``code``: srun's exit code; ``near``:
-    seconds before the limit at which SLURM was to signal.
+    ``signal_name``: the signal that the batch shell got, if any; ``code``: srun's exit code;
+    ``signal_before``: seconds before the limit at which SLURM was to signal.
     """
     job, restart = own_job() or ("0", 0)
     ending = how_it_ended(run, job, restart, code)
     if ending.kind == "finished":
         return 0
-    verdict = decide(ending, heard, near)
-    if verdict.by != "nobody":
-        return 0 if come_back(run, job, verdict, _say) else 1
+    decision = decide_after_torchrun(ending, signal_name, signal_before)
+    if decision.by != "nobody":
+        return 0 if requeue_run(run, job, decision, _say) else 1
     if ending.kind == "stopped":
         return 0
     _say(
-        f"{run}: {verdict.reason or 'failed'}; job {job} is not requeued. What was saved is kept: "
+        f"{run}: {decision.reason or 'failed'}; job {job} is not requeued. What was saved is kept: "
         "the same sbatch command goes on from there"
     )
     return code or 1
@@ -61,7 +61,7 @@ def how_it_ended(run: Path, job: str, restart: int, code: int) -> Ending:
     """What the run folder says of this start of the job."""
     owner = newest_owner(run)
     if owner is None or (owner.job, owner.restart) != (job, restart):
-        # It did not come so far as to claim the run, or it found the run finished.
+        # This start of the job never claimed the run, or the run was finished before.
         return Ending("finished" if code == 0 else "cut")
     status = RunFiles(run).read_status()
     state, reason = text(status, "state"), text(status, "reason") or ""
@@ -76,25 +76,27 @@ def how_it_ended(run: Path, job: str, restart: int, code: int) -> Ending:
     return Ending("cut" if lost else "crashed", reason)
 
 
-def decide(ending: Ending, heard: str, near: float) -> Verdict:
+def decide_after_torchrun(
+    ending: Ending, signal_name: str, signal_before: float
+) -> RequeueDecision:
     """Who requeues the job, and why."""
     if ending.kind == "stopped":
-        return ask(heard or ending.reason, near)
-    # Without a signal the end of time alone, however near, explains nothing.
-    verdict = ask(heard, near if heard else -math.inf)
-    if verdict.by == "slurm":
-        return verdict
+        return decide_for_own_job(signal_name or ending.reason, signal_before)
+    # Without a signal, a near time limit does not explain the end: -inf makes no limit near.
+    decision = decide_for_own_job(signal_name, signal_before if signal_name else -math.inf)
+    if decision.by == "slurm":
+        return decision
     if ending.kind == "crashed":
-        return Verdict(ending.reason, "nobody")
-    if verdict.reason or verdict.by == "nobody":
-        return verdict
+        return RequeueDecision(ending.reason, "nobody")
+    if decision.reason or decision.by == "nobody":
+        return decision
     if not nodes_answer():
-        return Verdict("node lost", "we")
-    return Verdict(ending.reason or "a process ended without a word (killed?)", "nobody")
+        return RequeueDecision("node lost", "we")
+    return RequeueDecision(ending.reason or "a process ended without a word (killed?)", "nobody")
 
 
 def nodes_answer() -> bool:
-    """Whether every node of this job still runs what it is given."""
+    """Whether every node of this job still runs a command."""
     nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
     if nodes == "1":
         return True

@@ -58,10 +58,10 @@ class Batch:
 
         executor = slurm.SlurmExecutor(self._patterns(), python=self._python())
         executor.update_parameters(**self.parameters())
-        said = io.StringIO()
+        stderr = io.StringIO()
         try:
             # submitit passes on what its error holds, too.
-            with literal_folder(), contextlib.redirect_stderr(said):
+            with literal_folder(), contextlib.redirect_stderr(stderr):
                 if len(jobs) == 1:
                     submitted = [executor.submit(jobs[0])]
                 else:
@@ -69,7 +69,7 @@ class Batch:
                         submitted = [executor.submit(job) for job in jobs]
         except slurm.utils.FailedJobError as error:
             raise UserError(f"sbatch refuses: {' '.join(str(error).split())}") from None
-        print(said.getvalue(), end="", file=sys.stderr)  # a site's words on a job it takes
+        print(stderr.getvalue(), end="", file=sys.stderr)  # a site's words on a job it takes
         return [str(job.job_id) for job in submitted]
 
     def test(self) -> None:
@@ -87,8 +87,10 @@ class Batch:
         except subprocess.TimeoutExpired:
             raise UserError("sbatch gave no answer within 60 s: ask `scontrol ping`") from None
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise UserError("\n".join(f"SLURM refuses: {line}" for line in said) or "SLURM refuses")
+            messages = [line for line in done.stderr.splitlines() if line.strip()]
+            raise UserError(
+                "\n".join(f"SLURM refuses: {line}" for line in messages) or "SLURM refuses"
+            )
 
     def parameters(self) -> dict[str, Any]:
         """The words of submitit's SLURM executor."""
@@ -121,8 +123,10 @@ class Batch:
                 wanted[key] = getattr(launch, key)
         if launch.parallel is not None:
             wanted["array_parallelism"] = launch.parallel
-        given = launch.additional_parameters
-        wanted["additional_parameters"] = more | {k: v for k, v in given.items() if v is not False}
+        parameters = launch.additional_parameters
+        wanted["additional_parameters"] = more | {
+            k: v for k, v in parameters.items() if v is not False
+        }
         return wanted
 
     def _gpus(self) -> dict[str, Any]:

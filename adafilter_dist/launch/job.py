@@ -16,11 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from adafilter_dist.errors import LostPeerError
-from adafilter_dist.launch.comeback import come_back
+from adafilter_dist.launch.comeback import requeue_run
 from adafilter_dist.launch.requeue import (
-    Verdict,
-    ask,
+    RequeueDecision,
     claim_requeue,
+    decide_for_own_job,
     limits,
     own_job,
 )
@@ -65,7 +65,7 @@ class Job:
         return 0
 
     def _take_place(self) -> None:
-        """The variables that torchrun would set, from SLURM's."""
+        """Set the variables that torchrun would set, from SLURM's."""
         job, restart = own_job() or ("0", 0)
         tasks = int(os.environ["SLURM_NTASKS"])
         nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
@@ -98,11 +98,11 @@ class Job:
         from adafilter_dist.training.attempt import run_attempt
 
         recipe = load_recipe(self.words)
-        verdict: list[Verdict] = []
+        decisions: list[RequeueDecision] = []
 
-        def explain(heard: str) -> str:
-            verdict.append(ask(heard, self.near))
-            return verdict[-1].reason
+        def explain(signal_name: str) -> str:
+            decisions.append(decide_for_own_job(signal_name, self.near))
+            return decisions[-1].reason
 
         first = os.environ["RANK"] == "0"
         stop_policy = StopPolicy(flag, explain, self.grace, self.max_restarts)
@@ -123,14 +123,14 @@ class Job:
         if code != _STOPPED or not first:
             return 0 if code == _STOPPED else code
         job, restart = own_job() or ("0", 0)
-        if verdict and claim_requeue(self.folder, job, restart):
-            came = come_back(run, job, verdict[-1], _say)
-            if verdict[-1].ours and not came:
+        if decisions and claim_requeue(self.folder, job, restart):
+            came = requeue_run(run, job, decisions[-1], _say)
+            if decisions[-1].ours and not came:
                 return 1  # seen in SLURM's own tables, too
         return 0
 
     def _ask_for_limits(self, stop_policy: StopPolicy) -> None:
-        """When the job will be ended, and what a preemption leaves; training goes on without."""
+        """Ask SLURM when the job ends and how long a preemption waits; a failure is a warning."""
         try:
             stop_policy.stop.ends_at, grace = limits()
         except OSError as error:
@@ -140,12 +140,12 @@ class Job:
             stop_policy.grace = grace
 
     def _after_loss(self, run: Path) -> int:
-        """Another rank is gone: by a failure of its own, then srun ends us, or with its node."""
+        """Another rank is gone. If it failed by itself, srun ends us; else requeue the job."""
         _until_ended(_WAIT_FOR_SRUN)
         job, restart = own_job() or ("0", 0)
-        verdict = ask("a rank was lost, with its node or its network", self.near)
-        if verdict.by != "nobody" and claim_requeue(self.folder, job, restart):
-            come_back(run, job, verdict, _say)
+        decision = decide_for_own_job("a rank was lost, with its node or its network", self.near)
+        if decision.by != "nobody" and claim_requeue(self.folder, job, restart):
+            requeue_run(run, job, decision, _say)
         return 1
 
 

@@ -89,20 +89,20 @@ class _Worker:
     def run(self, turn: Turn) -> int:
         code = 0 if self._ended else self._start(turn)
         if turn.run is not None:
-            self._settle(Path(turn.run), turn.log, code)
+            self._record_unstarted(Path(turn.run), turn.log, code)
         return code
 
-    def _settle(self, run: Path, log: str, code: int) -> None:
-        """Note how it ended of a run that nobody took up: nobody else will."""
+    def _record_unstarted(self, run: Path, log: str, code: int) -> None:
+        """Record the end of a run that never started: its own process cannot."""
         files = RunFiles(run)
-        known = files.read_status()
-        if known.get("state") != "queued":
+        before = files.read_status()
+        if before.get("state") != "queued":
             return
         state, reason = "failed", f"exit code {code} before it began; see {log}"
         if self._ended:
             state, reason = "stopped", "cancelled before it began"
         with suppress(OSError):
-            files.note_state(known, state, reason)
+            files.note_state(before, state, reason)
 
     def _start(self, turn: Turn) -> int:
         with open(turn.log, "ab") as log:

@@ -1,4 +1,4 @@
-"""Who starts a job again after it was interrupted: decided from what SLURM says, exactly once.
+"""Decides who requeues an interrupted job, from what SLURM says about it.
 
 JobState                  beside it                    what happened      who requeues
 any                       Restarts has grown           SLURM requeued it  SLURM has
@@ -30,8 +30,8 @@ _ENDED_BY_HAND = ("SIGUSR1", "SIGINT")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What happened to the job, and who starts it again: we, slurm (it has), or nobody."""
+class RequeueDecision:
+    """What happened to the job, and who requeues it: we, slurm (it already has), or nobody."""
 
     reason: str
     by: str
@@ -42,56 +42,61 @@ class Verdict:
         return self.by == "we"
 
 
-def judge(
-    fields: Mapping[str, str], *, restart: int, signal: str, near: float, now: float
-) -> Verdict:
-    """The verdict on a job from the ``fields`` of ``scontrol show job``, times in seconds.
+def decide_requeue(
+    fields: Mapping[str, str], *, restart: int, signal: str, signal_before: float, now: float
+) -> RequeueDecision:
+    """Decide from the ``fields`` of ``scontrol show job``; times are in seconds.
 
-    ``restart``: its SLURM_RESTART_COUNT as this process began; ``signal``: what the process heard;
-    ``near``: seconds before the limit at which USR2 was asked for.
+    ``restart``: its SLURM_RESTART_COUNT when this process began; ``signal``: the signal that the
+    process got; ``signal_before``: seconds before the limit at which SLURM was to send USR2.
     """
+    # What SLURM states itself comes first: requeued already, out of time, preempted, cancelled.
     state = fields.get("JobState", "")
     if int(fields.get("Restarts", "0")) > restart:
-        return Verdict("requeued by SLURM", "slurm")
+        return RequeueDecision("requeued by SLURM", "slurm")
     if signal == TIME_LIMIT or fields.get("Reason") == "TimeLimit" or state == "TIMEOUT":
-        return Verdict(TIME_LIMIT, "we")
+        return RequeueDecision(TIME_LIMIT, "we")
     if _time(fields.get("PreemptTime")) is not None:
-        return Verdict("preempted", "we")
+        return RequeueDecision("preempted", "we")
     if state not in ("RUNNING", "SIGNALING"):
-        return Verdict("cancelled", "nobody")
+        return RequeueDecision("cancelled", "nobody")
+
+    # The job still runs, so the signal itself must tell: a user's wish, or USR2 near the limit.
+
+    # The job still runs, so the signal itself must tell: a user's wish, or USR2 near the limit.
     if signal in _ENDED_BY_HAND:
-        return Verdict(signal, "nobody")
+        return RequeueDecision(signal, "nobody")
     end = _time(fields.get("EndTime"))
-    if end is not None and end - now <= near + _LOOKS_EVERY:
-        return Verdict(TIME_LIMIT, "we")
-    return Verdict(signal, "we")
+    if end is not None and end - now <= signal_before + _LOOKS_EVERY:
+        return RequeueDecision(TIME_LIMIT, "we")
+    return RequeueDecision(signal, "we")
 
 
-def _time(said: str | None) -> float | None:
-    return float(said) if said is not None and said.isdecimal() else None
+def _time(text: str | None) -> float | None:
+    return float(text) if text is not None and text.isdecimal() else None
 
 
 def show_job(job: str) -> dict[str, str]:
-    """What scontrol says of a job, times in seconds since 1970; OSError where it says nothing."""
+    """Fields of ``scontrol show job``, times in seconds since 1970; OSError if it gives none."""
     return _fields(_scontrol("show", "job", "-o", job))
 
 
 def show_grace(partition: str) -> float | None:
-    """Seconds between a preemption's first signal and KILL in a partition, None if not known."""
+    """Seconds between a preemption's first signal and KILL in a partition; None if unknown."""
     try:
-        said = _scontrol("show", "partition", "-o", partition)
-        grace = re.search(r"\bGraceTime=(\d+)", said)
+        output = _scontrol("show", "partition", "-o", partition)
+        grace = re.search(r"\bGraceTime=(\d+)", output)
         wait = re.search(r"KillWait\s*=\s*(\d+)", _scontrol("show", "config"))
     except OSError:
         return None
-    known = [float(match[1]) for match in (grace, wait) if match]
-    return max(known, default=None)
+    waits = [float(match[1]) for match in (grace, wait) if match]
+    return max(waits, default=None)
 
 
 def limits() -> tuple[float | None, float | None]:
     """When this process's job will be ended (seconds since 1970), and a preemption's grace.
 
-    None for what is not known; OSError where SLURM says nothing.
+    None for what is unknown; OSError if SLURM gives no answer.
     """
     own = own_job()
     fields = show_job(own[0]) if own else {}
@@ -105,7 +110,7 @@ def requeue(job: str) -> None:
 
 
 def claim_requeue(folder: Path, job: str, restart: int) -> bool:
-    """Whether this process is the one that requeues this start of the job: one of all is."""
+    """Whether this process may requeue this start of the job: True in one process only."""
     try:
         (folder / f"requeue.{job}.{restart}").touch(exist_ok=False)
     except FileExistsError:
@@ -119,20 +124,22 @@ def own_job() -> tuple[str, int] | None:
     return (job, int(os.environ.get("SLURM_RESTART_COUNT", "0"))) if job else None
 
 
-def ask(signal: str, near: float) -> Verdict:
-    """The verdict on this process's own job; where SLURM says nothing, nobody requeues it."""
+def decide_for_own_job(signal: str, signal_before: float) -> RequeueDecision:
+    """The decision on this process's own job; if SLURM gives no answer, nobody requeues it."""
     own = own_job()
     if own is None:
-        return Verdict(signal, "nobody")
+        return RequeueDecision(signal, "nobody")
     try:
         fields = show_job(own[0])
     except OSError as error:
-        return Verdict(f"{signal} (SLURM does not say why: {error})", "nobody")
-    return judge(fields, restart=own[1], signal=signal, near=near, now=time.time())
+        return RequeueDecision(f"{signal} (SLURM does not say why: {error})", "nobody")
+    return decide_requeue(
+        fields, restart=own[1], signal=signal, signal_before=signal_before, now=time.time()
+    )
 
 
-def _fields(said: str) -> dict[str, str]:
-    return {name: value for name, value in reversed(_FIELD.findall(said))}
+def _fields(output: str) -> dict[str, str]:
+    return {name: value for name, value in reversed(_FIELD.findall(output))}
 
 
 def _scontrol(*words: str) -> str:

@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.launch.after_torchrun import settle
-from adafilter_dist.launch.requeue import ask, limits, own_job
+from adafilter_dist.launch.after_torchrun import finish_job
+from adafilter_dist.launch.requeue import decide_for_own_job, limits, own_job
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
 from adafilter_dist.recipe.section import seconds
@@ -35,9 +35,9 @@ _SIGNAL_BEFORE = 120.0  # what the scripts ask SLURM for
 
 
 class LinkFlag(StopFlag):
-    """A flag that the batch shell raises, too: by a symbolic link to the name of a signal.
+    """A stop flag that the batch shell can raise too, by a symbolic link named after a signal.
 
-    torchrun passes on TERM only, and may end its ranks half a minute later.
+    It is needed because torchrun forwards TERM only, and kills its ranks half a minute later.
     """
 
     def __init__(self, link: str | None) -> None:
@@ -54,12 +54,12 @@ class LinkFlag(StopFlag):
 
 
 def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
-    """Find the run that the words mean, and keep for this job's restarts which one it is.
+    """Find the run that the words mean, and store it for this job's restarts.
 
     Raises UserError for any mistake, before anything is started.
     """
     job, restart = _job()
-    file = _kept(job)
+    file = _kept_recipe(job)
     if restart and file.is_file():
         return
     from adafilter_dist.distributed.deepspeed_import import require_deepspeed
@@ -83,7 +83,7 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
     require_deepspeed(recipe)
     make_folder(target.run)
     if not target.files.recipe.exists():
-        RunFolder(target.run).keep(_placed(target.plan.verdict.recipe, ranks))
+        RunFolder(target.run).keep(_placed(target.plan.decision.recipe, ranks))
     make_folder(file.parent)
     asked = recipe.model_copy(update={"resume": str(target.run.absolute())})
     write_text(file, dump_recipe(asked))
@@ -110,21 +110,23 @@ def train(allow: Collection[str]) -> int:
         from adafilter_dist.training.attempt import run_attempt
         from adafilter_dist.training.stop_policy import StopPolicy
 
-        recipe = load_recipe([f"recipe={_kept(_job()[0])}"])
+        recipe = load_recipe([f"recipe={_kept_recipe(_job()[0])}"])
         launch = recipe.launch
         if launch.interface:
             use(require(launch.interface))
-        near, grace = _near(recipe), launch.grace
+        signal_before, grace = _signal_before(recipe), launch.grace
         stop_policy = StopPolicy(
             flag,
-            explain=lambda heard: ask(heard, near).reason,
+            explain=lambda signal_name: decide_for_own_job(signal_name, signal_before).reason,
             grace=None if grace is None else seconds(grace),
             max_restarts=launch.max_restarts,
         )
         if os.environ["RANK"] == "0":
             try:
-                flag.ends_at, known = limits()
-                stop_policy.grace = known if stop_policy.grace is None else stop_policy.grace
+                flag.ends_at, cluster_grace = limits()
+                stop_policy.grace = (
+                    cluster_grace if stop_policy.grace is None else stop_policy.grace
+                )
             except OSError as error:
                 print(f"warning: SLURM does not say when this job ends: {error}", flush=True)
         return run_attempt(
@@ -132,13 +134,13 @@ def train(allow: Collection[str]) -> int:
         )
 
 
-def end(heard: str, code: int) -> int:
-    """The script's exit code, once torchrun has ended and the job is requeued if that is on us."""
-    recipe = load_recipe([f"recipe={_kept(_job()[0])}"])
-    return settle(Path(recipe.resume), heard, code, near=_near(recipe))
+def end(signal_name: str, code: int) -> int:
+    """Requeue the job if needed, after torchrun has ended; returns the script's exit code."""
+    recipe = load_recipe([f"recipe={_kept_recipe(_job()[0])}"])
+    return finish_job(Path(recipe.resume), signal_name, code, signal_before=_signal_before(recipe))
 
 
-def _near(recipe: Recipe) -> float:
+def _signal_before(recipe: Recipe) -> float:
     """Seconds before the time limit at which SLURM signals."""
     return max(_SIGNAL_BEFORE, seconds(recipe.launch.signal_before))
 
@@ -150,7 +152,7 @@ def _job() -> tuple[str, int]:
     return own
 
 
-def _kept(job: str) -> Path:
+def _kept_recipe(job: str) -> Path:
     return Path("runs") / "jobs" / f"{job}.yaml"
 
 

@@ -48,10 +48,12 @@ def choose_cluster(launch: Launch, say: Say) -> Literal["slurm", "local"]:
             )
         return launch.cluster
     try:
-        found = subprocess.run(["sbatch", "--version"], capture_output=True, timeout=20).returncode
+        exit_code = subprocess.run(
+            ["sbatch", "--version"], capture_output=True, timeout=20
+        ).returncode
     except (OSError, subprocess.TimeoutExpired):
-        found = 1
-    if found == 0:
+        exit_code = 1
+    if exit_code == 0:
         return "slurm"
     say("no SLURM here (sbatch does not answer): processes of this machine instead")
     return "local"

@@ -68,5 +68,5 @@ def _broken(text: str) -> bool:
 
 
 def _member(words: Sequence[str], keys: Sequence[str]) -> Member:
-    given = dict(word.partition("=")[::2] for word in words)
-    return Member(tuple(words), {key: plain(read_word(given[key])) for key in keys})
+    values = dict(word.partition("=")[::2] for word in words)
+    return Member(tuple(words), {key: plain(read_word(values[key])) for key in keys})

@@ -19,9 +19,9 @@ from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.run.kept_recipe import recipe_file
 from adafilter_dist.run.ownership import Ownership, is_alive, newest_owner
 from adafilter_dist.run.submission import read_submitted, write_submitted
-from adafilter_dist.slurm.queue import Job
+from adafilter_dist.slurm.queue import QueuedJob
 from adafilter_dist.system.files import make_folder, write_bytes, write_text
-from adafilter_dist.training.plan import Plan, make_plan
+from adafilter_dist.training.plan import AttemptPlan, make_plan
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Target:
     """A member of the submission with the run it means; ``values`` are those of swept keys."""
 
     recipe: Recipe
-    plan: Plan
+    plan: AttemptPlan
     values: dict[str, Any]
 
     @property
@@ -57,7 +57,7 @@ class Target:
         owner = newest_owner(self.run) if self.run.exists() else None
         return owner.job if owner is not None else None
 
-    def in_use(self, queue: Mapping[str, Job]) -> str:
+    def in_use(self, queue: Mapping[str, QueuedJob]) -> str:
         """Who has the run now, empty for nobody known; ``queue`` is what SLURM says of jobs.
 
         An owner on another node, whose job is over, is dead: the run is given free at once.
@@ -69,7 +69,7 @@ class Target:
         job = queue.get(owner.job or "")
         if job is None or not job.ended:
             return owner.name
-        Ownership(self.run, owner.attempt).end("killed", f"job {job.name}: {job.said}", None)
+        Ownership(self.run, owner.attempt).end("killed", f"job {job.name}: {job.state_text}", None)
         return ""
 
     def awaited_by(self) -> str:
@@ -85,7 +85,7 @@ class Target:
         try:
             make_folder(self.jobs)
             if not self.files.recipe.exists():
-                RunFolder(self.run).keep(self.plan.verdict.recipe)
+                RunFolder(self.run).keep(self.plan.decision.recipe)
             asked = self.recipe.model_copy(update={"resume": str(self.run.absolute())})
             write_text(self.wanted, dump_recipe(asked))
             status = self.files.status
@@ -136,23 +136,23 @@ def find_targets(words: Sequence[str], allow: Collection[str]) -> list[Target]:
 
     Raises UserError for any mistake in any of them, and for two that are the same run.
     """
-    found: list[Target] = []
+    targets: list[Target] = []
     mistakes: list[str] = []
     for member in expand(words):
         try:
-            found.append(_target(member, allow))
+            targets.append(_target(member, allow))
         except UserError as error:
             mistakes += [line for line in str(error).splitlines() if line not in mistakes]
     if mistakes:
         raise UserError("\n".join(mistakes))
-    for number, target in enumerate(found):
-        for other in found[:number]:
+    for number, target in enumerate(targets):
+        for other in targets[:number]:
             if other.run == target.run:
                 raise UserError(
                     f"{_said(other.values)} and {_said(target.values)} are the same run, "
                     f"{target.run}: leave one out"
                 )
-    return found
+    return targets
 
 
 def _target(member: Member, allow: Collection[str]) -> Target:

@@ -1,4 +1,4 @@
-"""What may change when a run is resumed: other words for the same run, judged key by key."""
+"""Checks, key by key, what may change in a recipe when its run is resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from adafilter_dist.errors import UserError, nearest
-from adafilter_dist.recipe.extension import LENGTH, Change, arrow, settle_length, with_optim
+from adafilter_dist.recipe.extension import LENGTH, Change, arrow, resolve_length, with_optim
 from adafilter_dist.recipe.identity import flat, numbers_of
 from adafilter_dist.recipe.keys import keys_of
 from adafilter_dist.recipe.schema import Recipe
@@ -25,8 +25,8 @@ _CONSEQUENCES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The recipe to run and to keep in the run folder, what changed (old, new), what to say."""
+class RecipeDecision:
+    """The recipe to run and to keep in the run folder, its changes (old, new), lines to print."""
 
     recipe: Recipe
     changes: dict[str, tuple[Any, Any]]
@@ -38,9 +38,9 @@ class Verdict:
         return bool(self.changes)
 
 
-def judge(
+def check_changes(
     old: Recipe, new: Recipe, allow: Collection[str] = (), *, run: Path | str = "RUN"
-) -> Verdict:
+) -> RecipeDecision:
     """Whether a run of ``old`` may go on as ``new``, and as which recipe exactly.
 
     ``allow`` names keys or sections that may differ although they change the numbers; ``run`` is
@@ -48,9 +48,11 @@ def judge(
     for a key in ``allow`` that there is not.
     """
     require_known(allow)
-    kept, found = settle_length(old, new, run)
-    found += _others(old, kept)
-    refused = [change for change in found if not change.free and not covers(allow, change.key)]
+    kept, differences = resolve_length(old, new, run)
+    differences += _others(old, kept)
+    refused = [
+        change for change in differences if not change.free and not covers(allow, change.key)
+    ]
     if refused:
         raise UserError(_refusal(refused, run))
     kept = _checked(kept.model_copy(update={key: getattr(old, key) for key in _OF_THE_ATTEMPT}))
@@ -58,25 +60,25 @@ def judge(
         f"{change.key}: {change.values}"
         + ("" if change.free else " (allowed by --allow-mismatch)")
         + change.effect
-        for change in found
+        for change in differences
     ]
     changes = _changes(old, kept)
     numbers = flat(numbers_of(old)).keys() | flat(numbers_of(kept)).keys()
     free = [f"{key}: {arrow(*pair)}" for key, pair in changes.items() if key not in numbers]
     if free:
         notices.append("; ".join(free))
-    return Verdict(kept, changes, tuple(notices))
+    return RecipeDecision(kept, changes, tuple(notices))
 
 
-def begin(recipe: Recipe) -> Verdict:
-    """The recipe of a new run: without what is only meant for one that is extended."""
+def begin(recipe: Recipe) -> RecipeDecision:
+    """The recipe of a new run, without the keys that only extended runs use."""
     if recipe.optim.schedule_on_extend is None:
-        return Verdict(recipe, {}, ())
+        return RecipeDecision(recipe, {}, ())
     notice = (
         f"optim.schedule_on_extend={recipe.optim.schedule_on_extend} means nothing to a new run; "
         "a run is extended by: adafilter resume RUN train.epochs=N"
     )
-    return Verdict(with_optim(recipe, schedule_on_extend=None), {}, (notice,))
+    return RecipeDecision(with_optim(recipe, schedule_on_extend=None), {}, (notice,))
 
 
 def require_end(
@@ -115,12 +117,12 @@ def translate_step(
 
 def require_known(allow: Collection[str]) -> None:
     """UserError for what is no key and no section of a recipe, naming the nearest."""
-    known = sorted(set(keys_of(Recipe)))
+    keys = sorted(set(keys_of(Recipe)))
     lines = []
     for word in allow:
-        if word not in known:
-            tails = [key for key in known if key.endswith(f".{word}")]
-            hint = f" (did you mean {tails[0]!r}?)" if tails else nearest(word, known)
+        if word not in keys:
+            tails = [key for key in keys if key.endswith(f".{word}")]
+            hint = f" (did you mean {tails[0]!r}?)" if tails else nearest(word, keys)
             lines.append(
                 f"--allow-mismatch {word}: no such key{hint}; give a full key such as optim.lr, or "
                 "a section such as optim"
@@ -136,15 +138,15 @@ def covers(allow: Collection[str], key: str) -> bool:
 
 def _others(old: Recipe, new: Recipe) -> list[Change]:
     a, b = flat(numbers_of(old)), flat(numbers_of(new))
-    found = []
+    differences = []
     for key in sorted(a.keys() | b.keys()):
         # Where a section became another one, the keys that only one of them has follow from that.
         kind = f"{key.partition('.')[0]}.name"
         follows = (key in a) != (key in b) and a.get(kind) != b.get(kind)
         if a.get(key) != b.get(key) and key not in LENGTH and not follows:
             values = arrow(a.get(key), b.get(key))
-            found.append(Change(key, values, effect=_CONSEQUENCES.get(key, "")))
-    return found
+            differences.append(Change(key, values, effect=_CONSEQUENCES.get(key, "")))
+    return differences
 
 
 def _changes(old: Recipe, kept: Recipe) -> dict[str, tuple[Any, Any]]:

@@ -42,20 +42,20 @@ _ZERO = (
 )
 
 
-def without_auto(given: Mapping[str, Any]) -> dict[str, Any]:
+def without_auto(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values that are given: "auto", which other trainers fill in, is left to the recipe.
 
     So is a whole section that is enabled "auto".
     """
     return {
         key: without_auto(value) if isinstance(value, Mapping) else value
-        for key, value in given.items()
+        for key, value in config.items()
         if value != "auto" and not (isinstance(value, Mapping) and value.get("enabled") == "auto")
     }
 
 
 def contradictions(
-    given: Mapping[str, Any],
+    config: Mapping[str, Any],
     *,
     stage: int,
     global_batch: int,
@@ -64,26 +64,26 @@ def contradictions(
     deterministic: bool,
 ) -> list[str]:
     """A line for each key of ``given`` that the recipe says otherwise, or that is not known."""
-    said = {
+    from_recipe = {
         "train_batch_size": ("train.global_batch", global_batch),
         "train_micro_batch_size_per_gpu": ("train.micro_batch", micro_batch),
         "gradient_clipping": ("train.clip_norm", clip_norm or 0.0),
         "communication_data_type": ("the reduction of gradients", "fp32"),
     }
-    found = []
-    for key, value in given.items():
-        if key in said:
-            what, wanted = said[key]
+    messages = []
+    for key, value in config.items():
+        if key in from_recipe:
+            what, wanted = from_recipe[key]
             if value != wanted:
-                found.append(f"{key}={value}, but {what} is {wanted or 'null'}")
+                messages.append(f"{key}={value}, but {what} is {wanted or 'null'}")
         elif key == "zero_optimization":
-            found += _of_zero(value, stage, deterministic)
+            messages += _of_zero(value, stage, deterministic)
         elif key in _RECIPE_SAYS:
             if not is_off(value):
-                found.append(f"{key}: {_RECIPE_SAYS[key]}")
+                messages.append(f"{key}: {_RECIPE_SAYS[key]}")
         elif key not in _TOP:
-            found.append(f"{key}: not supported{nearest(key, _TOP)}")
-    return found
+            messages.append(f"{key}: not supported{nearest(key, _TOP)}")
+    return messages
 
 
 def is_off(section: Any) -> bool:
@@ -91,11 +91,11 @@ def is_off(section: Any) -> bool:
     return isinstance(section, Mapping) and section.get("enabled") is False
 
 
-def _of_zero(given: Any, stage: int, deterministic: bool) -> Iterator[str]:
-    if not isinstance(given, Mapping):
-        yield f"zero_optimization={given}: must be a mapping"
+def _of_zero(section: Any, stage: int, deterministic: bool) -> Iterator[str]:
+    if not isinstance(section, Mapping):
+        yield f"zero_optimization={section}: must be a mapping"
         return
-    for key, value in given.items():
+    for key, value in section.items():
         name = f"zero_optimization.{key}"
         if key == "stage":
             if value != stage:

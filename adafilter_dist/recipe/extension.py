@@ -25,7 +25,7 @@ class Change:
     effect: str = ""  # added to the notice when it is let through
 
 
-def settle_length(old: Recipe, new: Recipe, run: Path | str) -> tuple[Recipe, list[Change]]:
+def resolve_length(old: Recipe, new: Recipe, run: Path | str) -> tuple[Recipe, list[Change]]:
     """``new`` with ``schedule_on_extend`` put into effect, and how its length differs.
 
     More epochs are free where the rate does not depend on them, or where ``schedule_on_extend``
@@ -36,23 +36,23 @@ def settle_length(old: Recipe, new: Recipe, run: Path | str) -> tuple[Recipe, li
     # Another kind of schedule is a change of its own, beside which its length says nothing.
     moved = old.optim.schedule == new.optim.schedule and _span(old) != _span(kept)
     outright = _outright(old, new)
-    found = []
+    differences = []
     if after > before:
         free = not moved or outright or new.optim.schedule_on_extend is not None
         advice, effect = _how_to_extend(old, after), _effect(kept, moved)
-        found.append(Change(LENGTH[0], arrow(before, after), free, advice, effect))
+        differences.append(Change(LENGTH[0], arrow(before, after), free, advice, effect))
     elif after < before:
         free = "cosine" not in (old.optim.schedule, new.optim.schedule)
         advice = f"; the run is longer: `{resume_line(run)}` goes on with {before}"
         effect = _effect(kept, moved) + (
             f"; the run now ends earlier: `{resume_line(run, f'train.epochs={before}')}` undoes it"
         )
-        found.append(Change(LENGTH[0], arrow(before, after), free, advice, effect))
+        differences.append(Change(LENGTH[0], arrow(before, after), free, advice, effect))
     a, b = old.optim.schedule_epochs, kept.optim.schedule_epochs
     if moved and a != b and (outright or after <= before):
         advice = f"; `{resume_line(run)}` keeps the schedule that the run has"
-        found.append(Change(LENGTH[1], arrow(a, b), advice=advice))
-    return kept, found
+        differences.append(Change(LENGTH[1], arrow(a, b), advice=advice))
+    return kept, differences
 
 
 def _outright(old: Recipe, new: Recipe) -> bool:

@@ -91,5 +91,5 @@ def meant(word: str) -> str:
     for key in keys:
         tails.setdefault(key.rpartition(".")[2], key)
         tails[key] = key
-    near = closest(bare, tails, cutoff=0.7)
-    return tails[near] if near else ""
+    closest_tail = closest(bare, tails, cutoff=0.7)
+    return tails[closest_tail] if closest_tail else ""

@@ -126,8 +126,8 @@ def _unknown(words: Sequence[str], models: Sequence[type[BaseModel]]) -> str:
     full = meant(words[-1])
     elsewhere = f" (did you mean {full}?)" if full else ""
     same_name = all(name.endswith(f".{words[-1]}") for name in full.split(" or "))
-    near = closest(words[-1], allowed, cutoff=0.7)
-    hint = _of_another_kind(words) or (elsewhere if same_name or not near else "")
+    closest_key = closest(words[-1], allowed, cutoff=0.7)
+    hint = _of_another_kind(words) or (elsewhere if same_name or not closest_key else "")
     hint = hint or nearest(words[-1], allowed)
     return f"{shown(key)}: unknown key{hint}; allowed: {', '.join(allowed)}"
 

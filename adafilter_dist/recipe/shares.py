@@ -46,10 +46,10 @@ def _require_equal_shares(
             f"{micro_batches} micro-batches; {fewer}, or use engine=ddp"
         )
     share = micro_batches // world_size
-    given = without_auto(engine.config).get("gradient_accumulation_steps", share)
-    if given != share:
+    steps = without_auto(engine.config).get("gradient_accumulation_steps", share)
+    if steps != share:
         raise UserError(
-            f"{where}: engine.config: gradient_accumulation_steps={given}, but every process has "
+            f"{where}: engine.config: gradient_accumulation_steps={steps}, but every process has "
             f"{share} of the {micro_batches} micro-batches; leave it out"
         )
 

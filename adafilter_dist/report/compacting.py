@@ -10,7 +10,7 @@ from torch import nn
 
 from adafilter_dist.data.loading.loader import EvalLoader
 from adafilter_dist.data.stored.prepared import Prepared, SplitName
-from adafilter_dist.data.stored.subset import Sample
+from adafilter_dist.data.stored.subset import PreparedSubset
 from adafilter_dist.distributed.world import World
 from adafilter_dist.evaluate import Evaluation, evaluate
 from adafilter_dist.evaluate.gate_counts import GateCounts
@@ -86,7 +86,7 @@ def compact_export(
 
     ``net`` is the model of the export ``source``, on the rank's device. Collective; rank 0 writes.
     """
-    few = Sample.of(prepared, images) if images is not None else prepared
+    few = PreparedSubset.of(prepared, images) if images is not None else prepared
 
     def measured(model: nn.Module, data: Prepared, split: SplitName) -> Evaluation:
         loader = EvalLoader(
@@ -126,7 +126,7 @@ def compact_export(
         config = read_config(source)
         entry = {"compact": write_constant(constant), "format": COMPACT_FORMAT}
         write_files(out, config | entry, small)
-    found = Compacting(
+    result = Compacting(
         calibrated_on=calibrate,
         calibration_images=seen,
         report=report,
@@ -140,8 +140,8 @@ def compact_export(
         expected=expected,
     )
     if world.is_rank0:
-        files.write_json(out / "compacting.json", found.to_dict())
-    return found
+        files.write_json(out / "compacting.json", result.to_dict())
+    return result
 
 
 def _bytes(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ from torch import nn
 from adafilter_dist.data.loading.loader import EvalLoader
 from adafilter_dist.data.stored.prepared import Prepared, SplitName
 from adafilter_dist.distributed.world import World
-from adafilter_dist.evaluate import Batches, evaluate, evaluate_gates
+from adafilter_dist.evaluate import EvalBatches, evaluate, evaluate_gates
 from adafilter_dist.evaluate.linear_probe import Features, Probe, extract_features, fit_probe
 from adafilter_dist.models.backbone.backbones import load_backbone
 from adafilter_dist.models.backbone.preprocess import Preprocess
@@ -33,9 +33,9 @@ def measure(
     """
     loader = _loader(recipe, prepared, preprocess, world, split)
     classes = len(prepared.classes)
-    found = None
+    gate_results = None
     if gates and isinstance(model, AdaFilterNet):
-        found = evaluate_gates(
+        gate_results = evaluate_gates(
             model,
             loader,
             preprocess,
@@ -45,7 +45,7 @@ def measure(
             channels_last=recipe.train.channels_last,
             seed=recipe.seed,
         )
-        evaluation = found.learned
+        evaluation = gate_results.learned
     else:
         evaluation = evaluate(
             model,
@@ -62,14 +62,14 @@ def measure(
         method=recipe.method.name,
         split=split,
         evaluation=evaluation,
-        gates=found,
+        gates=gate_results,
         probe=_probe(recipe, prepared, preprocess, world, split) if probe else None,
     )
 
 
 def _loader(
     recipe: Recipe, prepared: Prepared, preprocess: Preprocess, world: World, split: SplitName
-) -> Batches:
+) -> EvalBatches:
     return EvalLoader(
         prepared,
         split,

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: one call for any number of them, and none that can hang."""
+"""Asks SLURM about jobs: one call for any number of them, each with a time-out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class Job:
+class QueuedJob:
     """A job as SLURM knows it. ``state`` and ``reason`` are SLURM's words.
 
     ``name`` is 1234, or 1234_5 in an array; ``number`` is what SLURM_JOB_ID holds in it. ``start``
@@ -79,19 +79,19 @@ class Job:
         return f"{self.reason} ({words.format(job=self.name)})" if words else self.reason
 
     @property
-    def said(self) -> str:
+    def state_text(self) -> str:
         """The state as SLURM spells it, with its reason once the job has ended."""
         return f"{self.state} ({self.reason})" if self.ended and self.reason else self.state
 
 
-def jobs(ids: Iterable[str]) -> dict[str, Job] | None:
+def jobs(ids: Iterable[str]) -> dict[str, QueuedJob] | None:
     """What SLURM knows of jobs, by id (1234 or 1234_5); None where SLURM cannot be asked.
 
     A member of an array that was started can also be asked for by its SLURM_JOB_ID.
     """
     queue = Queue()
-    found = queue.look(ids)
-    return None if queue.trouble else {name: job for name, job in found.items() if job}
+    known = queue.look(ids)
+    return None if queue.trouble else {name: job for name, job in known.items() if job}
 
 
 class Queue:
@@ -107,12 +107,12 @@ class Queue:
         self._every = every
         self._timeout = timeout
         self._next = 0.0
-        self._answer: dict[str, Job | None] = {}
-        self._past: dict[str, Job | None] = {}  # squeue has forgotten them, for good
+        self._answer: dict[str, QueuedJob | None] = {}
+        self._past: dict[str, QueuedJob | None] = {}  # squeue has forgotten them, for good
 
     def look(
         self, ids: Iterable[str], *, past: Collection[str] | None = None
-    ) -> Mapping[str, Job | None]:
+    ) -> Mapping[str, QueuedJob | None]:
         """Jobs by id; None for one that SLURM does not know, no entry for one not asked for yet.
 
         ``past``: of these (default all) accounting is asked where the queue has forgotten them.
@@ -132,51 +132,51 @@ class Queue:
         self._next = time.monotonic() + self._every
         return self._answer
 
-    def _queued(self, ids: list[str]) -> dict[str, Job] | None:
+    def _queued(self, ids: list[str]) -> dict[str, QueuedJob] | None:
         """What squeue knows, those that ended minutes ago included."""
         if not ids:
             return {}
         # The reason comes last: it is the only field that can hold anything.
         form = "%i|%A|%T|%S|%N|%r"
-        said = self._run(["squeue", "-h", "-r", "-t", "all", "-o", form, "-j", ",".join(ids)])
-        if said is None:
+        answer = self._run(["squeue", "-h", "-r", "-t", "all", "-o", form, "-j", ",".join(ids)])
+        if answer is None:
             return None
-        code, output, errors = said
+        code, output, errors = answer
         # Said of a single unknown job only; among several it is left out.
         if code and "Invalid job id" not in errors:
             last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
             self.trouble = f"squeue says: {last}"
             return None
-        found = {}
+        queued = {}
         for line in output.splitlines():
             fields = line.split("|", 5)
             if len(fields) == 6:
                 name, number, state, start, nodes, reason = fields
                 if state in ("CANCELLED", "COMPLETED"):
                     reason = ""  # left over from when it was pending
-                job = Job(
+                job = QueuedJob(
                     name, number, state, _meant(reason), hosts(_meant(nodes)), _seconds(start)
                 )
-                found[name] = found[number] = job
-        return found
+                queued[name] = queued[number] = job
+        return queued
 
     def _ask_past(self, ids: list[str]) -> None:
         """Of jobs that squeue has forgotten, how they ended: where there is accounting."""
         if not ids:
             return
         form = "JobID,JobIDRaw,State,ExitCode,Start,NodeList"
-        said = self._run(["sacct", "-X", "-n", "-P", "-o", form, "-j", ",".join(ids)])
-        if said is None or said[0]:
+        answer = self._run(["sacct", "-X", "-n", "-P", "-o", form, "-j", ",".join(ids)])
+        if answer is None or answer[0]:
             self.trouble = ""  # the queue did answer
             return
         self._past |= dict.fromkeys(ids)
-        for line in said[1].splitlines():
+        for line in answer[1].splitlines():
             fields = line.split("|")
             if len(fields) != 6 or fields[0] not in ids:
                 continue
             name, number, state, code, start, nodes = fields
             # "CANCELLED by 1000"
-            job = Job(
+            job = QueuedJob(
                 *(name, number, state.split()[0], _code(code)),
                 *(hosts(_meant(nodes)), _seconds(start)),
             )
@@ -208,37 +208,37 @@ class Queue:
         return None
 
 
-def hosts(said: str) -> tuple[str, ...]:
+def hosts(text: str) -> tuple[str, ...]:
     """The hosts in a list as SLURM writes it: ``n[1-2,07],login`` is n1, n2, n07, login."""
-    found: list[str] = []
-    for group in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", said):
+    names: list[str] = []
+    for group in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
         pieces = re.split(r"\[([^\]]*)\]", group)  # every second one stood in brackets
         choices = [_range(p) if i % 2 else [p] for i, p in enumerate(pieces)]
-        found += ("".join(parts) for parts in itertools.product(*choices))
-    return tuple(found)
+        names += ("".join(parts) for parts in itertools.product(*choices))
+    return tuple(names)
 
 
-def _range(said: str) -> list[str]:
-    found = []
-    for part in said.split(","):
+def _range(text: str) -> list[str]:
+    numbers = []
+    for part in text.split(","):
         first, _, last = part.partition("-")
         if first.isdecimal() and last.isdecimal():
-            found += [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+            numbers += [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         else:
-            found.append(part)
-    return found
+            numbers.append(part)
+    return numbers
 
 
-def _meant(said: str) -> str:
-    return "" if said in ("None", "(null)", "None assigned", "N/A", "Unknown") else said
+def _meant(field: str) -> str:
+    return "" if field in ("None", "(null)", "None assigned", "N/A", "Unknown") else field
 
 
-def _seconds(said: str) -> float | None:
-    return float(said) if said.isdecimal() else None
+def _seconds(field: str) -> float | None:
+    return float(field) if field.isdecimal() else None
 
 
-def _code(said: str) -> str:
-    code, _, signal = said.partition(":")
+def _code(field: str) -> str:
+    code, _, signal = field.partition(":")
     if signal == "53":  # a number of SLURM's own
         return "could not be launched: see whether its folder and its log can be written"
     if code not in ("", "0"):

@@ -27,7 +27,7 @@ def read_attempts(run: Path, events: list[Row], state: str, reason: str) -> list
     except (OSError, TypeError, ValueError):
         claimed = {}
     newest = max([*starts, *claimed], default=0)
-    found = []
+    attempts = []
     for turn in sorted({*starts, *claimed}):
         start, end, files = starts.get(turn, {}), ends.get(turn), RunFiles(run).attempt(turn)
         ended = files.read_end()
@@ -43,7 +43,7 @@ def read_attempts(run: Path, events: list[Row], state: str, reason: str) -> list
         else:
             how = joined(state, reason) if turn == newest else "killed"
             when = changed(files.alive)
-        found.append(
+        attempts.append(
             Attempt(
                 turn,
                 host_of(claimed[turn]) if turn in claimed else None,
@@ -55,7 +55,7 @@ def read_attempts(run: Path, events: list[Row], state: str, reason: str) -> list
                 whole(start, "steps_lost"),
             )
         )
-    return found
+    return attempts
 
 
 def joined(state: str, reason: str | None) -> str:
@@ -65,12 +65,12 @@ def joined(state: str, reason: str | None) -> str:
 
 def read_checkpoints(run: Path) -> list[CheckpointFolder]:
     """All checkpoints, the oldest first."""
-    found = []
+    checkpoints = []
     for folder in reversed(RunFiles(run).checkpoint_folders()):
         step = folder.name.removeprefix("step-")
         if step.isdecimal():
-            found.append(CheckpointFolder(folder.name, int(step), _size(folder)))
-    return found
+            checkpoints.append(CheckpointFolder(folder.name, int(step), _size(folder)))
+    return checkpoints
 
 
 def _size(folder: Path) -> int:

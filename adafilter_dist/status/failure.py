@@ -26,7 +26,7 @@ def first_failure(run: Path, attempt: Attempt, submitted: Submitted | None) -> F
 
 
 def _noted(attempt: AttemptFiles) -> Failure | None:
-    """Of the notes that ranks leave when they die of an exception of their own."""
+    """The first failure among the files that ranks write when an exception ends them."""
     notes = [note for note in attempt.read_failures() if _lines(note)]
     if not notes:
         return None
@@ -43,16 +43,16 @@ def _lines(note: Row) -> list[str]:
 
 
 def srun_failure(submitted: Submitted) -> Failure | None:
-    """Of the task that srun says ended badly before it ended the others, with its last lines."""
-    said = last_lines(submitted.log_of(0))
-    begun = max((i for i, line in enumerate(said) if _START.search(line)), default=0)
-    for line in said[begun:]:
+    """The task that failed first according to srun's output, with the task's last lines."""
+    lines = last_lines(submitted.log_of(0))
+    begun = max((i for i, line in enumerate(lines) if _START.search(line)), default=0)
+    for line in lines[begun:]:
         if _CANCELLED.search(line):
             return None  # SLURM ended the tasks: preemption, time limit, a node
-        found = _TASK.search(line)
-        if found:
-            host, rank, how = found[1], int(found[2]), found[3].strip()
-            own = said[begun:] if rank == 0 else last_lines(submitted.log_of(rank))
+        match = _TASK.search(line)
+        if match:
+            host, rank, how = match[1], int(match[2]), match[3].strip()
+            own = lines[begun:] if rank == 0 else last_lines(submitted.log_of(rank))
             own = [line for line in own if not line.startswith(("srun: ", "slurmstepd"))]
             return Failure(rank, host, [*own[-(LINES - 1) :], how])
     return None

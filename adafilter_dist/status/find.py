@@ -26,15 +26,15 @@ def find_runs(root: Path) -> list[Path]:
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; give a run or a folder of runs: adafilter status PATH")
-    found = []
+    runs = []
     for place, folders, _ in os.walk(root):
         folder = Path(place)
         if folder != root and is_run(folder):
-            found.append(folder)
+            runs.append(folder)
             folders.clear()
         elif len(folder.relative_to(root).parts) >= _DEPTH:
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
-    if not found:
+    if not runs:
         raise UserError(f"{root}: no run, and no run in it; give another: adafilter status PATH")
-    return sorted(found)
+    return sorted(runs)

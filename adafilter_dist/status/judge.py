@@ -1,4 +1,4 @@
-"""The state of a run from its folder alone: what is recorded, and whether its process lives."""
+"""Works out a run's state from its folder: the recorded state, and whether its process lives."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from adafilter_dist.system.json_files import Row, number, text, whole
 RECORDED = ("queued", "running", "stopped", "finished", "failed")
 RESUMABLE = ("stopped", "failed", "killed", "cancelled", "lost")
 _TRAINING_SECONDS = 15.0
-_OTHER_SECONDS = 600.0  # an evaluation or a compilation tells of no steps
+_OTHER_SECONDS = 600.0  # during an evaluation or a compilation no steps are reported
 
 
-def judge(
+def state_of(
     run: Path, status: Row, owner: Owner | None, alive: bool | None, now: float
 ) -> tuple[str, str]:
-    """State and reason: what is recorded, unless the process tells otherwise."""
+    """State and reason: the recorded ones, unless the process shows that they are out of date."""
     state, reason = text(status, "state"), text(status, "reason") or ""
     if state not in RECORDED:
         state = "running" if alive else "unknown"
@@ -46,7 +46,7 @@ def judge(
 
 
 def _is_newer(run: Path, status: Row, owner: Owner) -> bool:
-    """Whether he claimed the run after the last word in status.json, which tells of others then."""
+    """Whether the owner claimed the run after status.json was written, by an earlier attempt."""
     attempt = whole(status, "attempt")
     if attempt is None and status.get("state") == "queued":  # as it was submitted
         try:
@@ -58,7 +58,7 @@ def _is_newer(run: Path, status: Row, owner: Owner) -> bool:
 
 
 def find_owner(run: Path, problems: list[str]) -> tuple[Owner | None, bool | None]:
-    """Whoever has the run, and whether he lives."""
+    """The process that owns the run, and whether it lives; None if unknown."""
     try:
         owner = newest_owner(run)
         if owner is None:
@@ -71,12 +71,12 @@ def find_owner(run: Path, problems: list[str]) -> tuple[Owner | None, bool | Non
 
 
 def claim_of(owner: Owner) -> int:
-    """The number of his attempt, 0 where that cannot be read."""
+    """The number of the owner's attempt; 0 if it cannot be read."""
     return whole(vars(owner), "attempt") or 0
 
 
 def host_of(owner: Owner) -> str | None:
-    """His host, None where that cannot be read."""
+    """The owner's host; None if it cannot be read."""
     return text(vars(owner), "host")
 
 

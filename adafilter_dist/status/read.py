@@ -12,7 +12,7 @@ from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.submission import Submitted, read_submitted
 from adafilter_dist.status.attempts import read_attempts, read_checkpoints
 from adafilter_dist.status.failure import first_failure
-from adafilter_dist.status.judge import RESUMABLE, find_owner, host_of, judge
+from adafilter_dist.status.judge import RESUMABLE, find_owner, host_of, state_of
 from adafilter_dist.status.model import Attempt, RunStatus
 from adafilter_dist.system.json_files import Row, number, text, whole
 
@@ -29,7 +29,7 @@ def read_run(run: Path, now: float | None = None) -> RunStatus:
     rows = files.read_metrics(problems)
     events = files.read_events(problems)
     submitted = read_submitted(run, problems)
-    state, reason = judge(run, status, owner, alive, now)
+    state, reason = state_of(run, status, owner, alive, now)
     if state == "queued" and submitted and _is_lost(submitted, status, now):
         state, reason = "lost", f"there is no process {submitted.job} on this machine"
     host = host_of(owner) if owner else text(status, "host")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.submission import read_submitted
-from adafilter_dist.slurm.queue import Job, Queue
+from adafilter_dist.slurm.queue import Queue, QueuedJob
 from adafilter_dist.status.failure import LINES, first_failure, last_lines, srun_failure
 from adafilter_dist.status.model import Failure, RunStatus
 from adafilter_dist.status.read import read_run, resume_line_of
@@ -29,11 +29,11 @@ def read_runs(
     asked = {run.run: run.job for run in runs if run.job and run.state != "finished"}
     # How a job ended long ago changes nothing about a run that noted its own end.
     past = {job for run in runs if run.state not in ("stopped", "failed") and (job := run.job)}
-    known = queue.look(asked.values(), past=past)
+    jobs = queue.look(asked.values(), past=past)
     return [
-        with_job(run, job, known[job], now)
+        with_job(run, job, jobs[job], now)
         if (job := asked.get(run.run)) is not None
-        and job in known
+        and job in jobs
         and not _heard_of_since(run, queue.asked, now)
         else run
         for run in runs
@@ -55,7 +55,7 @@ def _last_sign(run: RunStatus, now: float) -> float:
     return max(signs, default=0.0)
 
 
-def with_job(run: RunStatus, name: str, job: Job | None, now: float) -> RunStatus:
+def with_job(run: RunStatus, name: str, job: QueuedJob | None, now: float) -> RunStatus:
     """The run as its job makes it; ``job`` is None where SLURM does not know it."""
     state, reason = _judge(run, name, job, now)
     attempts = run.attempts
@@ -85,7 +85,7 @@ def with_job(run: RunStatus, name: str, job: Job | None, now: float) -> RunStatu
     )
 
 
-def _judge(run: RunStatus, name: str, job: Job | None, now: float) -> tuple[str, str]:
+def _judge(run: RunStatus, name: str, job: QueuedJob | None, now: float) -> tuple[str, str]:
     state, reason = run.state, run.reason
     if job is None:
         return (
@@ -111,15 +111,15 @@ def _judge(run: RunStatus, name: str, job: Job | None, now: float) -> tuple[str,
     if job.ended and state == "queued":
         if job.state == "CANCELLED":
             return "cancelled", "while it was queued"
-        return "failed", f"job {name} ended before the run went on: {job.said}"
+        return "failed", f"job {name} ended before the run went on: {job.state_text}"
     if job.ended and lives and run.alive is not True and its_own:
-        return "killed", f"its job ended: {job.said}"
+        return "killed", f"its job ended: {job.state_text}"
     if job.ended and state == "killed" and its_own:
-        return "killed", f"{reason}; its job ended: {job.said}"
+        return "killed", f"{reason}; its job ended: {job.state_text}"
     return state, reason
 
 
-def _starts_in(job: Job | None, now: float) -> float | None:
+def _starts_in(job: QueuedJob | None, now: float) -> float | None:
     """Seconds until a pending job is expected to start, None if SLURM does not know."""
     if job is None or not job.pending or job.start is None:
         return None
@@ -127,12 +127,12 @@ def _starts_in(job: Job | None, now: float) -> float | None:
 
 
 def _before_it_began(run: Path) -> Failure | None:
-    """What a job said that ended before its first rank had the run."""
+    """The last output of a job that ended before its first rank claimed the run."""
     submitted = read_submitted(run, [])
     if submitted is None:
         return None
     failure = srun_failure(submitted)
     if failure is None:
-        said = last_lines(submitted.log_of(0))[-LINES:]
-        failure = Failure(None, None, said) if said else None
+        lines = last_lines(submitted.log_of(0))[-LINES:]
+        failure = Failure(None, None, lines) if lines else None
     return failure

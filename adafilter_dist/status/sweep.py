@@ -65,8 +65,8 @@ def best_of(runs: Sequence[RunStatus]) -> int | None:
 def summary(sweep: Sweep, runs: Sequence[RunStatus]) -> str:
     """How many members stand how, and the best finished one by its validation accuracy."""
     counts = Counter(run.state for run in runs)
-    said = ", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state])
-    line = f"{len(runs)} members: {said}"
+    counted = ", ".join(f"{counts[state]} {state}" for state in _ORDER if counts[state])
+    line = f"{len(runs)} members: {counted}"
     number = best_of(runs)
     if number is not None:
         best, values = runs[number], sweep.members[number][1]

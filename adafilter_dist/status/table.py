@@ -39,11 +39,13 @@ def what_counts(runs: Sequence[RunStatus]) -> list[list[str]]:
 
 
 def _cells(status: RunStatus) -> list[str]:
-    said = _reason(status)
+    message = _reason(status)
     if status.failure is not None:
-        said = f"{_who(status)}: {status.failure.error[-1]}" if status.failure.error else said
+        message = f"{_who(status)}: {status.failure.error[-1]}" if status.failure.error else message
     if status.state == "killed":
-        said = "; ".join(part for part in (said if status.failure else "", status.resume) if part)
+        message = "; ".join(
+            part for part in (message if status.failure else "", status.resume) if part
+        )
     return [
         status.state,
         _of(status.step, status.total_steps),
@@ -55,7 +57,7 @@ def _cells(status: RunStatus) -> list[str]:
         _nodes(status.nodes),
         status.job or "-",
         ago(status.heartbeat_age) if status.heartbeat_age is not None else "-",
-        "; ".join(part for part in (said, *status.problems) if part),
+        "; ".join(part for part in (message, *status.problems) if part),
     ]
 
 

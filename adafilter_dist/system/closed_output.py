@@ -1,4 +1,4 @@
-"""Output that nobody reads any more: ``adafilter status | head -1``."""
+"""Handles output to a pipe whose reader has ended, as in ``adafilter status | head -1``."""
 
 from __future__ import annotations
 

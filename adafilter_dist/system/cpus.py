@@ -15,10 +15,10 @@ def cpus_of_rank() -> int:
     """CPUs for the threads of this rank, at least 1."""
     machine = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
-    return share(os.environ, affinity, machine)
+    return cpu_share(os.environ, affinity, machine)
 
 
-def share(environment: Mapping[str, str], affinity: int, machine: int) -> int:
+def cpu_share(environment: Mapping[str, str], affinity: int, machine: int) -> int:
     """CPUs of a rank that may run on ``affinity`` of the ``machine``'s CPUs; at least 1.
 
     Outside of SLURM the ranks of a node share the affinity. Within it they share what the job has

@@ -68,10 +68,10 @@ def check_file(path: Path, entry: Mapping[str, Any]) -> None:
             size = os.fstat(file.fileno()).st_size
             if size != entry["size"]:
                 raise DamagedError(f"{path.name} has {size} bytes instead of {entry['size']}")
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise DamagedError(f"{path.name} is missing") from None
     except OSError as error:
         raise DamagedError(f"{path.name} cannot be read: {error}") from None
-    if found != entry["sha256"]:
+    if sha256 != entry["sha256"]:
         raise DamagedError(f"{path.name} does not have the bytes that were written (sha256)")

@@ -9,7 +9,7 @@ from adafilter_dist.errors import resume_line
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.system.files import write_json
-from adafilter_dist.training.plan import Plan
+from adafilter_dist.training.plan import AttemptPlan
 from adafilter_dist.training.run_data import keep_run_data
 from adafilter_dist.training.session import Session
 from adafilter_dist.training.stop_policy import ended_before
@@ -19,7 +19,7 @@ Outcome = Literal["finished", "stopped"]
 
 def announce_start(
     run: RunFolder,
-    plan: Plan,
+    plan: AttemptPlan,
     session: Session,
     metrics: Metrics,
     loaded: Loaded | None,
@@ -29,7 +29,7 @@ def announce_start(
 
     A restart also says how the attempt before it ended, and how many steps are repeated.
     """
-    world, recipe = session.world, plan.verdict.recipe
+    world, recipe = session.world, plan.decision.recipe
     step = loaded.position.step if loaded else 0
     write_json(run.files.environment, environment)
     keep_run_data(run.path, session.prepared)
@@ -53,11 +53,11 @@ def announce_start(
         epochs=recipe.train.epochs,
         world_size=world.world_size,
     )
-    if plan.verdict.changed and plan.before is not None:
+    if plan.decision.changed and plan.before is not None:
         run.keep(recipe)
-        changes = {key: list(pair) for key, pair in plan.verdict.changes.items()}
+        changes = {key: list(pair) for key, pair in plan.decision.changes.items()}
         metrics.event("changed", changes=changes)
-    for line in (*plan.verdict.notices, *plan.notices, *session.notices, session.loader.notice):
+    for line in (*plan.decision.notices, *plan.notices, *session.notices, session.loader.notice):
         if line:
             metrics.say(line)
     metrics.say(

@@ -33,7 +33,7 @@ from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
 from adafilter_dist.training.loop import Trainer
-from adafilter_dist.training.plan import Plan, make_plan
+from adafilter_dist.training.plan import AttemptPlan, make_plan
 from adafilter_dist.training.preemption import UNREAD, stop_on_signal
 from adafilter_dist.training.run_data import may_differ
 from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
@@ -75,7 +75,7 @@ def run_attempt(
                 for line in plan.notices:
                     say(f"note: {line}")
             return 0
-        number = from_rank0(world, lambda: run.enter(plan.verdict.recipe))
+        number = from_rank0(world, lambda: run.enter(plan.decision.recipe))
         with nothing_left(run), failures_recorded(run, world, number):
             outcome = _Attempt(
                 plan, run, world, stop_policy, console, allow_mismatch, every_gate
@@ -90,7 +90,7 @@ class _Attempt:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: AttemptPlan,
         run: RunFolder,
         world: World,
         stop_policy: StopPolicy,
@@ -99,7 +99,7 @@ class _Attempt:
         every_gate: bool,
     ) -> None:
         self._plan = plan
-        self._recipe = plan.verdict.recipe
+        self._recipe = plan.decision.recipe
         self._run = run
         self._world = world
         self._stop_policy = stop_policy

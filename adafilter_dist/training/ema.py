@@ -11,7 +11,7 @@ from torch import Tensor
 from adafilter_dist.engine.base import Engine
 
 
-class Ema:
+class ModelEma:
     """Averaged ("shadow") parameters, updated after each step that was not skipped.
 
     Each rank holds the average of the parts of the parameters that the engine gave it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.changes import Verdict, begin, judge
+from adafilter_dist.recipe.changes import RecipeDecision, begin, check_changes
 from adafilter_dist.run.folder import find_run
 from adafilter_dist.system.json_files import whole
 from adafilter_dist.training.best import can_be_mended, damage_of_best
@@ -15,14 +15,14 @@ from adafilter_dist.training.run_data import check_run_data, read_run_data
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttemptPlan:
     """Which run, as which recipe; ``last_step`` is how far earlier attempts came.
 
     ``data`` is the fingerprint of the data that the run began on, if it is known.
     """
 
     path: Path
-    verdict: Verdict
+    decision: RecipeDecision
     before: Recipe | None
     done: bool
     last_step: int
@@ -30,14 +30,14 @@ class Plan:
     notices: tuple[str, ...] = ()
 
 
-def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
+def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
     """Find the run of ``recipe`` and check what differs from it; writes nothing.
 
     Raises UserError for what may not change, unless ``allow`` names it.
     """
     run = find_run(recipe)
     before = run.known_recipe(allow)
-    verdict = judge(before, recipe, allow, run=run.path) if before else begin(recipe)
+    decision = check_changes(before, recipe, allow, run=run.path) if before else begin(recipe)
     status = run.read_status()
     longer = before is not None and recipe.train.epochs > before.train.epochs
     rows = [whole(row, "step") or 0 for row in run.files.read_metrics()]
@@ -45,12 +45,12 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> Plan:
     # A finished run without best/ is not done: its end is repeated from a checkpoint.
     done = done and not (can_be_mended(run.path) and damage_of_best(run.path))
     known = read_run_data(run.path)
-    return Plan(
+    return AttemptPlan(
         run.path,
-        verdict,
+        decision,
         before,
         done=done,
         last_step=max([whole(status, "step") or 0, *rows]),
         data=known.fingerprint if known else None,
-        notices=check_run_data(run.path, verdict.recipe, recipe.resume, allow, done=done),
+        notices=check_run_data(run.path, decision.recipe, recipe.resume, allow, done=done),
     )

@@ -12,7 +12,7 @@ from torch import nn
 from adafilter_dist.data.loading.batch import DeviceBatch
 from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
-from adafilter_dist.data.loading.order import share
+from adafilter_dist.data.loading.order import micro_batches_of_rank
 from adafilter_dist.data.loading.prefetch import CudaPrefetcher, Prefetcher, forward_batches
 from adafilter_dist.data.stored.prepared import Prepared, SplitName, open_prepared
 from adafilter_dist.distributed import World, set_arithmetic
@@ -29,7 +29,7 @@ from adafilter_dist.models.ops import passes
 from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.engine import DeepSpeed
-from adafilter_dist.training.ema import Ema
+from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from adafilter_dist.training.step import TrainingStep, forwards_of
 
@@ -45,7 +45,7 @@ class Session:
     trainable: TrainableModel
     engine: Engine
     loader: TrainLoader
-    ema: Ema | None
+    ema: ModelEma | None
     step: TrainingStep
     transfer: BatchTransfer
     prefetcher: Prefetcher | None
@@ -155,7 +155,7 @@ def build_session(
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)
     engine = build_engine(trainable.model, trainable.groups, recipe, world)
-    ema = Ema(engine, recipe.ema.decay) if recipe.ema.decay else None
+    ema = ModelEma(engine, recipe.ema.decay) if recipe.ema.decay else None
     step = TrainingStep(recipe, trainable, engine, world, ema)
     transfer = BatchTransfer(preprocess, world.device, engine.dtype, recipe.train.channels_last)
 
@@ -191,7 +191,7 @@ def kernels_of(recipe: Recipe) -> Kernels:
 
 def forward_counts(recipe: Recipe, world: World) -> list[int]:
     """How many micro-batches each forward of this rank takes in a step."""
-    mine = share(recipe.train.micro_batches, world.rank, world.world_size)
+    mine = micro_batches_of_rank(recipe.train.micro_batches, world.rank, world.world_size)
     return [len(part) for part in forwards_of(mine, recipe.train.micro_batches_per_forward)]
 
 

@@ -19,7 +19,7 @@ from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.data.stored.staging import NotStaged, expanded, redirected, stage
 from adafilter_dist.data.stored.verification import DamagedStore, verify
 from adafilter_dist.distributed import World
-from adafilter_dist.distributed.nodes import Found, first_rank_of_node, gather
+from adafilter_dist.distributed.nodes import NodeInfo, first_rank_of_node, gather
 from adafilter_dist.errors import RankError, UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.command import prepare_line
@@ -46,7 +46,7 @@ def stage_or_verify(
     prepared: Prepared,
     recipe: Recipe,
     world: World,
-    nodes: Sequence[Found],
+    nodes: Sequence[NodeInfo],
     callbacks: StagingCallbacks,
 ) -> tuple[Prepared, list[str]]:
     """The data for this rank to read, and lines that say from where.

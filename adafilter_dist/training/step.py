@@ -12,14 +12,14 @@ from torch.nn import functional
 
 from adafilter_dist.data.loading.batch import DeviceBatch
 from adafilter_dist.data.loading.mix import mix_each
-from adafilter_dist.data.loading.order import share
+from adafilter_dist.data.loading.order import micro_batches_of_rank
 from adafilter_dist.distributed import World
 from adafilter_dist.engine import Engine
 from adafilter_dist.methods import TrainableModel
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.training.draws import seeded_draws
-from adafilter_dist.training.ema import Ema
+from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.lr_schedule import lr_factor
 
 FIGURES = ("loss", "penalty", "accuracy", "wait", "stop", "save", "gate_mean", "gate_variance")
@@ -63,7 +63,7 @@ class TrainingStep:
         trainable: TrainableModel,
         engine: Engine,
         world: World,
-        ema: Ema | None,
+        ema: ModelEma | None,
     ) -> None:
         self._recipe = recipe
         self._trainable = trainable
@@ -71,7 +71,7 @@ class TrainingStep:
         self._world = world
         self._ema = ema
         train = recipe.train
-        mine = share(train.micro_batches, world.rank, world.world_size)
+        mine = micro_batches_of_rank(train.micro_batches, world.rank, world.world_size)
         self._forwards = forwards_of(mine, train.micro_batches_per_forward)
 
     def run(
@@ -172,9 +172,11 @@ class TrainingStep:
         step_statistics.discard(self._engine.model)
 
 
-def forwards_of(share: range, at_once: int) -> list[range]:
+def forwards_of(micro_batches: range, at_once: int) -> list[range]:
     """Groups a rank's micro-batches into forwards of ``at_once``; the last may have fewer."""
-    return [share[first : first + at_once] for first in range(0, len(share), at_once)]
+    return [
+        micro_batches[first : first + at_once] for first in range(0, len(micro_batches), at_once)
+    ]
 
 
 def lr_factor_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adafilter_dist.data.prepare.read_pictures import Intake, content_hash
+from adafilter_dist.data.prepare.read_pictures import PictureReader, content_hash
 from adafilter_dist.data.sources.listing import Sample
 from tests.pictures.odd_pictures import encoded, odd_pictures
 
@@ -27,7 +27,7 @@ def test_a_source_has_one_hash_and_another_where_it_is_read_anew(tmp_path: Path)
     for name, content in odd_pictures():
         path = tmp_path / name
         path.write_bytes(content)
-        intake = Intake([Sample(name, 0, path)], 32)
+        intake = PictureReader([Sample(name, 0, path)], 32)
         assert intake.records()[0]() is not None, intake.bad
         (stored,) = intake.stored
         assert stored.content == content_hash(stored.sample), name
@@ -36,13 +36,13 @@ def test_a_source_has_one_hash_and_another_where_it_is_read_anew(tmp_path: Path)
 
 
 def test_a_strip_that_a_jpeg_cannot_hold_is_bad(strip: Sample) -> None:
-    intake = Intake([strip], 2048)
+    intake = PictureReader([strip], 2048)
     assert intake.records()[0]() is None
     assert "50x1 px: 102,400 px long" in intake.bad[0][1]
 
 
 def test_a_picture_that_a_raw_record_cannot_hold_is_bad(strip: Sample) -> None:
-    intake = Intake([strip], 700, "raw")
+    intake = PictureReader([strip], 700, "raw")
     assert intake.records()[0]() is None
     assert intake.bad[0][1] == (
         "35,000x700 px once stored, 73,500,000 bytes of at most 67,108,864; lower "

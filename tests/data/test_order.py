@@ -7,8 +7,8 @@ from adafilter_dist.data.loading.keyed import Purpose, permutation, uniforms
 from adafilter_dist.data.loading.order import (
     batch_share,
     epoch_order,
+    micro_batches_of_rank,
     rank_order,
-    share,
     steps_per_epoch,
 )
 from adafilter_dist.errors import UserError
@@ -30,7 +30,9 @@ def test_every_world_size_reads_the_same_micro_batches(world_size: int) -> None:
 def test_shares_are_uneven_by_one_at_most() -> None:
     for micro_batches in range(1, 20):
         for world_size in range(1, micro_batches + 1):
-            shares = [share(micro_batches, rank, world_size) for rank in range(world_size)]
+            shares = [
+                micro_batches_of_rank(micro_batches, rank, world_size) for rank in range(world_size)
+            ]
             assert [m for mine in shares for m in mine] == list(range(micro_batches))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.launch.comeback import come_back
-from adafilter_dist.launch.requeue import Verdict
+from adafilter_dist.launch.comeback import requeue_run
+from adafilter_dist.launch.requeue import RequeueDecision
 from tests.following import said, write_status
 from tests.launch.recorded import Cluster
 
@@ -56,7 +56,7 @@ def events(folder: Path) -> list[dict[str, object]]:
 def test_first_noted_then_requeued(run: Path, cluster: Cluster) -> None:
     note_at_call(cluster, run)
     lines: list[str] = []
-    assert come_back(run, "7779", Verdict("preempted", "we"), lines.append)
+    assert requeue_run(run, "7779", RequeueDecision("preempted", "we"), lines.append)
     assert cluster.calls() == ["requeue 7779"]
     event = {"kind": "requeued", "reason": "preempted", "by": "we", "job": "7779"}
     for folder in (cluster.folder, run):  # when scontrol was called, and now
@@ -71,7 +71,7 @@ def test_where_slurm_refuses_the_run_is_stopped_again_with_the_reason(
 ) -> None:
     note_at_call(cluster, run, "Requested operation is presently disabled", 1)
     lines: list[str] = []
-    assert not come_back(run, "7779", Verdict("time limit", "we"), lines.append)
+    assert not requeue_run(run, "7779", RequeueDecision("time limit", "we"), lines.append)
     now = status(run)
     assert now["state"] == "stopped"
     assert now["reason"] == "time limit; Requested operation is presently disabled"
@@ -82,13 +82,15 @@ def test_where_slurm_refuses_the_run_is_stopped_again_with_the_reason(
 
 
 def test_without_scontrol_too(run: Path, cluster: Cluster) -> None:
-    assert not come_back(run, "7779", Verdict("preempted", "we"), lambda line: None)
+    assert not requeue_run(run, "7779", RequeueDecision("preempted", "we"), lambda line: None)
     assert status(run)["state"] == "stopped" and "scontrol" in str(status(run)["reason"])
 
 
 def test_what_slurm_requeued_is_noted_and_not_asked_for_again(run: Path, cluster: Cluster) -> None:
     note_at_call(cluster, run)
-    assert come_back(run, "7779", Verdict("requeued by SLURM", "slurm"), lambda line: None)
+    assert requeue_run(
+        run, "7779", RequeueDecision("requeued by SLURM", "slurm"), lambda line: None
+    )
     assert cluster.calls() == []
     assert (status(run)["state"], status(run)["reason"]) == ("queued", "requeued by SLURM")
     assert events(run)[0]["by"] == "slurm"
@@ -97,6 +99,6 @@ def test_what_slurm_requeued_is_noted_and_not_asked_for_again(run: Path, cluster
 def test_what_nobody_requeues_stays_as_it_is(run: Path, cluster: Cluster) -> None:
     note_at_call(cluster, run)
     before = (run / "status.json").read_bytes()
-    assert not come_back(run, "7779", Verdict("cancelled", "nobody"), lambda line: None)
+    assert not requeue_run(run, "7779", RequeueDecision("cancelled", "nobody"), lambda line: None)
     assert (run / "status.json").read_bytes() == before
     assert not (run / "events.jsonl").exists() and cluster.calls() == []

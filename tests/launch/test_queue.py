@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.slurm.queue import Job, Queue, hosts, jobs
+from adafilter_dist.slurm.queue import Queue, QueuedJob, hosts, jobs
 from tests.launch.recorded import NO_ACCOUNTING, SACCT, SQUEUE, UNABLE, UNKNOWN, Cluster
 
 
@@ -21,7 +21,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return found
 
 
-def known(*names: str) -> list[Job]:
+def known(*names: str) -> list[QueuedJob]:
     found = jobs(names)
     assert found is not None
     return [found[name] for name in names]
@@ -29,9 +29,9 @@ def known(*names: str) -> list[Job]:
 
 def test_running_pending_ended(cluster: Cluster) -> None:
     running, pending, failed = known("6692", "6693", "6703")
-    assert running == Job("6692", "6692", "RUNNING", "", ("n1", "n2"), 1795409515.0)
-    assert pending == Job("6693", "6693", "PENDING", "Resources", (), 1795410115.0)
-    assert failed.said == "FAILED (NonZeroExitCode)" and failed.nodes == ("n2",)
+    assert running == QueuedJob("6692", "6692", "RUNNING", "", ("n1", "n2"), 1795409515.0)
+    assert pending == QueuedJob("6693", "6693", "PENDING", "Resources", (), 1795410115.0)
+    assert failed.state_text == "FAILED (NonZeroExitCode)" and failed.nodes == ("n2",)
     assert [job.pending for job in (running, pending, failed)] == [False, True, False]
     assert [job.running for job in (running, pending, failed)] == [True, False, False]
     assert [job.ended for job in (running, pending, failed)] == [False, False, True]
@@ -75,19 +75,19 @@ def test_why_a_job_waits(cluster: Cluster, name: str, why: str) -> None:
 
 
 def test_a_limit_of_an_account() -> None:
-    job = Job("1", "1", "PENDING", "QOSMaxGRESPerUser")
+    job = QueuedJob("1", "1", "PENDING", "QOSMaxGRESPerUser")
     assert job.why == "QOSMaxGRESPerUser (a limit of the account or QOS)"
 
 
 def test_a_cancelled_job_has_no_reason_of_its_own(cluster: Cluster) -> None:
-    assert known("6699")[0].said == "CANCELLED"
+    assert known("6699")[0].state_text == "CANCELLED"
 
 
 def test_one_call_for_all_and_one_for_those_forgotten(cluster: Cluster) -> None:
     found = jobs(["6692", "6698_3", "6704", "4711", "6693"])
     assert found is not None and sorted(found) == ["6692", "6693", "6698_3", "6704"]
-    assert found["6704"].said == "FAILED (signal 9)"
-    assert found["6698_3"] == Job("6698_3", "6701", "COMPLETED", "", ("n2",), 1795409557.0)
+    assert found["6704"].state_text == "FAILED (signal 9)"
+    assert found["6698_3"] == QueuedJob("6698_3", "6701", "COMPLETED", "", ("n2",), 1795409557.0)
     squeue, sacct = cluster.calls()
     assert squeue.endswith(" -j 4711,6692,6693,6698_3,6704")
     assert sacct.endswith(" -j 4711,6698_3,6704")
@@ -96,8 +96,8 @@ def test_one_call_for_all_and_one_for_those_forgotten(cluster: Cluster) -> None:
 def test_what_accounting_says_of_how_jobs_ended(cluster: Cluster) -> None:
     cluster.say("squeue", "", UNKNOWN, 1)
     cancelled, failed, unlaunched = known("6692", "6703", "6706")
-    assert (cancelled.said, failed.said) == ("CANCELLED", "FAILED (exit code 3)")
-    assert unlaunched.said.startswith("FAILED (could not be launched")
+    assert (cancelled.state_text, failed.state_text) == ("CANCELLED", "FAILED (exit code 3)")
+    assert unlaunched.state_text.startswith("FAILED (could not be launched")
     # It calls a job pending that the controller has never heard of: its end was missed.
     assert jobs(["6705"]) == {}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.launch.requeue import (
-    Verdict,
-    ask,
+    RequeueDecision,
     claim_requeue,
-    judge,
+    decide_for_own_job,
+    decide_requeue,
     own_job,
     requeue,
     show_grace,
@@ -27,14 +27,18 @@ NEAR = 120.0
 FAR = str(NOW + 7200)
 
 
-def verdict(state: str, signal: str = "SIGTERM", restart: int = 0, **fields: str) -> Verdict:
+def verdict(
+    state: str, signal: str = "SIGTERM", restart: int = 0, **fields: str
+) -> RequeueDecision:
     known = {"Restarts": "0", "Reason": "None", "PreemptTime": "None", "EndTime": FAR} | fields
-    return judge({"JobState": state, **known}, restart=restart, signal=signal, near=NEAR, now=NOW)
+    return decide_requeue(
+        {"JobState": state, **known}, restart=restart, signal=signal, signal_before=NEAR, now=NOW
+    )
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "SIGNALING", "COMPLETING", "PENDING", "NODE_FAIL"])
 def test_where_restarts_has_grown_slurm_has_requeued_it(state: str) -> None:
-    assert verdict(state, Restarts="1") == Verdict("requeued by SLURM", "slurm")
+    assert verdict(state, Restarts="1") == RequeueDecision("requeued by SLURM", "slurm")
     # Also where something else is true beside it: a preemption without grace, a limit.
     assert verdict(state, Restarts="1", Reason="TimeLimit", PreemptTime=str(NOW)).by == "slurm"
     assert verdict(state, TIME_LIMIT, Restarts="3", restart=2).by == "slurm"
@@ -47,21 +51,21 @@ def test_restarts_that_were_there_before_this_start_say_nothing() -> None:
 
 @pytest.mark.parametrize("state", ["COMPLETING", "TIMEOUT"])
 def test_a_time_limit_that_is_over_is_ours(state: str) -> None:
-    assert verdict(state, Reason="TimeLimit") == Verdict(TIME_LIMIT, "we")
-    assert verdict("TIMEOUT") == Verdict(TIME_LIMIT, "we")
+    assert verdict(state, Reason="TimeLimit") == RequeueDecision(TIME_LIMIT, "we")
+    assert verdict("TIMEOUT") == RequeueDecision(TIME_LIMIT, "we")
 
 
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR2", "SIGUSR1"])
 def test_scancel_is_nobodys(state: str, signal: str) -> None:
-    assert verdict(state, signal) == Verdict("cancelled", "nobody")
+    assert verdict(state, signal) == RequeueDecision("cancelled", "nobody")
 
 
 # COMPLETING: where a partition has PreemptMode=CANCEL and no grace.
 @pytest.mark.parametrize("state", ["RUNNING", "SIGNALING", "COMPLETING"])
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR2"])
 def test_a_preemption_is_ours_unless_slurm_requeues(state: str, signal: str) -> None:
-    assert verdict(state, signal, PreemptTime=str(NOW)) == Verdict("preempted", "we")
+    assert verdict(state, signal, PreemptTime=str(NOW)) == RequeueDecision("preempted", "we")
 
 
 @pytest.mark.parametrize("said", ["None", "Unknown", "N/A", "", "NONE", "2026-11-23T05:00:00"])
@@ -71,28 +75,30 @@ def test_a_preempt_time_that_is_none(said: str) -> None:
 
 def test_a_preempt_time_that_is_not_there() -> None:
     fields = {"JobState": "RUNNING", "EndTime": FAR}
-    found = judge(fields, restart=0, signal="SIGTERM", near=NEAR, now=NOW)
-    assert found == Verdict("SIGTERM", "we")
+    found = decide_requeue(fields, restart=0, signal="SIGTERM", signal_before=NEAR, now=NOW)
+    assert found == RequeueDecision("SIGTERM", "we")
 
 
 def test_a_limit_is_near_where_slurm_would_have_signalled() -> None:
     # It looks at limits every half minute only.
-    assert verdict("RUNNING", "SIGUSR2", EndTime=str(NOW + 119)) == Verdict(TIME_LIMIT, "we")
+    assert verdict("RUNNING", "SIGUSR2", EndTime=str(NOW + 119)) == RequeueDecision(
+        TIME_LIMIT, "we"
+    )
     assert verdict("RUNNING", "SIGUSR2", EndTime=str(NOW + 179)).reason == TIME_LIMIT
     assert verdict("RUNNING", "SIGUSR2", EndTime=str(NOW + 181)).reason == "SIGUSR2"
     assert verdict("SIGNALING", "SIGUSR2", EndTime=str(NOW + 60)).reason == TIME_LIMIT
 
 
 def test_the_flag_that_rose_by_itself_is_the_time_limit() -> None:
-    assert verdict("RUNNING", TIME_LIMIT) == Verdict(TIME_LIMIT, "we")
+    assert verdict("RUNNING", TIME_LIMIT) == RequeueDecision(TIME_LIMIT, "we")
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "SIGNALING"])
 def test_a_signal_by_hand(state: str) -> None:
-    assert verdict(state, "SIGUSR1") == Verdict("SIGUSR1", "nobody")
-    assert verdict(state, "SIGINT") == Verdict("SIGINT", "nobody")
-    assert verdict(state, "SIGUSR2") == Verdict("SIGUSR2", "we")
-    assert verdict(state, "SIGTERM") == Verdict("SIGTERM", "we")
+    assert verdict(state, "SIGUSR1") == RequeueDecision("SIGUSR1", "nobody")
+    assert verdict(state, "SIGINT") == RequeueDecision("SIGINT", "nobody")
+    assert verdict(state, "SIGUSR2") == RequeueDecision("SIGUSR2", "we")
+    assert verdict(state, "SIGTERM") == RequeueDecision("SIGTERM", "we")
     # A preemption that comes to a site's USR1 is one all the same.
     assert verdict(state, "SIGUSR1", PreemptTime=str(NOW)).reason == "preempted"
 
@@ -136,31 +142,31 @@ def test_the_fields_of_a_job_as_scontrol_shows_it(cluster: Cluster) -> None:
 def test_the_job_asks_for_itself(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_job() == ("7779", 0)
     cluster.say("scontrol", shown(preempt="1795409870"))
-    assert ask("SIGUSR2", NEAR) == Verdict("preempted", "we")
+    assert decide_for_own_job("SIGUSR2", NEAR) == RequeueDecision("preempted", "we")
     cluster.say("scontrol", shown("COMPLETING", restarts=1))
-    assert ask("SIGTERM", NEAR).by == "slurm"
+    assert decide_for_own_job("SIGTERM", NEAR).by == "slurm"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert own_job() == ("7779", 1)
-    assert ask("SIGTERM", NEAR) == Verdict("cancelled", "nobody")
+    assert decide_for_own_job("SIGTERM", NEAR) == RequeueDecision("cancelled", "nobody")
 
 
 def test_where_slurm_says_nothing_nobody_requeues(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.say("scontrol", "", "slurm_load_jobs error: Unable to contact slurm controller\n", 1)
-    found = ask("SIGTERM", NEAR)
+    found = decide_for_own_job("SIGTERM", NEAR)
     assert found.by == "nobody" and "Unable to contact slurm controller" in found.reason
     (cluster.folder / "scontrol").unlink()
-    assert ask("SIGTERM", NEAR).by == "nobody"
+    assert decide_for_own_job("SIGTERM", NEAR).by == "nobody"
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert ask("SIGTERM", NEAR) == Verdict("SIGTERM", "nobody")
+    assert decide_for_own_job("SIGTERM", NEAR) == RequeueDecision("SIGTERM", "nobody")
 
 
 def test_a_silent_scontrol_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adafilter_dist.launch.requeue._ASK_SECONDS", 0.2)
     cluster.hang("scontrol")
     began = time.monotonic()
-    assert "gave no answer" in ask("SIGTERM", NEAR).reason
+    assert "gave no answer" in decide_for_own_job("SIGTERM", NEAR).reason
     assert time.monotonic() - began < 10
 
 

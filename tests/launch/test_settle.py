@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.launch.after_torchrun import Ending, decide, how_it_ended, nodes_answer, settle
-from adafilter_dist.launch.requeue import Verdict
+from adafilter_dist.launch.after_torchrun import (
+    Ending,
+    decide_after_torchrun,
+    finish_job,
+    how_it_ended,
+    nodes_answer,
+)
+from adafilter_dist.launch.requeue import RequeueDecision
 from tests.launch.recorded import Cluster
 
 JOB, RESTART = "77", 1
@@ -87,46 +93,54 @@ def test_what_an_earlier_attempt_left_says_nothing(run: Path) -> None:
 @pytest.mark.parametrize("ending", [Ending("stopped", "preempted"), Ending("cut")])
 def test_a_preemption_comes_back(cluster: Cluster, ending: Ending) -> None:
     tell(cluster, more="PreemptTime=1795410000")
-    assert decide(ending, "SIGUSR2", NEAR) == Verdict("preempted", "we")
-    assert decide(ending, "", NEAR) == Verdict("preempted", "we")  # TERM to the ranks alone
+    assert decide_after_torchrun(ending, "SIGUSR2", NEAR) == RequeueDecision("preempted", "we")
+    assert decide_after_torchrun(ending, "", NEAR) == RequeueDecision(
+        "preempted", "we"
+    )  # TERM to the ranks alone
 
 
 def test_what_slurm_has_requeued_is_not_requeued_again(cluster: Cluster) -> None:
     tell(cluster, "COMPLETING", RESTART + 1)
     for ending in (Ending("stopped", "SIGTERM"), Ending("cut"), Ending("crashed")):
-        assert decide(ending, "SIGTERM", NEAR).by == "slurm"
+        assert decide_after_torchrun(ending, "SIGTERM", NEAR).by == "slurm"
 
 
 def test_a_cancelled_job_stays_away(cluster: Cluster) -> None:
     tell(cluster, "COMPLETING")
     for ending in (Ending("stopped", "SIGTERM"), Ending("cut")):
-        assert decide(ending, "SIGTERM", NEAR) == Verdict("cancelled", "nobody")
+        assert decide_after_torchrun(ending, "SIGTERM", NEAR) == RequeueDecision(
+            "cancelled", "nobody"
+        )
 
 
 def test_a_crash_is_nobodys_to_requeue_whatever_comes_beside_it(cluster: Cluster) -> None:
     tell(cluster, more="PreemptTime=1795410000")
-    assert decide(Ending("crashed", "ValueError"), "SIGUSR2", NEAR).by == "nobody"
+    assert decide_after_torchrun(Ending("crashed", "ValueError"), "SIGUSR2", NEAR).by == "nobody"
 
 
 def test_a_process_killed_where_all_nodes_answer_is_a_crash(cluster: Cluster) -> None:
     tell(cluster)
     cluster.say("srun", "")
     assert nodes_answer()
-    assert decide(Ending("cut", LOST), "", NEAR) == Verdict(LOST, "nobody")
+    assert decide_after_torchrun(Ending("cut", LOST), "", NEAR) == RequeueDecision(LOST, "nobody")
 
 
 def test_a_node_that_does_not_answer_is_lost(cluster: Cluster) -> None:
     tell(cluster)
     cluster.say("srun", "", code=1)
     assert not nodes_answer()
-    assert decide(Ending("cut", LOST), "", NEAR) == Verdict("node lost", "we")
+    assert decide_after_torchrun(Ending("cut", LOST), "", NEAR) == RequeueDecision(
+        "node lost", "we"
+    )
 
 
 def test_a_crash_just_before_the_limit_is_not_taken_for_it(cluster: Cluster) -> None:
     cluster.say("scontrol", f"JobState=RUNNING Restarts={RESTART} EndTime=1 PreemptTime=None")
     cluster.say("srun", "")
-    assert decide(Ending("cut"), "", NEAR).by == "nobody"
-    assert decide(Ending("stopped", "SIGUSR2"), "SIGUSR2", NEAR) == Verdict("time limit", "we")
+    assert decide_after_torchrun(Ending("cut"), "", NEAR).by == "nobody"
+    assert decide_after_torchrun(Ending("stopped", "SIGUSR2"), "SIGUSR2", NEAR) == RequeueDecision(
+        "time limit", "we"
+    )
 
 
 def test_the_scripts_exit_code(
@@ -135,16 +149,16 @@ def test_the_scripts_exit_code(
     tell(cluster)
     cluster.say("srun", "")
     status(run, "finished")
-    assert settle(run, "", 1, near=NEAR) == 0  # torchrun may stumble at its own end
+    assert finish_job(run, "", 1, signal_before=NEAR) == 0  # torchrun may stumble at its own end
     status(run, "stopped", "SIGUSR1")
-    assert settle(run, "SIGUSR1", 0, near=NEAR) == 0
+    assert finish_job(run, "SIGUSR1", 0, signal_before=NEAR) == 0
     assert not (run / "events.jsonl").exists()
     status(run, "failed", "ValueError: x")
-    assert settle(run, "", 3, near=NEAR) == 3
+    assert finish_job(run, "", 3, signal_before=NEAR) == 3
     assert "ValueError: x; job 77 is not requeued" in capsys.readouterr().out
     tell(cluster, more="PreemptTime=1795410000")
     status(run, "stopped", "preempted")
-    assert settle(run, "SIGUSR2", 0, near=NEAR) == 0
+    assert finish_job(run, "SIGUSR2", 0, signal_before=NEAR) == 0
     (event,) = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     assert (event["kind"], event["reason"], event["by"]) == ("requeued", "preempted", "we")
     assert json.loads((run / "status.json").read_text())["state"] == "queued"

@@ -103,7 +103,7 @@ def test_the_run_of_a_folder_with_other_words_that_are_free(find: Find, tmp_path
     target.enqueue()
     (again,) = find_targets([f"resume={target.run}", "launch.time=8h"], ())
     assert (again.run, again.recipe.launch.time) == (target.run, "8h")
-    assert again.plan.verdict.changes["launch.time"] == ("10min", "8h")
+    assert again.plan.decision.changes["launch.time"] == ("10min", "8h")
     with pytest.raises(UserError, match=r"optim\.lr"):
         find_targets([f"resume={target.run}", "optim.lr=0.9"], ())
     assert find_targets([f"resume={target.run}", "optim.lr=0.9"], ("optim.lr",))

@@ -13,9 +13,9 @@ from adafilter_dist.commands import train as train_command
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import (
-    Verdict,
+    RecipeDecision,
     begin,
-    judge,
+    check_changes,
     require_end,
     require_known,
     translate_step,
@@ -37,16 +37,16 @@ def demo(*words: str) -> Recipe:
     return load_recipe(["recipe=demo", *words])
 
 
-def on(old: Recipe, tmp_path: Path, *words: str, allow: tuple[str, ...] = ()) -> Verdict:
+def on(old: Recipe, tmp_path: Path, *words: str, allow: tuple[str, ...] = ()) -> RecipeDecision:
     """As ``adafilter resume RUN WORDS``: the run's own recipe with words put over it."""
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(old))
-    return judge(old, load_recipe([f"recipe={file}", *words]), allow)
+    return check_changes(old, load_recipe([f"recipe={file}", *words]), allow)
 
 
 def refused(old: Recipe, new: Recipe, *allow: str, run: str = "runs/demo/1") -> list[str]:
     with pytest.raises(UserError) as caught:
-        judge(old, new, allow, run=run)
+        check_changes(old, new, allow, run=run)
     return str(caught.value).splitlines()
 
 
@@ -66,7 +66,7 @@ def test_identity_knows_the_length_of_the_schedule_but_not_how_it_came_about() -
 
 
 def test_the_same_words_change_nothing() -> None:
-    verdict = judge(demo(), demo())
+    verdict = check_changes(demo(), demo())
     assert (verdict.recipe, verdict.changed, verdict.notices) == (demo(), False, ())
 
 
@@ -82,7 +82,7 @@ def test_the_same_words_change_nothing() -> None:
 )
 def test_free_keys_are_taken_over_with_one_notice(word: str) -> None:
     new = demo(word)
-    verdict = judge(demo(), new)
+    verdict = check_changes(demo(), new)
     assert verdict.recipe == new and verdict.changed
     (notice,) = verdict.notices
     assert notice.startswith(word.partition("=")[0] + ": ") and " -> " in notice
@@ -91,7 +91,7 @@ def test_free_keys_are_taken_over_with_one_notice(word: str) -> None:
 
 def test_how_the_attempt_was_asked_for_is_not_kept() -> None:
     old = demo("run_dir=here")
-    verdict = judge(old, demo("run_dir=there", "resume=there"))
+    verdict = check_changes(old, demo("run_dir=there", "resume=there"))
     assert verdict.recipe == old and not verdict.changed and not verdict.notices
 
 
@@ -121,7 +121,7 @@ def test_numbers_are_refused_unless_allowed(word: str, line: str) -> None:
     assert advice.endswith(f"for those who know: --allow-mismatch {key}")
 
     for allow in (key, key.partition(".")[0]):
-        verdict = judge(demo(), demo(word), [allow])
+        verdict = check_changes(demo(), demo(word), [allow])
         assert verdict.recipe == demo(word)
         (notice,) = verdict.notices
         assert notice.startswith(f"{line} (allowed by --allow-mismatch)")
@@ -137,7 +137,9 @@ def test_all_refusals_at_once_and_only_what_is_not_allowed() -> None:
 def test_another_method_is_one_line_not_one_for_each_of_its_keys() -> None:
     lines = refused(demo(), demo("method=finetune"))
     assert lines[1:-1] == ["method.name: adafilter -> finetune"]
-    assert judge(demo(), demo("method=finetune"), ["method"]).recipe.method.name == "finetune"
+    assert (
+        check_changes(demo(), demo("method=finetune"), ["method"]).recipe.method.name == "finetune"
+    )
 
 
 def test_a_moved_image_folder_is_another_until_allowed() -> None:
@@ -145,7 +147,7 @@ def test_a_moved_image_folder_is_another_until_allowed() -> None:
         return load_recipe(["recipe=imagefolder", f"data.root={root}"])
 
     assert "data.root: /a -> /b" in refused(pictures("/a"), pictures("/b"))
-    assert judge(pictures("/a"), pictures("/b"), ["data.root"]).recipe == pictures("/b")
+    assert check_changes(pictures("/a"), pictures("/b"), ["data.root"]).recipe == pictures("/b")
 
 
 def test_allowing_what_there_is_not_names_the_nearest() -> None:
@@ -168,11 +170,11 @@ def test_the_commands_refuse_it_before_anything_starts(command: Any, tmp_path: P
 def test_without_a_length_of_the_schedule_epochs_are_free(schedule: list[str]) -> None:
     words = [f"optim.schedule={schedule[0]}", *schedule[1:]]
     old, more = demo(*words), demo(*words, "train.epochs=15")
-    verdict = judge(old, more)
+    verdict = check_changes(old, more)
     assert verdict.recipe == more
     assert verdict.notices == ("train.epochs: 10 -> 15",)
     assert rates(more)[:100] == rates(old)
-    (notice,) = judge(more, old, run="runs/demo/1").notices
+    (notice,) = check_changes(more, old, run="runs/demo/1").notices
     assert notice.startswith("train.epochs: 15 -> 10; ")
     assert "adafilter resume runs/demo/1 train.epochs=15" in notice
 
@@ -182,7 +184,7 @@ def test_more_epochs_under_cosine_need_a_word() -> None:
     assert line.startswith("train.epochs: 10 -> 15; add optim.schedule_on_extend=stretch")
     assert "optim.schedule_on_extend=hold" in line and "its 10 epochs" in line
     assert advice.endswith("--allow-mismatch train.epochs")
-    allowed = judge(demo(), demo("train.epochs=15"), ["train.epochs"])
+    allowed = check_changes(demo(), demo("train.epochs=15"), ["train.epochs"])
     assert allowed.recipe == demo("train.epochs=15")
     assert "allowed by --allow-mismatch" in allowed.notices[0] and "jumps" in allowed.notices[0]
 
@@ -230,20 +232,22 @@ def test_a_schedule_with_a_length_of_its_own_is_not_moved_by_more_epochs(tmp_pat
     verdict = on(held, tmp_path, "train.epochs=20")
     assert verdict.recipe == demo("train.epochs=20", "optim.schedule_epochs=10")
     # hold, spelled out
-    assert judge(demo(), held).recipe == held
+    assert check_changes(demo(), held).recipe == held
 
 
 def test_train_words_that_extended_a_run_go_on_with_it() -> None:
     words = demo("train.epochs=15", "optim.schedule_on_extend=hold")
-    kept = judge(demo(), words).recipe
-    again = judge(kept, words)
+    kept = check_changes(demo(), words).recipe
+    again = check_changes(kept, words)
     assert again.recipe == kept and not again.changed
 
 
 def test_hold_under_step_leaves_out_the_drops_past_its_end() -> None:
     words = ["optim.schedule=step", "optim.step_epochs=[5,12]"]
     old = demo(*words)
-    held = judge(old, demo(*words, "train.epochs=15", "optim.schedule_on_extend=hold")).recipe
+    held = check_changes(
+        old, demo(*words, "train.epochs=15", "optim.schedule_on_extend=hold")
+    ).recipe
     assert held.optim.schedule_epochs == 10
     assert rates(held)[-1] == rates(old)[-1]
     assert rates(demo(*words, "train.epochs=15"))[-1] < rates(old)[-1]
@@ -253,13 +257,13 @@ def test_fewer_epochs_under_cosine_are_refused() -> None:
     _, line, _ = refused(demo(), demo("train.epochs=8"), run="runs/demo/1")
     assert line.startswith("train.epochs: 10 -> 8")
     assert "`adafilter resume runs/demo/1` goes on with 10" in line
-    assert judge(demo(), demo("train.epochs=8"), ["train"]).recipe == demo("train.epochs=8")
+    assert check_changes(demo(), demo("train.epochs=8"), ["train"]).recipe == demo("train.epochs=8")
 
 
 @pytest.mark.parametrize("how", ["stretch", "hold"])
 def test_the_first_words_on_an_extended_run_name_the_longer_one(how: str) -> None:
     more = demo("train.epochs=15", f"optim.schedule_on_extend={how}")
-    extended = judge(demo(), more).recipe
+    extended = check_changes(demo(), more).recipe
     lines = refused(extended, demo(), run="runs/demo/1")
     assert len(lines) == 3
     assert lines[1].startswith("train.epochs: 15 -> 10")
@@ -277,22 +281,22 @@ def test_another_length_of_the_schedule_is_refused() -> None:
         both = demo("train.epochs=20", *words)
         lines = refused(held, both)
         assert len(lines) == 3 and lines[1].startswith("optim.schedule_epochs: 10 -> 18")
-        assert judge(held, both, ["optim.schedule_epochs"]).recipe == plain
+        assert check_changes(held, both, ["optim.schedule_epochs"]).recipe == plain
 
 
 def test_another_kind_of_schedule_is_one_line() -> None:
     old = demo("optim.schedule=constant")
     assert [line[:24] for line in refused(old, demo())[1:-1]] == ["optim.schedule: constant"]
-    assert judge(old, demo(), ["optim.schedule"]).recipe == demo()
+    assert check_changes(old, demo(), ["optim.schedule"]).recipe == demo()
     longer = demo("optim.schedule=constant", "train.epochs=15")
-    assert judge(demo(), longer, ["optim.schedule"]).recipe == longer
+    assert check_changes(demo(), longer, ["optim.schedule"]).recipe == longer
 
 
 def test_what_is_kept_can_be_read_back(tmp_path: Path) -> None:
     held = demo("train.epochs=15", "optim.schedule_epochs=10")
     with pytest.raises(UserError, match="leaves nothing"):
         words = demo("train.epochs=20", "optim.warmup_epochs=12", "optim.schedule_on_extend=hold")
-        judge(held, words, ["optim.warmup_epochs"])
+        check_changes(held, words, ["optim.warmup_epochs"])
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(held))
     assert load_recipe([f"recipe={file}"]) == held
@@ -302,7 +306,7 @@ def test_a_new_run_has_nothing_to_extend() -> None:
     verdict = begin(demo("optim.schedule_on_extend=hold"))
     assert verdict.recipe == demo()
     assert "means nothing to a new run" in verdict.notices[0]
-    assert begin(demo()) == Verdict(demo(), {}, ())
+    assert begin(demo()) == RecipeDecision(demo(), {}, ())
 
 
 def test_an_end_before_what_was_trained_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
-from adafilter_dist.recipe.changes import judge
+from adafilter_dist.recipe.changes import check_changes
 from adafilter_dist.recipe.engine import DDP, DeepSpeed
 from adafilter_dist.recipe.identity import run_hash
 
@@ -265,7 +265,7 @@ def test_any_engine_is_the_same_run_and_may_go_on_with_it(file: Path) -> None:
     config = with_config(file, {"steps_per_print": 1})
     for new in (*stages, config):
         assert run_hash(new) == run_hash(old)
-        verdict = judge(old, new)
+        verdict = check_changes(old, new)
         assert verdict.recipe.engine == new.engine
         assert verdict.changes["engine.name"] == ("ddp", "deepspeed")
-        assert judge(new, old).recipe.engine == DDP()
+        assert check_changes(new, old).recipe.engine == DDP()

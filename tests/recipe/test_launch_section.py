@@ -8,7 +8,7 @@ import pytest
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
-from adafilter_dist.recipe.changes import judge
+from adafilter_dist.recipe.changes import check_changes
 from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.recipe.launch import minutes
 
@@ -236,7 +236,7 @@ def test_nothing_of_it_is_the_runs_identity_and_all_of_it_may_change(
         *("launch.environment={A: 1}", "launch.python=python3", "launch.max_restarts=9"),
     )
     assert run_hash(old) == run_hash(new)
-    verdict = judge(old, new)
+    verdict = check_changes(old, new)
     assert verdict.changed and verdict.changes["launch.time"] == ("4h", "8h")
     assert verdict.recipe.launch == new.launch
-    assert not judge(new, new).changed
+    assert not check_changes(new, new).changed

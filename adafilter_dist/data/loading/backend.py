@@ -14,7 +14,7 @@ Boxes = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadPlan:
     """What to read: samples (micro-batches, m), where each lies in the store, how it is cropped.
 
     ``boxes`` maps samples (n,) to (n, 5): top, left, height, width, mirrored or not. Backends call
@@ -31,7 +31,7 @@ class Backend(Protocol):
 
     kind: Literal["ffcv", "torchvision"]
 
-    def read(self, plan: Plan) -> Generator[Tensor, None, None]:
+    def read(self, plan: ReadPlan) -> Generator[Tensor, None, None]:
         """Micro-batches of the plan in order: uint8 (m, 3, R, R), channels last.
 
         Closing the generator ends all work and joins what was started. UserError where a record

@@ -22,7 +22,7 @@ class MicroBatch:
 
 @dataclass
 class DeviceBatch:
-    """The micro-batches of one forward, one after the other, where they are computed with.
+    """The micro-batches of one forward, one after the other, on the device.
 
     ``images`` (n * m, 3, R, R) normalised and ``labels`` (n * m,) are on the device, ``index``
     (n * m,) on the CPU; ``count`` is n.

@@ -35,7 +35,7 @@ from numba.core.types import int64, intc, uintp, void
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adafilter_dist.data.loading.backend import Plan
+from adafilter_dist.data.loading.backend import ReadPlan
 from adafilter_dist.data.stored.store import Damaged, Store
 
 
@@ -132,7 +132,7 @@ class FfcvBackend:
         finally:
             Compiler.set_enabled(True)
 
-    def read(self, plan: Plan) -> Generator[Tensor, None, None]:
+    def read(self, plan: ReadPlan) -> Generator[Tensor, None, None]:
         """See :class:`~adafilter_dist.data.loading.backend.Backend`."""
         with contextlib.closing(_Pass(self._loader, self._store, plan)) as batches:
             for (batch,) in batches:
@@ -220,7 +220,7 @@ def _decode(records, rows, file, offsets, sizes, orders, pictures):  # type: ign
 class _Pass(epoch_iterator.EpochIterator):
     """One pass over a plan: the thread that decodes ahead, and the iterator over its batches."""
 
-    def __init__(self, loader: Loader, store: Store, plan: Plan) -> None:
+    def __init__(self, loader: Loader, store: Store, plan: ReadPlan) -> None:
         self._store = store
         self._samples = plan.samples.reshape(-1)
         self._boxes = plan.boxes

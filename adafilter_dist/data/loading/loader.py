@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 from PIL.Image import fromarray
 from torch import Tensor
 
-from adafilter_dist.data.loading.backend import Backend, Plan
+from adafilter_dist.data.loading.backend import Backend, ReadPlan
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.crop import crop_boxes, flips
-from adafilter_dist.data.loading.order import batch_share, rank_order, share, steps_per_epoch
+from adafilter_dist.data.loading.order import (
+    batch_share,
+    micro_batches_of_rank,
+    rank_order,
+    steps_per_epoch,
+)
 from adafilter_dist.data.loading.policy import policy_of
 from adafilter_dist.data.loading.torchvision_backend import TorchvisionBackend
 from adafilter_dist.data.stored.pool import WorkerPool, default_workers
@@ -54,9 +59,9 @@ class Batches:
 class TrainLoader:
     """The training split, augmented, in the order of (seed, epoch): this rank's part of it.
 
-    ``kind`` is who decodes, ``notice`` one line where that is not what one would want. Making it
-    raises UserError where the split is smaller than a global batch, there are more ranks than
-    micro-batches, or ``data.loader=ffcv`` cannot be had.
+    ``kind`` is the decoding library, ``notice`` a line to print if it is not the fast one. Raises
+    UserError if the split is smaller than a global batch, there are more ranks than micro-batches,
+    or ``data.loader=ffcv`` is asked for and not installed.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class TrainLoader:
         self._workers = recipe.data.num_workers or default_workers()
         self._policy = policy_of(recipe.augment, recipe.seed)
         self.steps_per_epoch = steps_per_epoch(len(self._records), recipe.train.global_batch)
-        share(recipe.train.micro_batches, rank, world_size)
+        micro_batches_of_rank(recipe.train.micro_batches, rank, world_size)
         self._store = open_store(path)
         self._backend, self.notice = self._choose(preprocess.crop)
         self.kind = self._backend.kind
@@ -105,7 +110,7 @@ class TrainLoader:
     def _micro_batches(
         self, epoch: int, samples: NDArray[np.int64]
     ) -> Generator[MicroBatch, None, None]:
-        plan = Plan(samples, self._records[samples], lambda index: self._boxes(epoch, index))
+        plan = ReadPlan(samples, self._records[samples], lambda index: self._boxes(epoch, index))
         with contextlib.closing(self._images(epoch, plan)) as images:
             for index, batch in zip(samples, images, strict=True):
                 labels = torch.from_numpy(self._labels[index])
@@ -113,7 +118,7 @@ class TrainLoader:
                     labels = labels.pin_memory()
                 yield MicroBatch(batch, labels, torch.from_numpy(index))
 
-    def _images(self, epoch: int, plan: Plan) -> Generator[Tensor, None, None]:
+    def _images(self, epoch: int, plan: ReadPlan) -> Generator[Tensor, None, None]:
         with contextlib.closing(self._backend.read(plan)) as images:
             policy = self._policy
             if policy is None:

@@ -1,4 +1,4 @@
-"""Who reads what, when: pure functions of the seed, the epoch and the sizes.
+"""The order in which ranks read samples: pure functions of the seed, the epoch and the sizes.
 
 Nothing here knows about files, workers or what was read before, so any rank of any world size can
 say from scratch what comes next, in the middle of an epoch too.
@@ -29,7 +29,7 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
     return steps
 
 
-def share(micro_batches: int, rank: int, world_size: int) -> range:
+def micro_batches_of_rank(micro_batches: int, rank: int, world_size: int) -> range:
     """Micro-batches of a global batch that a rank computes.
 
     Contiguous; ranks differ by one at most. UserError if there are more ranks than micro-batches.
@@ -65,7 +65,7 @@ def rank_order(
     if not 0 <= first_step <= steps:
         raise ValueError(f"first_step {first_step} of an epoch of {steps} steps")
     micro_batches = global_batch // micro_batch
-    mine = share(micro_batches, rank, world_size)
+    mine = micro_batches_of_rank(micro_batches, rank, world_size)
     order = epoch_order(seed, epoch, samples)[first_step * global_batch : steps * global_batch]
     steps_left = steps - first_step
     return order.reshape(steps_left, micro_batches, micro_batch)[:, mine.start : mine.stop]

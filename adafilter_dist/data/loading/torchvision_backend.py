@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adafilter_dist.data.loading.backend import Plan
+from adafilter_dist.data.loading.backend import ReadPlan
 from adafilter_dist.data.loading.resize import resize_box
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.store import Store
@@ -30,7 +30,7 @@ class TorchvisionBackend:
         self._workers = workers
         self._pin = pin
 
-    def read(self, plan: Plan) -> Generator[Tensor, None, None]:
+    def read(self, plan: ReadPlan) -> Generator[Tensor, None, None]:
         """See :class:`~adafilter_dist.data.loading.backend.Backend`."""
 
         def micro_batch(number: int) -> Tensor:

@@ -19,13 +19,17 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from adafilter_dist.data.prepare.read_pictures import Intake, Stored
+from adafilter_dist.data.prepare.read_pictures import PictureReader, Stored
 from adafilter_dist.data.sources.listing import Sample
 from adafilter_dist.system import files
 
 
 def write_lists(
-    folder: Path, classes: Sequence[str], train: Intake, test: Intake, validation: Collection[str]
+    folder: Path,
+    classes: Sequence[str],
+    train: PictureReader,
+    test: PictureReader,
+    validation: Collection[str],
 ) -> int:
     """Write all lists; returns the number of test pictures that are in training, too.
 
@@ -43,8 +47,8 @@ def write_lists(
     _write(folder / "classes.csv", ("class", *stored), per_class)
     skipped = (
         ("val" if sample.name in validation else split, sample.name, classes[sample.label], reason)
-        for split, intake in (("train", train), ("test", test))
-        for sample, reason in intake.bad
+        for split, reader in (("train", train), ("test", test))
+        for sample, reason in reader.bad
     )
     _write(folder / "skipped.csv", ("split", "path", "label", "reason"), skipped)
     if validation:

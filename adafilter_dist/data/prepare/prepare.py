@@ -1,4 +1,4 @@
-"""Making a prepared folder: once, whole or not at all, and only when something changed."""
+"""Makes a prepared folder: whole or not at all, and only when something changed."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ class Stored:
     brightest: int | None
 
 
-class Intake:
-    """Records for the store of one split; once all have been called, what was found.
+class PictureReader:
+    """Reads one split's pictures as records for the store; afterwards says which were bad.
 
     Records may be called in any order and from many threads: each writes to a place of its own.
     """
@@ -60,7 +60,7 @@ class Intake:
         self._samples = samples
         self._stored_size = stored_size
         self._most_bytes = MOST_BYTES if stored_format == "raw" else None
-        self._found: list[Stored | str] = [""] * len(samples)
+        self._results: list[Stored | str] = [""] * len(samples)
 
     def records(self) -> list[Record]:
         """One a sample, giving its pixels and label, or None for a bad picture."""
@@ -69,15 +69,15 @@ class Intake:
     @property
     def stored(self) -> list[Stored]:
         """The pictures in the store, in its order."""
-        return [found for found in self._found if isinstance(found, Stored)]
+        return [result for result in self._results if isinstance(result, Stored)]
 
     @property
     def bad(self) -> list[tuple[Sample, str]]:
         """The pictures left out, and why."""
         return [
-            (sample, found)
-            for sample, found in zip(self._samples, self._found, strict=True)
-            if isinstance(found, str)
+            (sample, result)
+            for sample, result in zip(self._samples, self._results, strict=True)
+            if isinstance(result, str)
         ]
 
     def _record(self, position: int) -> tuple[NDArray[np.uint8], int] | None:
@@ -87,10 +87,10 @@ class Intake:
             picture = stored_picture(content, self._stored_size)
             self._require_room(picture.pixels)
         except BadPicture as error:
-            self._found[position] = str(error)
+            self._results[position] = str(error)
             return None
         # The pixels tell duplicates that differ in their metadata alone.
-        self._found[position] = Stored(
+        self._results[position] = Stored(
             sample,
             _source_hash(content, picture.decoding),
             _hash(picture.pixels),

@@ -11,7 +11,7 @@ from rich.console import Console
 from adafilter_dist.data.prepare.brightness import dark_notes
 from adafilter_dist.data.prepare.lists import write_lists
 from adafilter_dist.data.prepare.progress import counting
-from adafilter_dist.data.prepare.read_pictures import Intake
+from adafilter_dist.data.prepare.read_pictures import PictureReader
 from adafilter_dist.data.sources.fingerprint import fingerprint
 from adafilter_dist.data.sources.listing import Listing, Sample
 from adafilter_dist.data.sources.origin import Origin
@@ -37,20 +37,20 @@ def write_folder(
 
     ``origins`` are the places that have these pictures, the last one that of the listing.
 
-    Every picture is read before bad ones are complained of, so that the list is complete.
+    Every picture is read before the error about bad ones, so that its list is complete.
     """
-    train = Intake(listing.train_store, data.stored_size, data.stored_format)
-    test = Intake(listing.test, data.stored_size, data.stored_format)
+    train = PictureReader(listing.train_store, data.stored_size, data.stored_format)
+    test = PictureReader(listing.test, data.stored_size, data.stored_format)
     stores = {}
-    for name, intake in (("train", train), ("test", test)):
-        stores[name] = _write_store(folder / name, intake, data, console)
+    for name, reader in (("train", train), ("test", test)):
+        stores[name] = _write_store(folder / name, reader, data, console)
     bad = [*train.bad, *test.bad]
     if bad and data.on_bad == "error":
         raise UserError(_complaint(bad, len(listing.train_store) + len(listing.test)))
-    held = {sample.name for sample in listing.validation}
-    validation = sum(stored.sample.name in held for stored in train.stored)
+    validation_names = {sample.name for sample in listing.validation}
+    validation = sum(stored.sample.name in validation_names for stored in train.stored)
     _require_some(listing, stores, validation)
-    duplicates = write_lists(folder, listing.classes, train, test, held)
+    duplicates = write_lists(folder, listing.classes, train, test, validation_names)
     cut = len(train.stored) - validation
     splits = [train.stored[:cut], test.stored, *([train.stored[cut:]] if validation else [])]
     contents = [[(stored.sample.label, stored.content) for stored in split] for split in splits]
@@ -74,8 +74,8 @@ def write_folder(
     return manifest
 
 
-def _write_store(path: Path, intake: Intake, data: Data, console: Console) -> Written:
-    records = intake.records()
+def _write_store(path: Path, reader: PictureReader, data: Data, console: Console) -> Written:
+    records = reader.records()
     with counting(console, f"storing {path.name}", len(records)) as progress:
         return write_store(
             path,

@@ -8,7 +8,7 @@ from pathlib import Path
 from torchvision.datasets import Caltech256
 
 from adafilter_dist.data.sources.download import Say, fetch_folder
-from adafilter_dist.data.sources.listing import Found, Sample, root_of
+from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 
@@ -18,7 +18,7 @@ _CLASS = re.compile(r"\d{3}\..+")
 _CLUTTER = "257.clutter"
 
 
-def find(data: Data) -> Found:
+def find(data: Data) -> SourceListing:
     """All pictures but the clutter, in one pool: no split is published.
 
     data.root may be ``256_ObjectCategories``, the folder that holds it, or the one above with a
@@ -50,7 +50,7 @@ def find(data: Data) -> Found:
             f"this is not the full Caltech-256: {len(classes)} of {CLASSES} classes, "
             f"{len(samples)} of {PICTURES} pictures (clutter left out)"
         )
-    return Found(base, classes, samples, None, notes)
+    return SourceListing(base, classes, samples, None, notes)
 
 
 def is_there(data: Data) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adafilter_dist.data.sources.download import relative_name
-from adafilter_dist.data.sources.listing import Found, Sample
+from adafilter_dist.data.sources.listing import Sample, SourceListing
 from adafilter_dist.data.sources.split import SplitName
 from adafilter_dist.data.sources.split_names import WORDS, split_of_word
 from adafilter_dist.errors import UserError, nearest, printable
@@ -30,7 +30,7 @@ class _Row:
     split: SplitName | None
 
 
-def find(file: Path, base: Path) -> Found:
+def find(file: Path, base: Path) -> SourceListing:
     """The pictures of a CSV, whose relative paths start at ``base``.
 
     Splits are train, val and test in their usual spellings; without the column, one pool. Raises
@@ -46,9 +46,9 @@ def find(file: Path, base: Path) -> Found:
     for samples in splits.values():
         samples.sort(key=lambda sample: (sample.label, sample.name))
     if None in splits:
-        return Found(base, classes, splits[None], None)
+        return SourceListing(base, classes, splits[None], None)
     notes = _reading(rows)
-    return Found(
+    return SourceListing(
         base, classes, splits.get("train", []), splits.get("test"), notes, splits.get("val", [])
     )
 

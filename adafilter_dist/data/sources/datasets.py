@@ -11,8 +11,8 @@ import numpy as np
 
 from adafilter_dist.data.sources import caltech256, fashion_mnist, food101, imagefolder
 from adafilter_dist.data.sources.download import Say
-from adafilter_dist.data.sources.listing import Found, Listing, Sample
-from adafilter_dist.data.sources.split import Indices, Purpose, cut_count, cut_fraction
+from adafilter_dist.data.sources.listing import Listing, Sample, SourceListing
+from adafilter_dist.data.sources.split import Indices, SplitPurpose, cut_count, cut_fraction
 from adafilter_dist.errors import UserError, nearest, printable, unprintable
 from adafilter_dist.recipe.schema import Data
 
@@ -64,46 +64,48 @@ def list_dataset(data: Data) -> Listing:
     The test set is the published one, or drawn first, so that training sets of other sizes leave
     it as it is. Raises UserError for anything that cannot be trained on.
     """
-    found = _FIND[data.name](data)
-    found = found if data.classes is None else _only(found, data.classes)
-    _require_names(found)
-    if len(found.classes) < 2:
+    source = _FIND[data.name](data)
+    source = source if data.classes is None else _only(source, data.classes)
+    _require_names(source)
+    if len(source.classes) < 2:
         raise UserError(
-            f"{found.root}: only one class ({', '.join(found.classes)}); at least two are needed"
+            f"{source.root}: only one class ({', '.join(source.classes)}); at least two are needed"
         )
     if data.test_split == "val":
-        if not found.validation:
-            raise UserError(f"data.test_split=val: {found.root} has no validation split")
+        if not source.validation:
+            raise UserError(f"data.test_split=val: {source.root} has no validation split")
         note = (
-            f"data.test_split=val: the {len(found.validation)} pictures of val are the test split"
+            f"data.test_split=val: the {len(source.validation)} pictures of val are the test split"
         )
-        if found.test:
-            note += f", the {len(found.test)} of test are left out"
-        notes = [*found.notes, note]
-        found = replace(found, test=found.validation, validation=[], notes=notes)
-    train, test, notes = found.train, found.test, list(found.notes)
+        if source.test:
+            note += f", the {len(source.test)} of test are left out"
+        notes = [*source.notes, note]
+        source = replace(source, test=source.validation, validation=[], notes=notes)
+    train, test, notes = source.train, source.test, list(source.notes)
     if test is None:
-        train, test = _cut_test(found, data)
-        if found.validation:
+        train, test = _cut_test(source, data)
+        if source.validation:
             notes.append(
                 "no test split: it is drawn from the training pictures (data.test_fraction, "
                 "data.test_per_class); data.test_split=val tests on the validation split instead"
             )
     elif data.test_per_class is not None:
-        test = _draw(test, data.test_per_class, Purpose.TEST, found, data, "data.test_per_class")
-    _require_every_class(found, train)
+        test = _draw(
+            test, data.test_per_class, SplitPurpose.TEST, source, data, "data.test_per_class"
+        )
+    _require_every_class(source, train)
     if not test:
         raise UserError(
-            f"{found.root}: no test pictures; add some, or have them cut off (data.test_fraction)"
+            f"{source.root}: no test pictures; add some, or have them cut off (data.test_fraction)"
         )
     if data.train_per_class is not None:
         train = _draw(
-            train, data.train_per_class, Purpose.TRAIN, found, data, "data.train_per_class"
+            train, data.train_per_class, SplitPurpose.TRAIN, source, data, "data.train_per_class"
         )
-    notes += _alike(found.classes)
-    for name, part in (("test", test), ("validation", found.validation)):
-        notes += _missing(found.classes, name, part) if part else []
-    return Listing(found.root, found.classes, train, test, notes, found.validation)
+    notes += _alike(source.classes)
+    for name, part in (("test", test), ("validation", source.validation)):
+        notes += _missing(source.classes, name, part) if part else []
+    return Listing(source.root, source.classes, train, test, notes, source.validation)
 
 
 def labels_of(samples: Sequence[Sample]) -> Indices:
@@ -111,46 +113,52 @@ def labels_of(samples: Sequence[Sample]) -> Indices:
     return np.fromiter((sample.label for sample in samples), np.int64, len(samples))
 
 
-def _only(found: Found, wanted: Sequence[str]) -> Found:
+def _only(source: SourceListing, wanted: Sequence[str]) -> SourceListing:
     for name in wanted:
-        if name not in found.classes:
+        if name not in source.classes:
             raise UserError(
-                f"data.classes: {found.root} has no class {name!r}{nearest(name, found.classes)}"
+                f"data.classes: {source.root} has no class {name!r}{nearest(name, source.classes)}"
             )
-    classes = [name for name in found.classes if name in wanted]
-    label = {found.classes.index(name): number for number, name in enumerate(classes)}
+    classes = [name for name in source.classes if name in wanted]
+    label = {source.classes.index(name): number for number, name in enumerate(classes)}
 
     def reduce(samples: Iterable[Sample]) -> list[Sample]:
         return [
             Sample(s.name, label[s.label], s.path, s.pixels) for s in samples if s.label in label
         ]
 
-    test = None if found.test is None else reduce(found.test)
-    validation = reduce(found.validation)
-    return Found(found.root, classes, reduce(found.train), test, found.notes, validation)
+    test = None if source.test is None else reduce(source.test)
+    validation = reduce(source.validation)
+    return SourceListing(source.root, classes, reduce(source.train), test, source.notes, validation)
 
 
-def _cut_test(found: Found, data: Data) -> tuple[list[Sample], list[Sample]]:
-    pool, seed = labels_of(found.train), data.split_seed
+def _cut_test(source: SourceListing, data: Data) -> tuple[list[Sample], list[Sample]]:
+    pool, seed = labels_of(source.train), data.split_seed
     if data.test_per_class is not None:
         rest, part = cut_count(
-            pool, data.test_per_class, seed, Purpose.TEST, found.classes, "data.test_per_class"
+            pool,
+            data.test_per_class,
+            seed,
+            SplitPurpose.TEST,
+            source.classes,
+            "data.test_per_class",
         )
     else:
-        rest, part = cut_fraction(pool, data.test_fraction, seed, Purpose.TEST)
-    return [found.train[i] for i in rest], [found.train[i] for i in part]
+        rest, part = cut_fraction(pool, data.test_fraction, seed, SplitPurpose.TEST)
+    return [source.train[i] for i in rest], [source.train[i] for i in part]
 
 
-def _require_names(found: Found) -> None:
+def _require_names(source: SourceListing) -> None:
     """Names of classes go into manifests, exports and tables."""
-    if unprintable(str(found.root)):
+    if unprintable(str(source.root)):
         raise UserError(
-            f"data.root={printable(found.root)}: the path {unprintable(str(found.root))}; rename it"
+            f"data.root={printable(source.root)}: the path {unprintable(str(source.root))}; "
+            "rename it"
         )
-    for name in found.classes:
+    for name in source.classes:
         if unprintable(name):
             raise UserError(
-                f"{found.root}: the name of the class {printable(name)} {unprintable(name)}; "
+                f"{source.root}: the name of the class {printable(name)} {unprintable(name)}; "
                 "rename it, or leave it out with data.classes"
             )
 
@@ -180,18 +188,23 @@ def _missing(classes: Sequence[str], split: str, samples: Sequence[Sample]) -> l
 
 
 def _draw(
-    samples: list[Sample], count: int, purpose: Purpose, found: Found, data: Data, key: str
+    samples: list[Sample],
+    count: int,
+    purpose: SplitPurpose,
+    source: SourceListing,
+    data: Data,
+    key: str,
 ) -> list[Sample]:
-    _, part = cut_count(labels_of(samples), count, data.split_seed, purpose, found.classes, key)
+    _, part = cut_count(labels_of(samples), count, data.split_seed, purpose, source.classes, key)
     return [samples[i] for i in part]
 
 
-def _require_every_class(found: Found, train: Sequence[Sample]) -> None:
-    counts = np.bincount(labels_of(train), minlength=len(found.classes))
-    empty = [name for name, count in zip(found.classes, counts, strict=True) if count == 0]
+def _require_every_class(source: SourceListing, train: Sequence[Sample]) -> None:
+    counts = np.bincount(labels_of(train), minlength=len(source.classes))
+    empty = [name for name, count in zip(source.classes, counts, strict=True) if count == 0]
     if empty:
         raise UserError(
-            f"{found.root}: no training pictures of class {empty[0]!r}"
+            f"{source.root}: no training pictures of class {empty[0]!r}"
             + (f" and {len(empty) - 1} more" if len(empty) > 1 else "")
             + "; add some, or name the classes to use with data.classes"
         )

@@ -43,9 +43,9 @@ def fetch_folder(
         shutil.rmtree(half_unpacked)
     try:
         with patience(seconds=30):
-            found = get(scratch)
+            unpacked = get(scratch)
         target.parent.mkdir(parents=True, exist_ok=True)
-        found.rename(target)
+        unpacked.rename(target)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong md5 a RuntimeError
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{what} could not be downloaded ({reason}); {by_hand}") from None

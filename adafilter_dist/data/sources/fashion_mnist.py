@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torchvision.datasets import FashionMNIST
 
 from adafilter_dist.data.sources.download import Say, patience
-from adafilter_dist.data.sources.listing import Found, Sample, root_of
+from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Data
 
@@ -38,7 +38,7 @@ _SHA256 = {
 _IDX_HEADER = {"images": 16, "labels": 8}
 
 
-def find(data: Data) -> Found:
+def find(data: Data) -> SourceListing:
     """The published splits, 60,000 and 10,000; the four files are checked by their sha256."""
     folder = _folder(data)
     if folder is None:
@@ -46,7 +46,7 @@ def find(data: Data) -> Found:
             f"Fashion-MNIST is not in {root_of(data)}; expected {', '.join(_SHA256)} there; "
             "or data.download=true"
         )
-    return Found(
+    return SourceListing(
         root_of(data), list(FashionMNIST.classes), _split(folder, "train"), _split(folder, "t10k")
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torchvision.datasets import Food101
 
 from adafilter_dist.data.sources.download import Say, fetch_folder
-from adafilter_dist.data.sources.listing import Found, Sample, root_of
+from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError, printable, unprintable
 from adafilter_dist.recipe.schema import Data
 
@@ -18,7 +18,7 @@ CLASSES, TRAIN, TEST = 101, 75_750, 25_250
 _LAYOUT = "the unpacked food-101.tar.gz (folders images/ and meta/)"
 
 
-def find(data: Data) -> Found:
+def find(data: Data) -> SourceListing:
     """The published splits. data.root may be the folder ``food-101`` or the one that holds it."""
     root = root_of(data)
     base = next((folder for folder in _places(root) if _is_here(folder)), None)
@@ -41,7 +41,7 @@ def find(data: Data) -> Found:
             f"this is not the full Food-101: {len(classes)} of {CLASSES} classes, {len(train)} of "
             f"{TRAIN} training and {len(test)} of {TEST} test pictures"
         )
-    return Found(base, classes, train, test, notes)
+    return SourceListing(base, classes, train, test, notes)
 
 
 def is_there(data: Data) -> bool:

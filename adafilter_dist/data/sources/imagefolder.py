@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adafilter_dist.data.sources import csv_list
 from adafilter_dist.data.sources.layout import LAYOUTS, class_folders, read_layout
-from adafilter_dist.data.sources.listing import Found, Sample, root_of
+from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.data.sources.missing import no_such
 from adafilter_dist.data.sources.walk import Walk
 from adafilter_dist.errors import UserError, nearest, printable
@@ -15,7 +15,7 @@ from adafilter_dist.pictures.formats import unread_by_suffix
 from adafilter_dist.recipe.schema import Data
 
 
-def find(data: Data) -> Found:
+def find(data: Data) -> SourceListing:
     """The pictures below data.root or listed in data.csv; UserError says what is amiss."""
     if data.csv is not None:
         if not data.csv.exists():
@@ -48,8 +48,10 @@ def find(data: Data) -> Found:
             f"{printable(min(walk.others))}: {printable(unread_by_suffix(walk.others))}"
         )
     if None in splits:
-        return Found(root, classes, splits[None], None, notes)
-    return Found(root, classes, splits["train"], splits.get("test"), notes, splits.get("val", []))
+        return SourceListing(root, classes, splits[None], None, notes)
+    return SourceListing(
+        root, classes, splits["train"], splits.get("test"), notes, splits.get("val", [])
+    )
 
 
 def is_there(data: Data) -> bool:

@@ -31,10 +31,10 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a source found in its layout; ``test`` is None where no test split is published.
+class SourceListing:
+    """The splits as a data set is published; ``test`` is None if it has no test split.
 
-    ``validation`` holds the data's own validation split, and is empty where there is none.
+    ``validation`` holds the data's own validation split, and is empty if there is none.
     """
 
     root: Path

@@ -21,7 +21,7 @@ SplitName = Literal["train", "val", "test"]
 Sizes = Callable[[int], int]
 
 
-class Purpose(enum.IntEnum):
+class SplitPurpose(enum.IntEnum):
     """What a draw is for; each purpose has its own random stream."""
 
     TEST = 1
@@ -31,7 +31,7 @@ class Purpose(enum.IntEnum):
 
 
 def cut_fraction(
-    labels: Indices, fraction: float, seed: int, purpose: Purpose
+    labels: Indices, fraction: float, seed: int, purpose: SplitPurpose
 ) -> tuple[Indices, Indices]:
     """(rest, part): ``fraction`` of every class goes into the part.
 
@@ -42,7 +42,7 @@ def cut_fraction(
 
 
 def cut_count(
-    labels: Indices, count: int, seed: int, purpose: Purpose, classes: Sequence[str], key: str
+    labels: Indices, count: int, seed: int, purpose: SplitPurpose, classes: Sequence[str], key: str
 ) -> tuple[Indices, Indices]:
     """(rest, part): exactly ``count`` pictures of every class go into the part, sorted indices.
 
@@ -58,7 +58,7 @@ def cut_count(
     return _cut(labels, lambda n: count, seed, purpose)
 
 
-def keep_fraction(labels: Indices, fraction: float, seed: int, purpose: Purpose) -> Indices:
+def keep_fraction(labels: Indices, fraction: float, seed: int, purpose: SplitPurpose) -> Indices:
     """Sorted indices of ``fraction`` of every class, rounded, at least one picture of each."""
     _, part = _cut(labels, lambda n: max(1, int(n * fraction + 0.5)), seed, purpose)
     return part
@@ -70,14 +70,14 @@ def _share(n: int, fraction: float) -> int:
     return min(max(1, int(n * fraction + 0.5)), n - 1)
 
 
-def _cut(labels: Indices, size: Sizes, seed: int, purpose: Purpose) -> tuple[Indices, Indices]:
+def _cut(labels: Indices, size: Sizes, seed: int, purpose: SplitPurpose) -> tuple[Indices, Indices]:
     chosen = np.zeros(len(labels), dtype=bool)
     for members in _shuffled_classes(labels, seed, purpose):
         chosen[members[: size(len(members))]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def _shuffled_classes(labels: Indices, seed: int, purpose: Purpose) -> Iterator[Indices]:
+def _shuffled_classes(labels: Indices, seed: int, purpose: SplitPurpose) -> Iterator[Indices]:
     by_class = np.argsort(labels, kind="stable")
     present, starts = np.unique(labels[by_class], return_index=True)
     for label, members in zip(present, np.split(by_class, starts[1:]), strict=False):

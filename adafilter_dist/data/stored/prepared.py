@@ -12,7 +12,7 @@ import numpy as np
 from adafilter_dist.data.sources.listing import root_of
 from adafilter_dist.data.sources.missing import no_such
 from adafilter_dist.data.sources.origin import changed_list, origin_of
-from adafilter_dist.data.sources.split import Indices, Purpose, cut_fraction, keep_fraction
+from adafilter_dist.data.sources.split import Indices, SplitPurpose, cut_fraction, keep_fraction
 from adafilter_dist.data.sources.split import SplitName as SplitName
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest, settings_of
 from adafilter_dist.data.stored.store import Damaged, open_store
@@ -58,13 +58,13 @@ class Prepared:
             rest, val = every[: -self.validation], every[-self.validation :]
         else:
             rest, val = cut_fraction(
-                self.train_labels, self.val_fraction, self.split_seed, Purpose.VAL
+                self.train_labels, self.val_fraction, self.split_seed, SplitPurpose.VAL
             )
         if name == "val":
             return self.train_store, val, self.train_labels[val]
         if self.label_fraction < 1:
             kept = keep_fraction(
-                self.train_labels[rest], self.label_fraction, self.split_seed, Purpose.LABELS
+                self.train_labels[rest], self.label_fraction, self.split_seed, SplitPurpose.LABELS
             )
             rest = rest[kept]
         return self.train_store, rest, self.train_labels[rest]

@@ -12,7 +12,7 @@ from adafilter_dist.data.stored.prepared import Prepared, SplitName
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sample(Prepared):
+class PreparedSubset(Prepared):
     """Prepared data of which every split shows at most ``images`` pictures.
 
     They are evenly spaced, because stored sets are sorted by class.
@@ -21,10 +21,10 @@ class Sample(Prepared):
     images: int
 
     @staticmethod
-    def of(prepared: Prepared, images: int) -> Sample:
+    def of(prepared: Prepared, images: int) -> PreparedSubset:
         """The same data, thinned out."""
         same = {one.name: getattr(prepared, one.name) for one in fields(Prepared)}
-        return Sample(**same, images=images)
+        return PreparedSubset(**same, images=images)
 
     def split(self, name: SplitName) -> tuple[Path, Indices, Indices]:
         """As `Prepared.split`."""
