@@ -20,7 +20,7 @@ class UserError(Exception):
     """
 
     exit_code = 2
-    every_rank = False  # True: not every rank has met it, so whoever has must say it
+    every_rank = False  # True: it may occur on one rank only, so each rank prints its own
 
 
 class DivergedError(UserError):
@@ -30,7 +30,7 @@ class DivergedError(UserError):
 
 
 class RankError(UserError):
-    """What one rank met and not all: whoever has says so."""
+    """An error that may occur on one rank only; that rank prints it."""
 
     exit_code = 1
     every_rank = True

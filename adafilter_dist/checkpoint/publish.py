@@ -88,7 +88,7 @@ def publish(
 
 
 def set_aside_after(ownership: Ownership, step: int) -> None:
-    """Rename the checkpoints after ``step``, which an attempt goes on from, to bad-...
+    """Rename the checkpoints after ``step``, from which an attempt resumes, to bad-...
 
     They were found damaged. They must not count as kept, nor be taken for the newest again.
     """

@@ -72,7 +72,7 @@ def _serve(
             beside = [Path(path) for path in request["beside"]]
             done = publish(ownership, content, keep=keep, beside=beside)
         except (OSError, ValueError, LostRunError) as error:
-            # Nothing of it may outlive this block: its traceback looks into the memory.
+            # The error must not outlive this block: its traceback holds views of the shared memory.
             lost = isinstance(error, LostRunError)
             return {"step": step, "error": _reason(error, place, content), "lost": lost}
         finally:

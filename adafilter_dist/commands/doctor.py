@@ -166,7 +166,7 @@ def _sbatch() -> Row:
 
 
 def _imported(module: str) -> Row:
-    """A package that is imported for real: a broken installation of it is found out here."""
+    """Import a package for real, so that a broken installation shows here."""
     try:
         detail = importlib.import_module(module)
     except Exception as error:

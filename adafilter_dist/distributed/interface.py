@@ -53,7 +53,7 @@ def use(interface: str) -> None:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
 
 
-def mend_gloo(address: str) -> None:
+def choose_gloo_interface(address: str) -> None:
     """Let gloo use the interface of ``address``, by which this machine is known to be reached.
 
     Only where it would go by the name of the host and find the loopback or nothing there, as on a

@@ -24,8 +24,8 @@ import torch.distributed as dist
 
 from adafilter_dist.distributed.interface import (
     addresses,
+    choose_gloo_interface,
     is_loopback,
-    mend_gloo,
     names,
     require,
     use,
@@ -131,7 +131,7 @@ def _await_all(store: dist.Store, world_size: int, until: float, within: float) 
             )
         time.sleep(0.02)
     if world_size > 1:
-        mend_gloo(json.loads(store.get("came 1"))["reached"])
+        choose_gloo_interface(json.loads(store.get("came 1"))["reached"])
     store.set("word", "all")
 
 
@@ -192,7 +192,7 @@ def _reach(place: Place, rank: int, until: float) -> dist.Store:
             except (OSError, RuntimeError) as error:
                 tried[f"{way}:{place.port}"] = _reason(error)
                 continue
-            mend_gloo(mine)
+            choose_gloo_interface(mine)
             return store
         if time.monotonic() > until:
             attempts = ", ".join(f"{way} ({why})" for way, why in tried.items())

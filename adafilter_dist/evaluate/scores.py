@@ -13,7 +13,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What the model said of each image, one entry an image: all of shape (n,).
+    """The model's prediction for each image: all fields have shape (n,).
 
     ``labels`` and ``predictions`` are int64, ``top5`` bool (label among the five largest logits),
     ``losses`` float64 (cross entropy without smoothing, nats).

@@ -20,7 +20,7 @@ def removed_on_failure(folders: Iterable[Path]) -> Iterator[None]:
     except BaseException:
         for folder in new:
             files = RunFiles(folder)
-            # Where one of these is, somebody else has the run by now.
+            # If one of these exists, another process uses the run by now.
             if not files.submitted.exists() and not files.attempts.exists():
                 shutil.rmtree(folder, ignore_errors=True)
         for place in sorted(above, key=lambda path: len(path.parts), reverse=True):

@@ -1,4 +1,4 @@
-"""A copy of the package as it is now: code must not change under a job that comes back."""
+"""Copies the package for a job, so that its code does not change before a requeue."""
 
 from __future__ import annotations
 

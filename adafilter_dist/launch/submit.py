@@ -39,7 +39,7 @@ class Submission:
 
 
 def choose_cluster(launch: Launch, say: Say) -> Literal["slurm", "local"]:
-    """``launch.cluster``, where auto is SLURM if sbatch answers, else this machine (said)."""
+    """``launch.cluster``; auto means SLURM if sbatch works, else this machine, with a note."""
     if launch.cluster != "auto":
         if launch.cluster == "slurm" and shutil.which("sbatch") is None:
             raise UserError(
@@ -60,7 +60,7 @@ def choose_cluster(launch: Launch, say: Say) -> Literal["slurm", "local"]:
 
 
 def still_to_do(targets: Sequence[Target], say: Say) -> list[Target]:
-    """The targets without those that are finished, queued or running, each of which is told of."""
+    """The targets that are not finished, queued or running; the others are named in a line each."""
     known = {target.run: number for target in targets if (number := job_of(target.run))}
     asked = {*known.values(), *filter(None, (target.owners_job() for target in targets))}
     queue = (ask_queue(asked) or {}) if asked else {}

@@ -58,7 +58,7 @@ class Target:
         return owner.job if owner is not None else None
 
     def in_use(self, queue: Mapping[str, QueuedJob]) -> str:
-        """Who has the run now, empty for nobody known; ``queue`` is what SLURM says of jobs.
+        """What uses the run now, empty if nothing known does; ``queue`` is SLURM's view of jobs.
 
         An owner on another node, whose job is over, is dead: the run is given free at once.
         """

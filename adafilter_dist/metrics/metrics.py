@@ -139,7 +139,7 @@ class Metrics:
 
 
 def _boards(run_dir: Path, recipe: Recipe, console: Console, step: int) -> list[Board]:
-    """The boards asked for. A missing one is told of only if the user named it."""
+    """The boards asked for. A missing package is only reported if the user named its board."""
     boards: list[Board] = []
     for name in recipe.log.to:
         try:

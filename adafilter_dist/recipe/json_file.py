@@ -1,4 +1,4 @@
-"""A JSON file of somebody else's settings, as strict as a recipe."""
+"""Reads a JSON file of another tool's settings, as strictly as a recipe."""
 
 from __future__ import annotations
 

@@ -45,11 +45,11 @@ def describe(recipe: Recipe, classes: int | None, console: Console) -> None:
     console.print(_memory(recipe, trainable, costs))
 
 
-def _classes(recipe: Recipe, given: int | None, console: Console) -> int:
-    if given is not None:
-        if given < 2:
-            raise UserError(f"--classes {given}: at least two classes are needed")
-        return given
+def _classes(recipe: Recipe, wanted: int | None, console: Console) -> int:
+    if wanted is not None:
+        if wanted < 2:
+            raise UserError(f"--classes {wanted}: at least two classes are needed")
+        return wanted
     try:
         prepared = open_prepared(recipe)
         if prepared.validation:

@@ -38,7 +38,7 @@ class Results:
     probe: Probe | None = None
 
     def bars(self) -> list[Bar]:
-        """The accuracies to compare, in the order they are told."""
+        """The accuracies to compare, in the order of the report."""
         bars = []
         if self.probe is not None:
             edge = ", the edge of its grid" if self.probe.at_edge else ""

@@ -84,12 +84,12 @@ def owners(run: Path) -> Iterator[Owner]:
         try:
             yield Owner(**{**RunFiles(run).attempt(number).read_owner(), "attempt": number})
         except TypeError:
-            # Claimed, but by whom cannot be read any more: nobody who could be found alive.
+            # Claimed, but the owner's file cannot be read any more: treated as a dead owner.
             yield Owner(number, "unknown", "", 0, 0)
 
 
 def newest_owner(run: Path) -> Owner | None:
-    """Whoever claimed the run last, None if nobody did yet."""
+    """The process that claimed the run last; None if none has yet."""
     return max(owners(run), key=lambda owner: owner.attempt, default=None)
 
 

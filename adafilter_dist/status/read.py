@@ -85,7 +85,7 @@ def resume_line_of(run: str, state: str) -> str | None:
 
 
 def _job(submitted: Submitted | None, attempts: list[Attempt]) -> str | None:
-    """The id of its job in SLURM: as submitted, else of whoever ran it in a job of his own."""
+    """The run's SLURM job id: of its submission, else of the job in which its owner ran."""
     if submitted is not None:
         return submitted.job if submitted.cluster == "slurm" else None
     return attempts[-1].job if attempts else None

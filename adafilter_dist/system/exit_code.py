@@ -49,7 +49,7 @@ def _code_of(command: Callable[[], int]) -> int:
 
 
 def _flush() -> None:
-    """Bring out what is printed while it can still be said that this does not work."""
+    """Flush the output now, while a failure to write it can still be reported."""
     if sys.stdout is None:  # closed by whoever started the command
         return
     try:

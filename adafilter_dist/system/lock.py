@@ -1,4 +1,4 @@
-"""One process at a time: `prepare` in its folder, whoever copies data to a node."""
+"""Lock files: only one process at a time prepares a folder or copies data to a node."""
 
 from __future__ import annotations
 

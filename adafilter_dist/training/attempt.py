@@ -27,7 +27,7 @@ from adafilter_dist.system.console import Console
 from adafilter_dist.system.sealed_files import DamagedError
 from adafilter_dist.training import memory
 from adafilter_dist.training.announce import Outcome, announce_end, announce_start
-from adafilter_dist.training.best import mend_best
+from adafilter_dist.training.best import repair_best
 from adafilter_dist.training.checkpointing import CheckpointSchedule
 from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.failures import failures_recorded
@@ -235,7 +235,7 @@ class _Attempt:
             steps = session.steps_per_epoch
             old, step = self._plan.before, loaded.position.step
             require_end(old, self._recipe, step, steps, run=run.path)
-        return replace(loaded, position=mend_best(session, run, checkpoints, loaded, self._say))
+        return replace(loaded, position=repair_best(session, run, checkpoints, loaded, self._say))
 
     def _translated(self, loaded: Loaded, session: Session) -> Position:
         """The loaded position, counted in this recipe's steps if --allow-mismatch changed them."""

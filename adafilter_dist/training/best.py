@@ -33,7 +33,7 @@ def write_best(session: Session, run: RunFolder) -> None:
             )
 
 
-def damage_of_best(run: Path) -> str:
+def best_damage(run: Path) -> str:
     """Why best/ cannot be used; empty if it can."""
     try:
         read_config(RunFiles(run).best)
@@ -51,12 +51,12 @@ def load_best(run: Path) -> nn.Module:
         raise UserError(f"{error}; to write it again: {resume_line(run)}") from None
 
 
-def can_be_mended(run: Path) -> bool:
+def can_repair(run: Path) -> bool:
     """Whether there is a checkpoint to write best/ from."""
     return bool(RunFiles(run).checkpoint_folders())
 
 
-def mend_best(
+def repair_best(
     session: Session,
     run: RunFolder,
     checkpoints: Checkpoints,
@@ -73,30 +73,30 @@ def mend_best(
     if position.best_epoch is None:
         return position
     step = (position.best_epoch + 1) * session.steps_per_epoch
-    place = checkpoints.folder / folder_name(step)
+    source_folder = checkpoints.folder / folder_name(step)
 
     def look() -> str | None:
         """The checkpoint to write best/ from; None if best/ is sound, "" if none is kept."""
-        damage = damage_of_best(run.path)
+        damage = best_damage(run.path)
         if not damage:
             return None
         try:
-            if place != loaded.folder:
-                checkpoints.load(place)
+            if source_folder != loaded.folder:
+                checkpoints.load(source_folder)
         except DamagedError:
             say(f"warning: {damage}. {_anew(session, position)}")
             return ""
-        say(f"warning: {damage}. It is written again from {place}")
-        return str(place)
+        say(f"warning: {damage}. It is written again from {source_folder}")
+        return str(source_folder)
 
     source = from_rank0(session.world, look)
     if source is None:
         return position
     if source:
-        if place != loaded.folder:
-            session.load_full_state(checkpoints.load(place).state)
+        if source_folder != loaded.folder:
+            session.load_full_state(checkpoints.load(source_folder).state)
         write_best(session, run)
-        if place != loaded.folder:
+        if source_folder != loaded.folder:
             session.load_full_state(loaded.state)
         return position
     ended = position.step == session.total_steps
@@ -109,8 +109,8 @@ def _anew(session: Session, position: Position) -> str:
     assert position.best_epoch is not None
     top1 = "" if position.best_metric is None else f", top-1 {position.best_metric:.1%}"
     ended = position.step == session.total_steps
-    from_where = "the last epoch is taken" if ended else "the best is sought anew from here on"
+    what_next = "the last epoch is taken" if ended else "the best is sought anew from here on"
     return (
         f"The checkpoint of its epoch ({position.best_epoch + 1}{top1}) is no longer kept: "
-        f"{from_where}"
+        f"{what_next}"
     )

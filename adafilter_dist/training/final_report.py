@@ -15,7 +15,7 @@ from adafilter_dist.report.results import Results
 from adafilter_dist.report.summary import print_summary, write_gates, write_summary
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.system.files import write_text
-from adafilter_dist.training.best import damage_of_best, load_best
+from adafilter_dist.training.best import best_damage, load_best
 from adafilter_dist.training.session import Session
 
 
@@ -59,7 +59,7 @@ def _report(run: RunFolder, results: Results, console: Console, every_gate: bool
         "figure": draw(run.path, results, console),
     }
     print_summary(console, run.path, results, files, every_gate=every_gate)
-    # Kept as text, for whoever asks for the same run again.
+    # Kept as text, to be printed when the same run is asked for again.
     text = io.StringIO()
     print_summary(Console(file=text, width=100), run.path, results, files)
     write_text(run.files.summary, text.getvalue())
@@ -71,7 +71,7 @@ def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False)
     for path in kept:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # figures/ can be deleted
             print(path.read_text())
-    damage = damage_of_best(run.path)
+    damage = best_damage(run.path)
     if damage:
         console.print(
             f"warning: {damage}; there is no checkpoint left to write it from",

@@ -10,7 +10,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import RecipeDecision, begin, check_changes
 from adafilter_dist.run.folder import find_run
 from adafilter_dist.system.json_files import whole
-from adafilter_dist.training.best import can_be_mended, damage_of_best
+from adafilter_dist.training.best import best_damage, can_repair
 from adafilter_dist.training.run_data import check_run_data, read_run_data
 
 
@@ -43,7 +43,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
     rows = [whole(row, "step") or 0 for row in run.files.read_metrics()]
     done = status.get("state") == "finished" and not longer
     # A finished run without best/ is not done: its end is repeated from a checkpoint.
-    done = done and not (can_be_mended(run.path) and damage_of_best(run.path))
+    done = done and not (can_repair(run.path) and best_damage(run.path))
     known = read_run_data(run.path)
     return AttemptPlan(
         run.path,

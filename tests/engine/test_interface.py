@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.distributed import interface
-from adafilter_dist.distributed.interface import addresses, mend_gloo, require, use
+from adafilter_dist.distributed.interface import addresses, choose_gloo_interface, require, use
 from adafilter_dist.errors import RankError
 from tests.distributed.launch import ROOT
 
@@ -50,7 +50,7 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     use("eth0")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
     assert os.environ["NCCL_SOCKET_IFNAME"] == "=ib0"
-    mend_gloo("10.1.0.7")
+    choose_gloo_interface("10.1.0.7")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
 
 
@@ -58,12 +58,12 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gloo_is_helped_where_the_name_of_the_host_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mend_gloo("127.0.0.1")
+    choose_gloo_interface("127.0.0.1")
     assert "GLOO_SOCKET_IFNAME" not in os.environ
-    mend_gloo("10.1.0.7")
+    choose_gloo_interface("10.1.0.7")
     assert os.environ.pop("GLOO_SOCKET_IFNAME") == "ib0"
     monkeypatch.setattr(interface, "_resolved", lambda name: ["192.0.2.7"])
-    mend_gloo("10.1.0.7")
+    choose_gloo_interface("10.1.0.7")
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 

@@ -54,7 +54,7 @@ class Look:
 
 
 def look(recipe: Recipe) -> Look:
-    """List the pictures, and see whether the prepared folder can be written or left as it is.
+    """List the pictures, and check whether the prepared folder has to be written.
 
     Opens no network and writes nothing. Raises UserError for everything that this shows.
     """
@@ -187,7 +187,7 @@ def _known(folder: Path, manifest: Manifest, ours: Origin) -> Origin | None:
 
 
 def _with(folder: Path, manifest: Manifest, ours: Origin) -> list[Origin]:
-    """The places noted in the manifest, with ours as it is now at the end."""
+    """The origins in the manifest, with today's entry for our own place at the end."""
     others = [o for o in manifest.origins if not o.same_place(ours, folder)]
     return [*others, ours]
 

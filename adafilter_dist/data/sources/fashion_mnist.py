@@ -122,7 +122,7 @@ def _from_debian(scratch: Path) -> Path:
 
 
 def _call(command: list[str], folder: Path) -> str:
-    """Empty when the command succeeds, else the end of what it said."""
+    """Empty if the command succeeds, else the end of its output."""
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )

@@ -1,4 +1,4 @@
-"""What is said of a place that is not there."""
+"""Words the error for a folder or file that is missing."""
 
 from __future__ import annotations
 

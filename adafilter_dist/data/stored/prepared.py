@@ -137,7 +137,7 @@ def require_origin(folder: Path, manifest: Manifest, recipe: Recipe) -> None:
 
 
 def _missing(folder: Path, data: Data, again: str) -> str:
-    """What is said where nothing is prepared: the pictures may be missing, too."""
+    """Words the error if nothing is prepared; the pictures may be missing too."""
     if data.csv is not None and not data.csv.exists():
         return f"data.csv={data.csv}: {no_such('file', data.csv)}, and nothing is prepared of it"
     if data.root is not None and not data.root.is_dir():

@@ -182,7 +182,7 @@ def _put(temporary: Path, folder: Path, manifest: Manifest) -> None:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise
             if is_good(folder, manifest):
-                return  # somebody was faster, where locks do nothing
+                return  # another process was faster, on a file system without locks
             folder.rename(aside)  # a job that reads it keeps what it has open
             continue
         fsync_folder(folder.parent)

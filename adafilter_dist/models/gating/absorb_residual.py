@@ -125,7 +125,7 @@ class _Rewriting:
         passed[-1].replace_all_uses_with(layer)
         for node in reversed(passed):
             self.line.graph.erase_node(node)
-        # Whoever puts another module there, or listens to this one, gets the block's own forward.
+        # If the module is replaced, or hooks are added to it, the block's own forward runs.
         self.conditions.append(f"is_gated({self._expression(layer)})")
         for node in passed:
             if (module := self._module(node)) is not None:

@@ -254,7 +254,7 @@ def _replacement(source: nn.Module, path: str) -> nn.Module:
 
 
 def _with_hooks(copy: nn.Module, source: nn.Module) -> nn.Module:
-    # The very dictionaries: whoever attached a hook can remove it.
+    # The same dictionaries, not copies, so that the handles of the hooks can still remove them.
     for name in _HOOKS:
         setattr(copy, name, getattr(source, name))
     return copy

@@ -145,7 +145,7 @@ def _product(
 
 
 def each(conv: BareConv, x: Tensor, table: FilterTable, chosen: Tensor) -> Tensor:
-    """One convolution an image, by its own filters: nothing is computed in vain."""
+    """One convolution an image, by its own filters: no output is computed and thrown away."""
     made = [
         convolve(conv, image, *table.gather(own))
         for image, own in zip(x.split(1), chosen, strict=True)

@@ -21,7 +21,7 @@ class TensorVersion:
 
     def is_of(self, tensor: Tensor) -> bool:
         """Whether this is the same tensor, unchanged."""
-        # A module that was moved has another tensor, one that was loaded another version of it.
+        # Moving a module replaces its tensors; loading a state dict raises their version.
         return self._tensor() is tensor and self._version == _version(tensor)
 
 

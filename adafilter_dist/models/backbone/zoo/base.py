@@ -36,7 +36,7 @@ class Zoo(ABC):
 
     @abstractmethod
     def preprocess(self, weights: str | None) -> Preprocess:
-        """What the published weights `weights` expect; ImageNet's usual where nobody says."""
+        """The preprocessing of the published `weights`; ImageNet's usual one if none is given."""
 
     @abstractmethod
     def locate(self, weights: str) -> WeightsFile:
