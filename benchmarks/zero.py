@@ -32,7 +32,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adafilter_dist.data.loading.order import share
+from adafilter_dist.data.loading.order import micro_batches_of_rank
 from adafilter_dist.distributed import World, join_world
 from adafilter_dist.engine import Engine, FullState, build_engine
 from adafilter_dist.engine.deepspeed import BUCKET
@@ -268,7 +268,7 @@ class Runner:
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self._images = images.to(world.device).contiguous(memory_format=layout)
         self._labels = torch.arange(train.micro_batch, device=world.device) % given.classes
-        self._share = share(train.micro_batches, world.rank, world.world_size)
+        self._share = micro_batches_of_rank(train.micro_batches, world.rank, world.world_size)
 
     def step(self) -> Iterator[str]:
         """One training step; stops to say where it is, so that tensors can be counted."""

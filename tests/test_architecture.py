@@ -67,7 +67,7 @@ def test_the_text_of_a_link_is_the_file_it_leads_to() -> None:
 
 
 def test_names_that_stand_before_a_file_are_in_it() -> None:
-    """As in "`judge` in [launch/requeue.py](...)"."""
+    """As in "`decide_requeue` in [launch/requeue.py](...)"."""
     named = re.findall(r"`(\w+)` (?:of|in) \[[^\]]+\]\(\.\./(adafilter_dist/[^)]+)\)", TOUR)
     assert len(named) >= 8
     for name, file in named:

@@ -22,7 +22,7 @@ from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.data.stored.staging import NotStaged, copy_folder, expanded, is_good, stage
 from adafilter_dist.data.stored.store import open_store, write_store
 from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.changes import judge
+from adafilter_dist.recipe.changes import check_changes
 from adafilter_dist.recipe.identity import run_hash
 from tests.data.conftest import prepared, recipe, records
 
@@ -223,7 +223,7 @@ def test_variables_are_those_of_the_node(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_where_copies_lie_is_no_part_of_the_run() -> None:
     plain, staged = recipe(), recipe(data={"stage_to": "$SLURM_TMPDIR/data"})
     assert run_hash(plain) == run_hash(staged)
-    assert judge(plain, staged).recipe.data.stage_to == "$SLURM_TMPDIR/data"
+    assert check_changes(plain, staged).recipe.data.stage_to == "$SLURM_TMPDIR/data"
     with pytest.raises(ValidationError, match="stage_to=here: must begin with /"):
         recipe(data={"stage_to": "here"})
 

@@ -41,7 +41,7 @@ class LayoutCache:
         return LayoutCache, ()
 
     def of(self, table: FilterTable, make_layout: MakeLayout) -> FilterLayout:
-        """`lay_out` of that table's filters."""
+        """`make_layout` of that table's filters."""
         tensors = (table.rows, table.bias, table.frozen, table.tuned)
         known = zip(self._sources, tensors, strict=False)
         if self._laid is None or not all(source.is_of(tensor) for source, tensor in known):
