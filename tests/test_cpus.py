@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from adafilter_dist.system.cpus import cpu_share, cpus_of_rank, on
+from adafilter_dist.slurm.cpus import cpu_share, cpus_of_rank
+from adafilter_dist.slurm.environment import count_of
 
 JOB = {"SLURM_JOB_ID": "7"}
 STEP = {**JOB, "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
@@ -93,8 +94,8 @@ def test_cpus_of_a_rank(
 
 
 def test_slurms_compressed_counts() -> None:
-    assert [on(node, "2(x2),1,16(x3)") for node in range(7)] == [2, 2, 1, 16, 16, 16, None]
-    assert on(0, "") is None and on(0, "?") is None
+    assert [count_of(node, "2(x2),1,16(x3)") for node in range(7)] == [2, 2, 1, 16, 16, 16, None]
+    assert count_of(0, "") is None and count_of(0, "?") is None
 
 
 def test_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

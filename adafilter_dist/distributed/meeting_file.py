@@ -31,6 +31,7 @@ from adafilter_dist.distributed.interface import (
     use,
 )
 from adafilter_dist.errors import RankError
+from adafilter_dist.slurm.environment import SlurmEnvironment
 from adafilter_dist.system.files import write_json
 
 _CONNECT_SECONDS = 3.0  # for one address, of which there may be several
@@ -114,7 +115,8 @@ def _open(file: Path, interface: str | None, timeout: timedelta) -> dist.Store:
 
 def _start() -> tuple[str | None, str]:
     """Job and restart, where SLURM tells them."""
-    return os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    slurm = SlurmEnvironment()
+    return slurm.job, str(slurm.restart)
 
 
 def _await_all(store: dist.Store, world_size: int, until: float, within: float) -> None:

@@ -24,7 +24,8 @@ from adafilter_dist.errors import RankError, UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.schema import seconds
 from adafilter_dist.recipe.shares import require_shares
-from adafilter_dist.system.cpus import cpus_of_rank
+from adafilter_dist.slurm.cpus import cpus_of_rank
+from adafilter_dist.slurm.environment import SlurmEnvironment
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def _device(wanted: str, local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError("engine.device=cuda: torch sees no CUDA device here; use engine.device=cpu")
     count = torch.cuda.device_count()
-    if count == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+    if count == 1 and SlurmEnvironment().gpus_are_of_task:
         return torch.device("cuda", 0)  # SLURM shows each task its own GPU, and no other
     if local_rank >= count:
         raise RankError(

@@ -12,16 +12,16 @@ cut                        ranks are gone that said nothing: requeued where SLUR
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from adafilter_dist.launch.comeback import requeue_run
-from adafilter_dist.launch.requeue import RequeueDecision, decide_for_own_job, own_job
+from adafilter_dist.launch.requeue import RequeueDecision, decide_for_own_job
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import newest_owner
+from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.json_files import text, whole
 
 _ANSWER_SECONDS = 60.0
@@ -97,8 +97,8 @@ def decide_after_torchrun(
 
 def nodes_answer() -> bool:
     """Whether every node of this job still runs a command."""
-    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
-    if nodes == "1":
+    nodes = SlurmEnvironment().nodes
+    if nodes == 1:
         return True
     try:
         asked = subprocess.run(

@@ -22,8 +22,8 @@ from adafilter_dist.launch.requeue import (
     claim_requeue,
     decide_for_own_job,
     limits,
-    own_job,
 )
+from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.exit_code import exit_code
 from adafilter_dist.training.preemption import StopFlag, stop_on_signal
 from adafilter_dist.training.stop_policy import StopPolicy
@@ -67,17 +67,16 @@ class Job:
     def _take_place(self) -> None:
         """Set the variables that torchrun would set, from SLURM's."""
         job, restart = own_job() or ("0", 0)
-        tasks = int(os.environ["SLURM_NTASKS"])
-        nodes = int(os.environ["SLURM_JOB_NUM_NODES"])
+        slurm = SlurmEnvironment()
         # As __main__ does, before torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for stale in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
             os.environ.pop(stale, None)
         os.environ |= {
-            "RANK": os.environ["SLURM_PROCID"],
-            "WORLD_SIZE": str(tasks),
-            "LOCAL_RANK": os.environ["SLURM_LOCALID"],
-            "LOCAL_WORLD_SIZE": str(tasks // nodes),
+            "RANK": str(slurm.task),
+            "WORLD_SIZE": str(slurm.tasks),
+            "LOCAL_RANK": str(slurm.local_task),
+            "LOCAL_WORLD_SIZE": str(slurm.tasks // slurm.nodes),
             "ADAFILTER_MEETING": str(self.folder / f"meeting.{job}.{restart}"),
             "ADAFILTER_CONNECT_TIMEOUT": str(self.connect_timeout),
         }

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adafilter_dist.slurm.environment import own_job
 from adafilter_dist.training.preemption import TIME_LIMIT
 
 _FIELD = re.compile(r"(?:^|\s)(JobState|Restarts|Reason|PreemptTime|EndTime|Partition)=(\S+)")
@@ -116,12 +117,6 @@ def claim_requeue(folder: Path, job: str, restart: int) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def own_job() -> tuple[str, int] | None:
-    """(job id, restart count) of the SLURM job this process is in; None outside of one."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return (job, int(os.environ.get("SLURM_RESTART_COUNT", "0"))) if job else None
 
 
 def decide_for_own_job(signal: str, signal_before: float) -> RequeueDecision:

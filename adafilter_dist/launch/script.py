@@ -20,11 +20,12 @@ from pathlib import Path
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.launch.after_torchrun import finish_job
-from adafilter_dist.launch.requeue import decide_for_own_job, limits, own_job
+from adafilter_dist.launch.requeue import decide_for_own_job, limits
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
 from adafilter_dist.recipe.section import seconds
 from adafilter_dist.run.ownership import is_alive, newest_owner
+from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.exit_code import exit_code
 from adafilter_dist.system.files import make_folder, write_text
 from adafilter_dist.training.preemption import StopFlag, stop_on_signal
@@ -93,11 +94,11 @@ def begin(words: Sequence[str], allow: Collection[str], ranks: int) -> None:
 
 def _placed(recipe: Recipe, ranks: int) -> Recipe:
     """The recipe with the nodes and processes that this job has."""
+    slurm = SlurmEnvironment()
     gpus = {"gpus_per_node": ranks, "tasks_per_node": None}
     cpus = {"gpus_per_node": 0, "tasks_per_node": ranks}
-    where = gpus if os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0" else cpus
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-    launch = recipe.launch.model_copy(update={"nodes": nodes, **where})
+    where = gpus if slurm.has_gpus else cpus
+    launch = recipe.launch.model_copy(update={"nodes": slurm.nodes, **where})
     return recipe.model_copy(update={"launch": launch})
 
 

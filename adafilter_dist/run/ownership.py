@@ -19,6 +19,7 @@ from pathlib import Path
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.run.files import AttemptFiles, RunFiles
+from adafilter_dist.slurm.environment import SlurmEnvironment
 from adafilter_dist.system.files import fsync_folder, make_folder, write_json
 
 LEASE = 60.0
@@ -55,6 +56,7 @@ class Owner:
 
 def this_process() -> Owner:
     """This process as the owner of attempt 0, with its SLURM job if it has one."""
+    slurm = SlurmEnvironment()
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
     return Owner(
@@ -63,8 +65,8 @@ def this_process() -> Owner:
         machine=f"{boot} {os.readlink('/proc/self/ns/pid')}",
         pid=os.getpid(),
         born=_born(os.getpid()) or 0,
-        job=os.environ.get("SLURM_JOB_ID"),
-        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        job=slurm.job,
+        restart=slurm.restart,
     )
 
 

@@ -1,4 +1,4 @@
-"""What SLURM is asked and told: the queue, jobs, the names in its paths.
+"""What SLURM is asked and told: the queue, jobs, its variables, the CPUs of a rank.
 
 Who submits and requeues runs is in `launch`.
 """

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from adafilter_dist.slurm.environment import SlurmEnvironment
+
 DELAY = 2
 """Steps between a flag's reduction and what is done about it, the same on every rank."""
 
@@ -73,7 +75,7 @@ class StopFlag:
 
     def _say_so(self) -> None:
         """Answer the signal on rank 0 with os.write: print may be interrupted in its own lock."""
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
+        if os.environ.get("RANK", str(SlurmEnvironment().task or 0)) != "0":
             return
         again = "; Ctrl-C again leaves at once, unsaved" if os.isatty(0) else ""
         line = f"{self.reason}: {self.answer}{again}\n"

@@ -14,7 +14,7 @@ import torch
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.zoo import zoo_of
-from adafilter_dist.system.cpus import cpus_of_rank
+from adafilter_dist.slurm.cpus import cpus_of_rank
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -14,11 +14,11 @@ from adafilter_dist.launch.requeue import (
     claim_requeue,
     decide_for_own_job,
     decide_requeue,
-    own_job,
     requeue,
     show_grace,
     show_job,
 )
+from adafilter_dist.slurm.environment import own_job
 from adafilter_dist.training.preemption import TIME_LIMIT
 from tests.launch.recorded import Cluster
 

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from adafilter_dist.system.cpus import cpus_of_rank
+from adafilter_dist.slurm.cpus import cpus_of_rank
 
 T = TypeVar("T")
 R = TypeVar("R")
