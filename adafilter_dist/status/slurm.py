@@ -57,7 +57,7 @@ def _last_sign(run: RunStatus, now: float) -> float:
 
 def with_job(run: RunStatus, name: str, job: QueuedJob | None, now: float) -> RunStatus:
     """The run as its job makes it; ``job`` is None where SLURM does not know it."""
-    state, reason = _judge(run, name, job, now)
+    state, reason = _state_with_job(run, name, job, now)
     attempts = run.attempts
     if attempts and attempts[-1].end is None and state in ("queued", "killed"):
         attempts = [*attempts[:-1], replace(attempts[-1], how="killed")]
@@ -85,7 +85,9 @@ def with_job(run: RunStatus, name: str, job: QueuedJob | None, now: float) -> Ru
     )
 
 
-def _judge(run: RunStatus, name: str, job: QueuedJob | None, now: float) -> tuple[str, str]:
+def _state_with_job(
+    run: RunStatus, name: str, job: QueuedJob | None, now: float
+) -> tuple[str, str]:
     state, reason = run.state, run.reason
     if job is None:
         return (
