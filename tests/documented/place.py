@@ -17,7 +17,7 @@ from pathlib import Path
 from torch.distributed.run import parse_args
 
 from adafilter_dist.recipe import load_recipe, recipe_names
-from adafilter_dist.run_folder import find_run
+from adafilter_dist.run.folder import find_run
 from tests.data.trees import caltech256, folders, food101
 from tests.distributed.launch import Ended, free_port, rank_environment, start, wait
 from tests.documented.pages import CLONE, Command
