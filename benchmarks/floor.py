@@ -1,7 +1,10 @@
-"""Print the floor of a training step and of inference; bench/floors.py says how it is counted.
+"""Print the floor of a training step and of inference.
 
-python benchmarks/floor.py                           # ResNet-50, batch 16, 160 px
-python benchmarks/floor.py --model resnet18 --batch 64 --size 224 --precision bf16
+    python benchmarks/floor.py                           # ResNet-50, batch 16, 160 px
+    python benchmarks/floor.py --model resnet18 --batch 64 --size 224 --precision bf16
+
+The machine's arithmetic and bandwidth are measured first; bench/floors.py says how the floor is
+counted.
 """
 
 from __future__ import annotations

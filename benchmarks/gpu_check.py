@@ -70,7 +70,7 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
 
     tests = (
         *(f"{OPERATIONS}/test_{name}_triton.py" for name in ("passes", "between", "selected")),
-        "tests/models/test_capture.py",
+        "tests/models/inference/test_cuda_graph.py",
     )
     workers = ("-n", "6") if importlib.util.find_spec("xdist") else ()
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers)

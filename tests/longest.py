@@ -10,7 +10,7 @@ import pytest
 # for a cluster most of the time.
 LONGEST = (
     "cluster/test_runs.py",
-    "models/test_identities.py",
+    "models/gating/test_identities.py",
     "test_setup.py",
     "launch/test_local_runs.py",
     "distributed/test_faults.py",
@@ -27,8 +27,8 @@ LONGEST = (
     "kills/test_random.py",
     "distributed/test_staging.py",
     "cluster/test_cluster.py",
-    "data/test_loader.py",
-    "models/test_selected.py",
+    "data/loading/test_loader.py",
+    "models/inference/test_selected_conv.py",
     "distributed/test_best.py",
     "kills/test_trainer.py",
     "models/ops/test_passes_triton.py",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.real_pictures import photographs
+from tests.shared.real_pictures import photographs
 
 SIZE = (80, 64)
 

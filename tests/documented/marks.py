@@ -26,6 +26,7 @@ MARKS = {
     r"sbatch --test-only": "what `adafilter submit` asks by itself; tests/cluster",
     r"python examples/own_loop\.py .*": "needs weights; tests/methods/test_own_loop.py",
     # blocks
+    r"flowchart TD": "a drawing",
     r"submitted job 4242: .*": "printed by a submission",
     r"RUN +STATE +STEP .*": "printed by `adafilter status`",
     r"\.\.\.": "printed by `adafilter status RUN`",

@@ -305,7 +305,7 @@ def test_a_benchmark_takes_the_options(
         spec.loader.exec_module(module)
         module.recipe_of(tmp_path, words[at + 1 :])
         return
-    import settings  # of benchmarks/; it checks more than argparse does
+    from bench import settings  # of benchmarks/; it checks more than argparse does
 
     known, understood = argparse.ArgumentParser.parse_args, settings.parse
 

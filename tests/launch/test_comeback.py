@@ -9,8 +9,8 @@ import pytest
 
 from adafilter_dist.launch.comeback import requeue_run
 from adafilter_dist.launch.requeue import RequeueDecision
-from tests.following import said, write_status
 from tests.launch.recorded import Cluster
+from tests.shared.following import said, write_status
 
 
 @pytest.fixture

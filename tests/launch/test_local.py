@@ -15,7 +15,7 @@ import pytest
 
 from adafilter_dist.launch import local
 from adafilter_dist.status import read_run
-from tests.following import submit
+from tests.shared.following import submit
 
 CLONE = Path(__file__).parents[2]
 

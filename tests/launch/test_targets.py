@@ -19,10 +19,10 @@ from adafilter_dist.launch.submit import (
 )
 from adafilter_dist.launch.target import Target, find_targets
 from adafilter_dist.status.sweep import read_sweep
-from tests.following import JOB, submit, write_status
 from tests.launch.conftest import words
 from tests.launch.recorded import Cluster
-from tests.test_ownership import holder
+from tests.run.test_ownership import holder
+from tests.shared.following import JOB, submit, write_status
 
 Find = Callable[..., list[Target]]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.real_pictures import thumbnails
+from tests.shared.real_pictures import thumbnails
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_loop.py"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.real_pictures import photographs
+from tests.shared.real_pictures import photographs
 
 TURNS = {
     1: None,

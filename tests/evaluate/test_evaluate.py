@@ -1,0 +1,276 @@
+"""Figures of an evaluation: right, of every image once, and the same on any number of ranks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torchvision
+from torch import Tensor, nn
+
+from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.device import to_device
+from adafilter_dist.evaluate import (
+    Difference,
+    Evaluation,
+    Outcomes,
+    evaluate,
+    evaluate_gates,
+)
+from adafilter_dist.evaluate.gates import partners
+from adafilter_dist.evaluate.rows import Rows
+from adafilter_dist.models.gating.convert import AdaFilterNet, convert
+from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
+from adafilter_dist.recipe.schema import Gate
+from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures
+
+CLASSES = 7
+CPU = torch.device("cpu")
+TIMEOUT = 240.0
+N = 16  # images in the test that takes them one by one
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def labels() -> Tensor:
+    return torch.randint(CLASSES, (40,), generator=torch.Generator().manual_seed(1))
+
+
+def gated_resnet18() -> AdaFilterNet:
+    """A converted ResNet-18 whose fine-tuned filters have moved away from the frozen ones."""
+    torch.manual_seed(0)
+    net = torchvision.models.resnet18(num_classes=CLASSES)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    gated = convert(net, size=SIDE, gate=Gate(hidden=16))
+    with torch.no_grad():
+        for name, parameter in gated.named_parameters():
+            if name.endswith("conv.weight"):
+                parameter.add_(torch.randn_like(parameter), alpha=float(parameter.std()))
+    return gated
+
+
+def normalised(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    batch = MicroBatch(images=images[positions], labels=labels()[positions], index=positions)
+    return to_device(batch, PREPROCESS, CPU, torch.float32, True)
+
+
+def test_figures_against_a_count_by_hand() -> None:
+    logits = torch.tensor(
+        [
+            [9, 8, 7, 6, 5, 4, 3.0],
+            [1, 2, 3, 4, 5, 6, 9.0],
+            [0, 5, 1, 1, 1, 1, 1.0],
+            [3, 0, 0, 0, 0, 0, 9.0],
+        ]
+    )
+    truth = torch.tensor([0, 0, 1, 0])
+    found = Evaluation.of(Outcomes.of(logits, truth), CLASSES)
+    assert (found.n, found.top1, found.top5) == (4, 0.5, 0.75)
+    assert found.mean_per_class == pytest.approx((1 / 3 + 1) / 2)
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, truth)))
+    wanted = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+    wanted[0, 0], wanted[0, 6], wanted[1, 1] = 1, 2, 1
+    assert torch.equal(found.confusion, wanted)
+    assert found.to_dict(confusion=True)["confusion"] == wanted.tolist()
+    assert Evaluation.of(Outcomes.of(logits[:, :5], torch.tensor([0, 0, 1, 0])), 5).top5 is None
+
+
+def test_a_difference_is_paired() -> None:
+    def outcomes(predictions: list[int]) -> Outcomes:
+        zeros = torch.zeros(4)
+        return Outcomes(torch.zeros(4, dtype=torch.int64), torch.tensor(predictions), zeros, zeros)
+
+    found = Difference.between(outcomes([0, 0, 0, 1]), outcomes([0, 0, 1, 1]))
+    assert found.value == 0.25
+    assert found.standard_error == pytest.approx(float(np.std([0, 0, 1, 0], ddof=1)) / 2)
+    assert Difference.between(outcomes([0, 1, 0, 1]), outcomes([0, 1, 0, 1])).standard_error == 0
+
+
+def test_a_model_is_evaluated_in_evaluation_mode_on_every_image_once() -> None:
+    net = torchvision.models.resnet18(num_classes=CLASSES).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    found = evaluate(
+        net, Shared(labels(), batch_size=6), PREPROCESS, device=CPU, num_classes=CLASSES
+    )
+    assert net.training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    images, truth = normalised(pictures(), torch.arange(40))
+    with torch.no_grad():
+        logits = net.eval()(images)
+    wanted = Evaluation.of(Outcomes.of(logits, truth), CLASSES)
+    assert torch.equal(found.confusion, wanted.confusion)
+    assert found.loss == pytest.approx(wanted.loss, abs=1e-5)
+
+
+def test_half_precision_and_double_precision() -> None:
+    net = torchvision.models.resnet18(num_classes=CLASSES).eval()
+    losses = {}
+    for precision in ("fp32", "bf16", "fp64"):
+        model = net.double() if precision == "fp64" else net
+        loader = Shared(labels()[:8], batch_size=8)
+        losses[precision] = evaluate(
+            model, loader, PREPROCESS, device=CPU, num_classes=CLASSES, precision=precision
+        ).loss
+    assert losses["fp64"] == pytest.approx(losses["fp32"], abs=1e-5)
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.1)
+
+
+class Wrong(Shared):
+    """A loader that loses its last batch, or brings it twice."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(labels(), batch_size=6)
+        self._times = times
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        *batches, last = super().__iter__()
+        return iter([*batches, *[last] * self._times])
+
+
+@pytest.mark.parametrize(
+    ("times", "words"), [(0, "4 were not evaluated and 0 more"), (2, "0 were not .* and 4 more")]
+)
+def test_a_lost_or_doubled_image_is_an_error(times: int, words: str) -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    with pytest.raises(RuntimeError, match=f"of 40 images {words}"):
+        evaluate(net, Wrong(times), PREPROCESS, device=CPU, num_classes=CLASSES)
+
+
+def test_another_number_of_classes_is_an_error() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 9))
+    with pytest.raises(ValueError, match="9 classes apart, the data have 7"):
+        evaluate(net, Shared(labels(), batch_size=6), PREPROCESS, device=CPU, num_classes=CLASSES)
+
+
+def test_rows_outside_the_data_set_are_an_error() -> None:
+    rows = Rows(2, CPU)
+    rows.add(torch.tensor([0, 2]), x=torch.zeros(2))
+    with pytest.raises(RuntimeError, match=r"outside 0\.\.1"):
+        rows.complete(x=torch.empty(0))
+
+
+@pytest.mark.parametrize("n", [2, 3, 40, 1001])
+def test_nobody_is_its_own_partner(n: int) -> None:
+    partner = partners(n, seed=3)
+    assert sorted(partner) == list(range(n))
+    assert not (partner == np.arange(n)).any()
+    assert (partner == partners(n, seed=3)).all()
+    assert n < 4 or (partner != partners(n, seed=4)).any()
+
+
+def test_gates_against_one_image_at_a_time() -> None:
+    net, truth = gated_resnet18(), labels()[:N]
+    # The last batch is a single image.
+    found = evaluate_gates(
+        net, Shared(truth, batch_size=5), PREPROCESS, device=CPU, num_classes=CLASSES, seed=5
+    )
+    net.eval()
+    images, _ = normalised(pictures(), torch.arange(N))
+    own: list[list[Tensor]] = []
+    with torch.no_grad():
+        for image in images:
+            seen: list[Tensor] = []
+            with observe_gates(net, lambda i, name, gates, p, seen=seen: seen.append(gates)):
+                net(image[None])
+            own.append(seen)
+        logits = net(images)
+        others = []
+        for image, partner in zip(images, partners(N, seed=5), strict=True):
+            with override_gates(net, lambda i, gates, partner=partner: own[partner][i]):
+                others.append(net(image[None]))
+        means = [torch.cat([gates[i] for gates in own]).mean(0) for i in range(len(own[0]))]
+        with override_gates(net, lambda i, gates: means[i].expand_as(gates)):
+            averaged = net(images)
+    for evaluation, wanted in (
+        (found.learned, logits),
+        (found.permuted, torch.cat(others)),
+        (found.averaged, averaged),
+    ):
+        assert evaluation is not None
+        expected = Evaluation.of(Outcomes.of(wanted, truth), CLASSES)
+        assert torch.equal(evaluation.confusion, expected.confusion)
+        assert evaluation.loss == pytest.approx(expected.loss, abs=1e-4)
+    losses = {found.learned.loss, found.permuted.loss, found.averaged.loss}  # type: ignore[union-attr]
+    assert len(losses) == 3
+    assert [layer.name for layer in found.layers] == find_gate(net).names
+    for layer, p in zip(found.layers, means, strict=True):
+        assert layer.filters == len(p)
+        assert layer.mean == pytest.approx(float(p.mean()), abs=1e-6)
+        assert layer.variance == pytest.approx(float((p * (1 - p)).mean()), abs=1e-6)
+        assert layer.constant == pytest.approx(float(((p == 0) | (p == 1)).float().mean()))
+    assert any(layer.variance > 0.01 for layer in found.layers)
+
+
+def test_one_image_has_no_partner() -> None:
+    found = evaluate_gates(
+        gated_resnet18(),
+        Shared(labels()[:1], batch_size=4),
+        PREPROCESS,
+        device=CPU,
+        num_classes=CLASSES,
+    )
+    assert found.permuted is None and found.permuting_costs is None
+    assert all(layer.variance == 0 and layer.constant == 1 for layer in found.layers)
+
+
+def measured(rank: int, world_size: int) -> dict[str, Any]:
+    net, results = gated_resnet18(), {}
+    # 20 images in batches of 10: a third rank has none at all.
+    for batch_size in (3, 10):
+        loader = Shared(labels()[:20], batch_size=batch_size, rank=rank, world_size=world_size)
+        plain = evaluate(net, loader, PREPROCESS, device=CPU, num_classes=CLASSES)
+        gates = evaluate_gates(net, loader, PREPROCESS, device=CPU, num_classes=CLASSES)
+        results[str(batch_size)] = {
+            "plain": plain.to_dict(confusion=True),
+            "gates": gates.to_dict(),
+            "permuted": gates.permuted.to_dict(confusion=True) if gates.permuted else None,
+        }
+    return results
+
+
+WORLDS = (3, 2)
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """One process, which joins each world that has a place for it."""
+    torch.set_num_threads(1)
+    for world_size in WORLDS:
+        if rank < world_size:
+            store = f"file://{folder}/store{world_size}"
+            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+            torch.save(measured(rank, world_size), f"{folder}/{world_size}-{rank}.pt")
+            dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_the_same_figures_on_one_two_and_three_ranks(tmp_path: Path) -> None:
+    alone = measured(0, 1)
+    assert alone["3"]["plain"]["n"] == 20
+    context = mp.spawn(run_rank, args=(str(tmp_path),), nprocs=max(WORLDS), join=False)
+    assert context is not None
+    end = time.monotonic() + TIMEOUT
+    try:
+        while not context.join(timeout=max(0.0, end - time.monotonic())):
+            assert time.monotonic() < end, f"the ranks did not finish in {TIMEOUT:g} s"
+    finally:
+        for process in context.processes:
+            if process.is_alive():
+                process.kill()
+    for world_size in WORLDS:
+        for rank in range(world_size):
+            # Same batches, same sums in the same order: equal to the last bit.
+            assert torch.load(tmp_path / f"{world_size}-{rank}.pt") == alone
