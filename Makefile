@@ -26,11 +26,12 @@ demo: setup  ## prepare the data, fine-tune with AdaFilter on real pictures, sho
 	@cd "$(ROOT)" && OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) \
 		-m adafilter_dist train recipe=demo
 
-# Three processes on two cores: tests that kill, or submit to a cluster, wait much of the time.
-test: lint  ## style, types, every test: the fast ones, then the others with a SLURM cluster
+# A cluster's jobs are interrupted at a step: they come last, with the cores to themselves.
+test: lint  ## style, types, every test: the fast ones, those that start processes, a SLURM cluster
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"
-	@cd "$(ROOT)" && $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder \
-		-m "slow or distributed or cluster"
+	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "(slow or distributed) and not cluster"
+	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m cluster tests/cluster
 
 test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a cluster; an hour
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills

@@ -1,7 +1,7 @@
 """AdaFilter fine-tuning of pre-trained CNNs, distributed and preemption-proof.
 
 For a training loop of your own: `convert`, `parameter_groups`, `update_statistics`; for a trained
-model: `load`, `for_inference`.
+model: `load`, `for_inference`, `capture`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from adafilter_dist.methods.export import load
     from adafilter_dist.models.gating.convert import convert
     from adafilter_dist.models.gating.step_statistics import update_statistics
+    from adafilter_dist.models.inference.cuda_graph import capture
     from adafilter_dist.models.inference.selected_conv import for_inference
 
 __all__ = [
     "__version__",
+    "capture",
     "convert",
     "for_inference",
     "load",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "capture": "adafilter_dist.models.inference.cuda_graph",
     "convert": "adafilter_dist.models.gating.convert",
     "for_inference": "adafilter_dist.models.inference.selected_conv",
     "load": "adafilter_dist.methods.export",

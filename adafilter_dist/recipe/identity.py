@@ -73,13 +73,3 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
         else:
             items[key] = value
     return items
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Keys that change the numbers and differ, as ``key: old -> new``."""
-    a, b = flat(numbers_of(old)), flat(numbers_of(new))
-    return [
-        f"{key}: {a.get(key)} -> {b.get(key)}"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
-    ]

@@ -102,7 +102,7 @@ def _freeze_both(*runs: Run) -> None:
 
 def _give_a_bug(run: Run) -> None:
     """To the code that a job not yet begun will run."""
-    code = run.folder / "code" / "adafilter_dist" / "train.py"
+    code = run.folder / "code" / "adafilter_dist" / "training" / "loop.py"
     place = "        session, step = self.session, self.position.step\n"
     bug = "        if step == 15 and session.world.rank == 2:\n            1 / 0\n"
     assert place in code.read_text()

@@ -66,7 +66,8 @@ _DDP = """\
 import sys
 import torch
 import adafilter_dist.training.attempt, adafilter_dist.training.dry_run
-from adafilter_dist.engine import build_engine, join_world
+from adafilter_dist.distributed import join_world
+from adafilter_dist.engine import build_engine
 from adafilter_dist.recipe import load_recipe
 
 with join_world(load_recipe(sys.argv[1:])) as world:

@@ -8,7 +8,7 @@ import pytest
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import dump_recipe, find_recipe, load_recipe
-from adafilter_dist.recipe.identity import differences, run_dir, run_hash
+from adafilter_dist.recipe.identity import run_dir, run_hash
 
 
 @pytest.fixture
@@ -123,7 +123,6 @@ def test_identity_is_of_the_numbers_only(file: Path) -> None:
     other = load_recipe([f"recipe={file}", "seed=1"])
     assert run_hash(base) == run_hash(same)
     assert run_hash(base) != run_hash(other)
-    assert differences(base, other) == ["seed: 0 -> 1"]
     assert run_dir(base) == Path("runs") / "mine" / run_hash(base)
     elsewhere = load_recipe([f"recipe={file}", "data.root=/other/pictures"])
     assert run_hash(base) != run_hash(elsewhere)  # an image folder is known by its place

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import time
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -35,25 +34,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pixels
 from adafilter_dist.recipe.schema import Recipe
 
-__all__ = ["Batches", "EvalLoader", "MicroBatch", "TrainLoader"]
-
-
-class Batches:
-    """Iterator over micro-batches; ``wait_seconds`` is the time spent waiting for them so far."""
-
-    def __init__(self, batches: Iterator[MicroBatch]) -> None:
-        self._batches = batches
-        self.wait_seconds = 0.0
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> MicroBatch:
-        began = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self.wait_seconds += time.perf_counter() - began
+__all__ = ["EvalLoader", "MicroBatch", "TrainLoader"]
 
 
 class TrainLoader:
@@ -87,7 +68,7 @@ class TrainLoader:
         self.kind = self._backend.kind
 
     @contextlib.contextmanager
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batches]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[MicroBatch]]:
         """The micro-batches of this rank, step by step, from ``first_step`` of the epoch on.
 
         What came before ``first_step`` is not read. However the context is left, threads have ended
@@ -105,7 +86,7 @@ class TrainLoader:
             first_step,
         ).reshape(-1, train.micro_batch)
         with contextlib.closing(self._micro_batches(epoch, samples)) as batches:
-            yield Batches(batches)
+            yield batches
 
     def _micro_batches(
         self, epoch: int, samples: NDArray[np.int64]

@@ -204,15 +204,6 @@ class Store:
             raise self._damaged(f"record {index} is not {shape[0]} x {shape[1]} px")
         return picture
 
-    def verify(self) -> None:
-        """Read the whole file and compare it with its recorded sha256; UserError if it differs."""
-        try:
-            recorded = _digest_path(self.path).read_text().split()[0]
-        except (FileNotFoundError, IndexError):
-            raise self._damaged(f"{_digest_path(self.path).name} is missing or empty") from None
-        if _sha256(self.path) != recorded:
-            raise self._damaged("its sha256 is not the recorded one")
-
     def _damaged(self, what: str) -> Damaged:
         return Damaged(self.path, what)
 

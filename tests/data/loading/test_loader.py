@@ -201,16 +201,6 @@ def test_policies_under_both_loaders(policy: str, raw: Prepared, loaders: Loader
     assert np.median(close) < 1
 
 
-def test_waiting_is_measured(loaders: Loaders) -> None:
-    with loaders["torchvision", "jpg"].epoch(0) as batches:
-        assert batches.wait_seconds == 0
-        next(batches)
-        first = batches.wait_seconds
-        assert first > 0
-        next(batches)
-        assert batches.wait_seconds > first
-
-
 def test_what_was_handed_out_stays(kind: str, large: Prepared) -> None:
     loader = train_loader(large, kind, **LARGE)
     copies = []
