@@ -66,11 +66,15 @@ def _kill(chain: Chain, draw: random.Random, loader: str, *, one: bool) -> bool:
         codes = [attempt.wait() for attempt in attempts]
         assert codes == [0] * len(attempts), attempts[0].printed()
         return False
-    if one:
-        victim = draw.randrange(len(attempts))
+    victims = [draw.randrange(len(attempts))] if one else range(len(attempts))
+    for victim in victims:
         kill_tree(attempts[victim].pid)
-        _see_others_end(attempts, victim)
-        chain.killed(attempts, f"at random: one of the ranks, {name}", lambda: f"rank {victim}")
+    if one:
+        _see_others_end(attempts, victims[0])
+    if all(attempt.wait() == 0 for attempt in attempts):
+        return False  # it ended between the look and the signal
+    if one:
+        chain.killed(attempts, f"at random: one of the ranks, {name}", lambda: f"rank {victims[0]}")
         return True
     chain.killed(attempts, f"at random: all, {name}")
     return True
