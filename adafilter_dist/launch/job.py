@@ -68,6 +68,8 @@ class Job:
         """Set the variables that torchrun would set, from SLURM's."""
         job, restart = own_job() or ("0", 0)
         slurm = SlurmEnvironment()
+        if slurm.task is None or slurm.local_task is None:
+            raise RuntimeError("not a task of srun: SLURM_PROCID or SLURM_LOCALID is not set")
         # As __main__ does, before torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for stale in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
