@@ -42,7 +42,8 @@ from adafilter_dist.engine import FullState
 from adafilter_dist.metrics import read_lines
 from adafilter_dist.models.gating.step_statistics import collect
 from adafilter_dist.recipe import load_recipe
-from adafilter_dist.recipe.schema import Checkpoint, seconds
+from adafilter_dist.recipe.sections.base import seconds
+from adafilter_dist.recipe.sections.output import Checkpoint
 from adafilter_dist.run.ownership import claim
 from adafilter_dist.training.delayed_metrics import DelayedMetrics
 from adafilter_dist.training.environment import describe_environment

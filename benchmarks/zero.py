@@ -41,7 +41,7 @@ from adafilter_dist.models.backbone.backbones import load_backbone
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.step_statistics import apply, collect
 from adafilter_dist.recipe import Recipe, load_recipe
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 
 WORLD_SIZES = (1, 2, 4, 8, 16, 64)
 FP32 = 4  # bytes

@@ -14,7 +14,7 @@ import torch
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 
 INSTALL = "pip install 'adafilter-dist[deepspeed]'"
 

@@ -22,7 +22,7 @@ from adafilter_dist.distributed.meeting_file import Meeting, meet_in_file, wrong
 from adafilter_dist.distributed.same_device_type import require_one_kind
 from adafilter_dist.errors import RankError, UserError
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.schema import seconds
+from adafilter_dist.recipe.sections.base import seconds
 from adafilter_dist.recipe.shares import require_shares
 from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.slurm.environment import SlurmEnvironment

@@ -12,7 +12,7 @@ from torch import nn
 from adafilter_dist.distributed import World
 from adafilter_dist.engine.base import Engine, FullState
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 
 __all__ = ["Engine", "FullState", "build_engine"]
 

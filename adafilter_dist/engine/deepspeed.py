@@ -26,7 +26,7 @@ from adafilter_dist.engine.zero import Stage0, Stage3, Stages12
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.deepspeed_json import is_off, without_auto
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 
 
 class DeepSpeedEngine:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.schema import Optim
+from adafilter_dist.recipe.sections.training import Optim
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:

@@ -16,8 +16,8 @@ from typing import Any
 import adafilter_dist
 from adafilter_dist.errors import UserError, printable
 from adafilter_dist.launch.job import Job
-from adafilter_dist.recipe.launch import Launch, minutes
-from adafilter_dist.recipe.section import seconds
+from adafilter_dist.recipe.sections.base import seconds
+from adafilter_dist.recipe.sections.launch import Launch, minutes
 
 _INSTALL = "pip install 'adafilter-dist[slurm]'"
 # Signals before Python has its handlers would end the task, and with it the job as failed.

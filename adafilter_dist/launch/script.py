@@ -23,7 +23,7 @@ from adafilter_dist.launch.after_torchrun import finish_job
 from adafilter_dist.launch.requeue import decide_for_own_job, limits
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
-from adafilter_dist.recipe.section import seconds
+from adafilter_dist.recipe.sections.base import seconds
 from adafilter_dist.run.ownership import is_alive, newest_owner
 from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.exit_code import exit_code

@@ -20,8 +20,8 @@ from adafilter_dist.launch.cleanup import removed_on_failure
 from adafilter_dist.launch.job import Job
 from adafilter_dist.launch.snapshot import take_snapshot
 from adafilter_dist.launch.target import Target, job_of
-from adafilter_dist.recipe.launch import Launch
-from adafilter_dist.recipe.section import seconds
+from adafilter_dist.recipe.sections.base import seconds
+from adafilter_dist.recipe.sections.launch import Launch
 from adafilter_dist.recipe.shares import require_job_shares
 from adafilter_dist.slurm.queue import jobs as ask_queue
 from adafilter_dist.system.files import make_folder, write_json

@@ -13,7 +13,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.launch import local
 from adafilter_dist.launch.sweep import Member, expand
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
-from adafilter_dist.recipe.section import seconds
+from adafilter_dist.recipe.sections.base import seconds
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.run.kept_recipe import recipe_file

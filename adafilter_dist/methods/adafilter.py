@@ -14,7 +14,8 @@ from adafilter_dist.models.gating.convert import convert, convert_pairs
 from adafilter_dist.models.gating.find_pairs import Pair, Pairs
 from adafilter_dist.models.gating.gated_conv import fix_statistics
 from adafilter_dist.models.gating.penalty import penalty
-from adafilter_dist.recipe.schema import AdaFilter, Gate, Recipe
+from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.model import AdaFilter, Gate
 
 
 def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.models.gating.gate import RecurrentGate
-from adafilter_dist.recipe.schema import Optim, Recipe
+from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.training import Optim
 
 
 @dataclass

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from adafilter_dist.recipe.schema import Model, Train, is_weights_file
+from adafilter_dist.recipe.sections.model import Model, is_weights_file
+from adafilter_dist.recipe.sections.training import Train
 
 
 def give_way(below: dict[str, Any], over: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.recipe.schema import AdaFilter, Method, Optim, Recipe
+from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.model import AdaFilter, Method
+from adafilter_dist.recipe.sections.training import Optim
 
 # Where things lie and who reads them does not change the numbers.
 _DATA_PLACES = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.deepspeed_json import without_auto
-from adafilter_dist.recipe.engine import DeepSpeed
-from adafilter_dist.recipe.schema import Recipe, Train
+from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.engine import DeepSpeed
+from adafilter_dist.recipe.sections.training import Train
 
 
 def require_shares(recipe: Recipe, world_size: int, where: str) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.errors import UserError, nearest, shown
-from adafilter_dist.recipe.engine import AnyEngine
 from adafilter_dist.recipe.find import find_recipe, recipe_folders
 from adafilter_dist.recipe.follow import give_way
 from adafilter_dist.recipe.keys import sections_in
-from adafilter_dist.recipe.launch import Launch
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.engine import AnyEngine
+from adafilter_dist.recipe.sections.launch import Launch
 from adafilter_dist.recipe.site import find_site
 from adafilter_dist.recipe.yaml_loader import Block, YamlError, read_yaml_file, twice_by_dots
 

@@ -13,7 +13,7 @@ from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import Backbone, load_backbone
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.schema import FineTune
+from adafilter_dist.recipe.sections.model import FineTune
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
 
 _CLASSES = {"fashion_mnist": 10, "food101": 101, "caltech256": 256}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, load_recipe
-from adafilter_dist.recipe.engine import DDP, AnyEngine
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.recipe.identity import run_dir
+from adafilter_dist.recipe.sections.engine import DDP, AnyEngine
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.kept_recipe import read_kept
 

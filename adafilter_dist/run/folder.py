@@ -15,7 +15,7 @@ from typing import Any, Literal
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.identity import run_dir
-from adafilter_dist.recipe.schema import seconds
+from adafilter_dist.recipe.sections.base import seconds
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.kept_recipe import keep, read_kept, recipe_file, seal
 from adafilter_dist.run.ownership import ALIVE_EVERY, LostRunError, Ownership, claim

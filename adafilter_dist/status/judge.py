@@ -91,7 +91,7 @@ def _lease(run: Path) -> float:
 @cache
 def _lease_in(recipe: Path, changed: int) -> float:
     from adafilter_dist.recipe import load_recipe  # late: it takes longer than all the rest
-    from adafilter_dist.recipe.schema import seconds
+    from adafilter_dist.recipe.sections.base import seconds
 
     try:
         return seconds(load_recipe([f"recipe={recipe}"]).checkpoint.lease)

@@ -12,7 +12,8 @@ from adafilter_dist.checkpoint.saver import Failed, Saved, Saver
 from adafilter_dist.checkpoint.store import NotFiniteError, Position, check_finite
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.metrics import Metrics
-from adafilter_dist.recipe.schema import Checkpoint, seconds
+from adafilter_dist.recipe.sections.base import seconds
+from adafilter_dist.recipe.sections.output import Checkpoint
 from adafilter_dist.run.ownership import LostRunError
 from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import Session

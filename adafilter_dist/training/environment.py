@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.version import __version__
 
 

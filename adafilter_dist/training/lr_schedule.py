@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adafilter_dist.recipe.schema import Optim
+from adafilter_dist.recipe.sections.training import Optim
 
 
 def lr_factor(optim: Optim, step: int, steps_per_epoch: int, total_steps: int) -> float:

@@ -11,7 +11,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.training.session import Session, forward_counts
 
 _USABLE = 0.93  # of what is free; the rest is lost in fragments and workspaces

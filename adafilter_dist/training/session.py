@@ -28,7 +28,7 @@ from adafilter_dist.models.gating.random_modules import find_random_modules
 from adafilter_dist.models.ops import passes
 from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from adafilter_dist.training.step import TrainingStep, forwards_of

@@ -23,7 +23,7 @@ from adafilter_dist.distributed.nodes import NodeInfo, first_rank_of_node, gathe
 from adafilter_dist.errors import RankError, UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.command import prepare_line
-from adafilter_dist.recipe.schema import seconds
+from adafilter_dist.recipe.sections.base import seconds
 
 _BEAT_SECONDS = 1.0
 _LEAVE_SECONDS = 5.0

@@ -11,7 +11,7 @@ import pytest
 from adafilter_dist.data.sources.datasets import list_dataset
 from adafilter_dist.data.sources.listing import Listing, Sample
 from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 
 def listed(name: str, root: Path | None, **keys: Any) -> Listing:

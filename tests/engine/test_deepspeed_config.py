@@ -9,7 +9,7 @@ import pytest
 
 from adafilter_dist.engine.deepspeed import BUCKET, _config
 from adafilter_dist.recipe import load_recipe
-from adafilter_dist.recipe.engine import DeepSpeed
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 
 
 def given(folder: Path, world_size: int, config: str = "", *words: str) -> dict[str, Any]:

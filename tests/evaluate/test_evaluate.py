@@ -28,7 +28,7 @@ from adafilter_dist.evaluate.gates import partners
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures
 
 CLASSES = 7

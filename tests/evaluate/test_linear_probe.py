@@ -12,7 +12,7 @@ from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.data.sources.datasets import fetch_dataset, labels_of, list_dataset
 from adafilter_dist.evaluate.linear_probe import GRID, Features, extract_features, fit_probe
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 
 from adafilter_dist.__main__ import main
 from adafilter_dist.launch.submit import choose_cluster
-from adafilter_dist.recipe.launch import Launch
+from adafilter_dist.recipe.sections.launch import Launch
 from tests.launch.conftest import RECIPE, words
 from tests.launch.recorded import Cluster
 

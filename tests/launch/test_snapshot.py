@@ -18,7 +18,7 @@ from adafilter_dist.launch import local
 from adafilter_dist.launch.batch import Batch
 from adafilter_dist.launch.snapshot import take_snapshot
 from adafilter_dist.launch.submit import local_environment
-from adafilter_dist.recipe.launch import Launch
+from adafilter_dist.recipe.sections.launch import Launch
 from tests.launch.test_local import until
 
 PACKAGE = Path(adafilter_dist.__file__).parent

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 
 
 def gated(conv: nn.Conv2d, seed: int = 0, affine: bool = True) -> GatedConvBN:

@@ -11,8 +11,8 @@ import pytest
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import check_changes
-from adafilter_dist.recipe.engine import DDP, DeepSpeed
 from adafilter_dist.recipe.identity import run_hash
+from adafilter_dist.recipe.sections.engine import DDP, DeepSpeed
 
 RECIPE = """\
 name: mine

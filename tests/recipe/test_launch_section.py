@@ -10,7 +10,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import check_changes
 from adafilter_dist.recipe.identity import run_hash
-from adafilter_dist.recipe.launch import minutes
+from adafilter_dist.recipe.sections.launch import minutes
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ import pytest
 
 from adafilter_dist import __main__ as command
 from adafilter_dist.recipe import Recipe, find_recipe, load_recipe, recipe_names
-from adafilter_dist.recipe.engine import DeepSpeed
-from adafilter_dist.recipe.schema import AdaFilter, Augment
+from adafilter_dist.recipe.sections.data import Augment
+from adafilter_dist.recipe.sections.engine import DeepSpeed
+from adafilter_dist.recipe.sections.model import AdaFilter
 
 SHIPPED = {
     "demo",

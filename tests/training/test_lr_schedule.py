@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adafilter_dist.recipe.schema import Optim
+from adafilter_dist.recipe.sections.training import Optim
 from adafilter_dist.training.lr_schedule import lr_factor
 
 

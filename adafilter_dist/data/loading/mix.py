@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adafilter_dist.data.loading.keyed import Purpose, permutation, sequence, uniforms
-from adafilter_dist.recipe.schema import Augment
+from adafilter_dist.recipe.sections.data import Augment
 
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_RATIO = (0.3, 3.3)

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from adafilter_dist.data.loading.keyed import Purpose, uniforms
-from adafilter_dist.recipe.schema import Augment
+from adafilter_dist.recipe.sections.data import Augment
 
 _BINS = 31  # of the magnitudes in both papers
 

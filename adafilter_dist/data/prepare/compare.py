@@ -15,7 +15,7 @@ from adafilter_dist.data.sources.listing import Listing, Sample
 from adafilter_dist.data.stored.manifest import Manifest
 from adafilter_dist.data.stored.pool import WorkerPool, default_workers
 from adafilter_dist.pictures.modes import BadPicture
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 
 def same_pictures(

@@ -34,7 +34,8 @@ from adafilter_dist.data.stored.prepared import (
 from adafilter_dist.data.stored.verification import DamagedStore, remember, verify
 from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.reading import DECODING
-from adafilter_dist.recipe.schema import Data, Recipe
+from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system import files
 from adafilter_dist.system.disk import existing_parent
 from adafilter_dist.system.lock import exclusive

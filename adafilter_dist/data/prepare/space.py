@@ -14,7 +14,7 @@ from adafilter_dist.data.prepare.read_pictures import read
 from adafilter_dist.data.sources.listing import Sample
 from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.modes import BadPicture
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 _LOOKED_AT = 32
 _MARGIN = 1.2

@@ -20,7 +20,7 @@ from adafilter_dist.data.stored.pool import default_workers
 from adafilter_dist.data.stored.store import Written, write_store
 from adafilter_dist.errors import UserError, printable
 from adafilter_dist.pictures.reading import DECODING
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.version import __version__
 
 _BAD_SHOWN = 10

@@ -10,7 +10,7 @@ from torchvision.datasets import Caltech256
 from adafilter_dist.data.sources.download import Say, fetch_folder
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 CLASSES, PICTURES = 256, 29_780
 _PICTURES_FOLDER = "256_ObjectCategories"

@@ -14,7 +14,7 @@ from adafilter_dist.data.sources.download import Say
 from adafilter_dist.data.sources.listing import Listing, Sample, SourceListing
 from adafilter_dist.data.sources.split import Indices, SplitPurpose, cut_count, cut_fraction
 from adafilter_dist.errors import UserError, nearest, printable, unprintable
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 _FIND = {
     "caltech256": caltech256.find,

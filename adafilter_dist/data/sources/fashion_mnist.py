@@ -17,7 +17,7 @@ from torchvision.datasets import FashionMNIST
 from adafilter_dist.data.sources.download import Say, patience
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 _PACKAGE = "dataset-fashion-mnist"
 _INSTALLED = Path("/usr/share/datasets/fashion-mnist")

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from adafilter_dist.data.sources.listing import Listing
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 
 def fingerprint(

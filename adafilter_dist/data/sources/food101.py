@@ -12,7 +12,7 @@ from torchvision.datasets import Food101
 from adafilter_dist.data.sources.download import Say, fetch_folder
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError, printable, unprintable
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 CLASSES, TRAIN, TEST = 101, 75_750, 25_250
 _LAYOUT = "the unpacked food-101.tar.gz (folders images/ and meta/)"

@@ -12,7 +12,7 @@ from adafilter_dist.data.sources.missing import no_such
 from adafilter_dist.data.sources.walk import Walk
 from adafilter_dist.errors import UserError, nearest, printable
 from adafilter_dist.pictures.formats import unread_by_suffix
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 
 def find(data: Data) -> SourceListing:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafilter_dist.pictures.formats import picture_suffixes, suffix_of
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system.cache_folder import cache_folder
 
 # Of the folder that `prepare` makes beside the pictures by default.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adafilter_dist.data.sources.datasets import lists_of
 from adafilter_dist.data.sources.listing import root_of
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 
 
 class Origin(BaseModel):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from adafilter_dist.data.sources.listing import DEFAULT_NAME
 from adafilter_dist.data.sources.origin import Origin, csv_name
 from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system import files
 
 NAME = "manifest.json"

@@ -19,7 +19,8 @@ from adafilter_dist.data.stored.store import Damaged, open_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.command import prepare_line
-from adafilter_dist.recipe.schema import Data, Recipe
+from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.data import Data
 
 
 @dataclass(frozen=True, eq=False)

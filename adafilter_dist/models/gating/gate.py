@@ -22,7 +22,7 @@ from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.estimators import binarise
 from adafilter_dist.models.gating.pooled_means import PooledMeans
 from adafilter_dist.models.gating.step_statistics import StepStatistics
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 
 Override = Callable[[int, Tensor], Tensor]
 Observer = Callable[[int, str, Tensor, Tensor], None]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adafilter_dist.data.loading.mix import erase, mix
-from adafilter_dist.recipe.schema import Augment
+from adafilter_dist.recipe.sections.data import Augment
 
 M, SIDE, CLASSES = 6, 16, 5
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])

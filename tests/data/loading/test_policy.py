@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from adafilter_dist.data.loading import policy as policies
 from adafilter_dist.data.loading.policy import Policy, policy_of
-from adafilter_dist.recipe.schema import Augment
+from adafilter_dist.recipe.sections.data import Augment
 from tests.data.conftest import picture
 
 

@@ -19,7 +19,7 @@ from torchvision.datasets import Food101
 from adafilter_dist.data.sources import download
 from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
 from adafilter_dist.errors import UserError
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 from tests.data import trees
 
 

@@ -15,7 +15,7 @@ from adafilter_dist.data.sources.datasets import fetch_dataset, labels_of, list_
 from adafilter_dist.data.stored.store import open_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.schema import Data
+from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system.cache_folder import cache_folder
 
 

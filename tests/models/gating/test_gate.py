@@ -18,7 +18,7 @@ from adafilter_dist.models.gating.gate import (
     observe_gates,
     override_gates,
 )
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 from tests.models.networks import images, network, pairs
 
 LAYERS = [("a", 3, 8), ("b", 8, 4), ("c", 4, 6)]

@@ -15,7 +15,7 @@ from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
 from adafilter_dist.models.gating.gated_conv import set_kernels
 from adafilter_dist.models.gating.penalty import penalty
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 from tests.models.networks import images, network, pairs
 
 

@@ -10,7 +10,7 @@ from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gate import constant, override_gates
 from adafilter_dist.models.gating.penalty import penalty
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 from tests.models.networks import images, pairs
 
 

@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.convert import convert
 from adafilter_dist.models.gating.random_modules import find_random_modules
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 from tests.models.networks import network, pairs
 
 

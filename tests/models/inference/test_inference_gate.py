@@ -7,7 +7,7 @@ import torch
 
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.inference.inference_gate import InferenceGate
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 
 # With a hidden size of 12, P_i is multiplied into the LSTM for fewer than 16 channels.
 LAYERS = [("a", 3, 8), ("b", 8, 15), ("c", 15, 16), ("d", 16, 40), ("e", 40, 6)]

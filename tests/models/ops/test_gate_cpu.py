@@ -10,7 +10,7 @@ from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.inference import gate_cpu
 from adafilter_dist.models.inference.gate_cpu import can_step
 from adafilter_dist.models.inference.inference_gate import InferenceGate
-from adafilter_dist.recipe.schema import Gate
+from adafilter_dist.recipe.sections.model import Gate
 
 pytestmark = [
     pytest.mark.may_skip("needs a compiler"),

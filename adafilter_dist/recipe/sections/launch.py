@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from adafilter_dist.recipe.section import (
+from adafilter_dist.recipe.sections.base import (
     Count,
     Duration,
     Section,

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from adafilter_dist.recipe.json_file import read_json_object, require_plain
 from adafilter_dist.recipe.scalars import plain
-from adafilter_dist.recipe.section import Duration, Section, Threads
+from adafilter_dist.recipe.sections.base import Duration, Section, Threads
 
 
 def _read(value: Any) -> Any:

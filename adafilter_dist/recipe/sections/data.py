@@ -1,0 +1,130 @@
+"""``data:`` and ``augment:``, which pictures there are, and how they are read and changed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from adafilter_dist.recipe.sections.base import (
+    AbsolutePath,
+    Count,
+    Fraction,
+    NotNegative,
+    Pixels,
+    Section,
+    Threads,
+)
+
+# Channels on the scale from 0 to 1, and how far they spread: a mean of 123 is one of 0 to 255.
+Mean = tuple[Fraction, Fraction, Fraction]
+Spread = Annotated[float, Field(gt=0.0, le=10.0)]
+Std = tuple[Spread, Spread, Spread]
+Aspect = Annotated[float, Field(gt=0.0, le=100.0)]
+
+
+class Data(Section):
+    """Which pictures, how they are split and stored, how they are read."""
+
+    name: Literal["fashion_mnist", "food101", "caltech256", "imagefolder"]
+    root: AbsolutePath | None = Field(
+        None,
+        description="folder of the pictures as published; default below $ADAFILTER_CACHE or "
+        "~/.cache/adafilter for what can be downloaded",
+    )
+    prepared: AbsolutePath | None = Field(
+        None, description="folder for what `prepare` writes; default beside the data"
+    )
+    stage_to: str | None = Field(
+        None,
+        description="folder on a disk of each node, where the prepared files are copied before "
+        "training; $VARIABLES are those of the node, e.g. $SLURM_TMPDIR",
+    )
+    csv: AbsolutePath | None = Field(None, description="imagefolder: a CSV of path,label,split")
+    download: bool = Field(True, description="let `prepare` fetch what is missing")
+    classes: list[str] | None = Field(None, description="use only these classes")
+    train_per_class: Count | None = Field(
+        None, description="training pictures drawn per class (seeded); default all"
+    )
+    test_per_class: Count | None = Field(
+        None, description="test pictures drawn per class (seeded); default all"
+    )
+    test_fraction: Fraction = Field(0.2, description="cut off where no test split is published")
+    test_split: Literal["test", "val"] = Field(
+        "test",
+        description="imagefolder: val tests on the data's own validation split, as is usual where "
+        "there are only train and val",
+    )
+    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1,
+        description="cut from the training set, stratified, seeded; 0 for none; without effect "
+        "where the data have a validation split",
+    )
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="share of the training labels used, stratified"
+    )
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    stored_size: Pixels = Field(256, description="shortest side of a stored picture, px")
+    stored_format: Literal["jpg", "raw"] = Field("jpg", description="raw: larger, faster")
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    resolution: Pixels | None = Field(
+        None, description="side of the network's input, px; default from the weights"
+    )
+    eval_resize: Pixels | None = Field(
+        None, description="shortest side before the centre crop; default from the weights"
+    )
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    mean: Annotated[Mean, Field(strict=False)] | None = Field(
+        None, description="default from the weights"
+    )
+    std: Annotated[Std, Field(strict=False)] | None = Field(
+        None, description="default from the weights"
+    )
+    loader: Literal["auto", "ffcv", "torchvision"] = "auto"
+    num_workers: Threads | None = Field(
+        None, description="decoding threads per rank; default the cores of this rank"
+    )
+    on_bad: Literal["error", "skip"] = "error"
+    verify: Literal["once", "always", "never"] = Field(
+        "once",
+        description="compare the prepared files with their sha256: once a node and version of a "
+        "file, at every start, or never",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.csv is not None and self.name != "imagefolder":
+            raise ValueError("csv is only for data.name=imagefolder")
+        if self.test_split != "test" and self.name != "imagefolder":
+            raise ValueError("test_split is only for data.name=imagefolder")
+        if self.stage_to is not None and not self.stage_to.startswith(("/", "$", "~")):
+            raise ValueError(
+                f"stage_to={self.stage_to}: must begin with / or a variable such as $SLURM_TMPDIR"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        return self
+
+
+class Augment(Section):
+    """Training augmentation, all of it a pure function of (seed, epoch, sample index)."""
+
+    scale: tuple[Fraction, Fraction] = Field(
+        (0.08, 1.0), strict=False, description="area of the random crop"
+    )
+    ratio: tuple[Aspect, Aspect] = Field((3 / 4, 4 / 3), strict=False, description="its aspect")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    randaugment_ops: Annotated[int, Field(ge=1, le=100)] = 2
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    erasing: Fraction = Field(0.0, description="probability of erasing a random box")
+    mixup: NotNegative = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
+    cutmix: NotNegative = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
+
+    @model_validator(mode="after")
+    def _check(self) -> Augment:
+        for key in ("scale", "ratio"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high:
+                raise ValueError(f"{key}=[{low:g},{high:g}] must be 0 < low <= high")
+        return self
