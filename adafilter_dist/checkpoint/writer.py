@@ -14,7 +14,6 @@ import errno
 import json
 import mmap
 import os
-import shutil
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ from typing import Any
 from adafilter_dist.checkpoint.layout import FROZEN_COPIES
 from adafilter_dist.checkpoint.publish import Content, publish
 from adafilter_dist.run.ownership import LostRunError, Ownership
-from adafilter_dist.system.disk import gib
+from adafilter_dist.system.disk import no_space
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -96,9 +95,8 @@ def _reason(error: Exception, place: Path, content: Content) -> str:
     needed = sum(len(image) for image in content.images.values())
     if isinstance(content.frozen, memoryview):
         needed += len(FROZEN_COPIES) * len(content.frozen)
-    free = gib(shutil.disk_usage(place).free)
     over = " and the quota is used up" if error.errno == errno.EDQUOT else ""
-    return f"no space in {place}: {gib(needed)} are needed, {free} are free{over}"
+    return no_space(place, needed, "a checkpoint") + over
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from importlib import metadata
 from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
+from adafilter_dist.system.disk import free_space, gib
 from adafilter_dist.system.shared_memory import shared_memory, shortage
 
 HELP = "show what is installed and missing, and how to get it"
 
-_GIB = 1024**3
-_ENOUGH_DISK = 10 * _GIB
+_ENOUGH_DISK = 10 * 2**30
 _FFCV_LIBRARIES = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
 _WITHOUT_FFCV = "the torchvision loader stands in, 2 to 4 times slower"
 # Modules that nothing works without, and the distributions that hold them.
@@ -116,9 +116,7 @@ def _node() -> Iterator[Row]:
     count = torch.cuda.device_count()
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        detail = (
-            f"{count} x {gpu.name}, {gpu.total_memory / _GIB:.0f} GiB, CUDA {torch.version.cuda}"
-        )
+        detail = f"{count} x {gpu.name}, {gib(gpu.total_memory)}, CUDA {torch.version.cuda}"
         yield Row("ok", "GPUs", detail)
     elif shutil.which("nvidia-smi") and torch.version.cuda:
         hint = f"the driver does not suit torch's CUDA {torch.version.cuda}: update it, or install"
@@ -211,11 +209,9 @@ def _compiler() -> Row:
 
 
 def _disk() -> Row:
-    free = shutil.disk_usage(".").free
+    free = free_space(Path.cwd())
     state = "ok" if free > _ENOUGH_DISK else "note"
-    return Row(
-        state, "disk", f"{free / _GIB:.0f} GiB free in {Path.cwd()}, for runs and checkpoints"
-    )
+    return Row(state, "disk", f"{gib(free)} free in {Path.cwd()}, for runs and checkpoints")
 
 
 def _cache() -> Iterator[Row]:
@@ -251,4 +247,4 @@ def _shared_memory() -> Iterator[Row]:
     if sizes is None:
         return
     short = shortage(*sizes)
-    yield Row("note" if short else "ok", "/dev/shm", short or f"{sizes[0] / _GIB:.1f} GiB")
+    yield Row("note" if short else "ok", "/dev/shm", short or gib(sizes[0]))

@@ -29,4 +29,5 @@ def space_of_run(state: Mapping[str, Tensor], recipe: Recipe) -> int:
 def require_run_space(run: Path, needed: int) -> None:
     """UserError unless what the run still needs of ``needed`` bytes is free where it lies."""
     have = sum(f.stat().st_size for f in RunFiles(run).checkpoints.rglob("*") if f.is_file())
-    require_space(run, needed - have, "the run with its checkpoints", "run_dir")
+    advice = "make room or choose another place with run_dir=PATH"
+    require_space(run, needed - have, "the run with its checkpoints", advice)

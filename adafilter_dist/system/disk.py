@@ -1,4 +1,7 @@
-"""Room on disk, asked for before it is needed."""
+"""Room on disk: how much is free, and the error where that is too little.
+
+Imports nothing but the standard library: `adafilter doctor` runs where the rest is missing.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,20 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def require_space(folder: Path, needed: int, what: str, key: str) -> None:
-    """UserError unless ``needed`` bytes are free where ``folder`` lies or will lie."""
-    free = shutil.disk_usage(existing_parent(folder)).free
-    if free < needed:
-        raise UserError(
-            f"{folder}: no space: {what} needs {gib(needed)}, {gib(free)} are free; make room or "
-            f"choose another place with {key}=PATH"
-        )
+def free_space(folder: Path) -> int:
+    """Bytes that are free where ``folder`` lies or will lie."""
+    return shutil.disk_usage(existing_parent(folder)).free
+
+
+def no_space(folder: Path, needed: float, what: str) -> str:
+    """What is said where ``needed`` bytes for ``what`` do not fit."""
+    return (
+        f"{folder}: no space for {what}: {gib(needed)} are needed, "
+        f"{gib(free_space(folder))} are free"
+    )
+
+
+def require_space(folder: Path, needed: float, what: str, advice: str) -> None:
+    """UserError, with ``advice``, unless ``needed`` bytes are free where ``folder`` will lie."""
+    if free_space(folder) < needed:
+        raise UserError(f"{no_space(folder, needed, what)}; {advice}")

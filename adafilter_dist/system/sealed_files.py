@@ -5,13 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+_CHUNK = 1 << 22
 
 
 class DamagedError(Exception):
     """A file that must not be used, and why."""
+
+
+def sha256_of(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file; ``progress`` is told every few MiB how many bytes were read."""
+    with path.open("rb") as file:
+        if progress is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            progress(file.tell())
+        return digest.hexdigest()
 
 
 def write_durable(path: Path, content: bytes | memoryview) -> dict[str, Any]:
@@ -64,11 +78,10 @@ def sealed(content: Mapping[str, Any]) -> bytes:
 def check_file(path: Path, entry: Mapping[str, Any]) -> None:
     """DamagedError unless the file is there with the size and sha256 of its manifest entry."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != entry["size"]:
-                raise DamagedError(f"{path.name} has {size} bytes instead of {entry['size']}")
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise DamagedError(f"{path.name} has {size} bytes instead of {entry['size']}")
+        sha256 = sha256_of(path)
     except FileNotFoundError:
         raise DamagedError(f"{path.name} is missing") from None
     except OSError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-_GIB = 1024**3
-ENOUGH = _GIB
+from adafilter_dist.system.disk import gib
+
+ENOUGH = 2**30
 """Bytes. Docker gives a container 64 MiB; NCCL alone takes tens of them per pair of GPUs."""
 
 
@@ -24,9 +25,8 @@ def shared_memory(place: Path = Path("/dev/shm")) -> tuple[int, int] | None:
 
 def shortage(total: int, free: int) -> str | None:
     """What is short for NCCL and what to do, None where nothing is."""
-    size = f"{total / _GIB:.1f} GiB"
     if total < ENOUGH:
-        return f"{size}; NCCL needs more: docker run --shm-size=8g"
+        return f"{gib(total)}; NCCL needs more: docker run --shm-size=8g"
     if free < ENOUGH:
-        return f"{free / _GIB:.1f} of {size} free; NCCL needs more: remove what ended jobs left"
+        return f"{gib(free)} of {gib(total)} free; NCCL needs more: remove what ended jobs left"
     return None

@@ -79,7 +79,8 @@ def test_a_full_disk_is_told_of_and_nothing_is_lost_once_there_is_room(
                     pass
             training.wait_for("not saved: ")
             (line,) = [line for line in training.output.splitlines() if "not saved: " in line]
-            assert f"no space in {run / 'checkpoints'}: " in line and "MiB are needed, " in line
+            assert f"{run / 'checkpoints'}: no space for a checkpoint: " in line
+            assert "MiB are needed, " in line
             assert line.endswith("MiB are free; training goes on")
             ballast.unlink()
             assert training.end().code == 0, training.output

@@ -50,10 +50,10 @@ def test_a_small_or_full_dev_shm_is_said_once() -> None:
     found = [*node("n1", A100, 0, small), *node("n2", A100, 2), *node("n3", A100, 4, small)]
     (line,) = warnings_about([*found, *node("n4", None, 6, small)])
     assert line == (
-        "warning: /dev/shm on n1, n3: 0.1 GiB; NCCL needs more: docker run --shm-size=8g"
+        "warning: /dev/shm on n1, n3: 64.0 MiB; NCCL needs more: docker run --shm-size=8g"
     )
     (line,) = warnings_about(node("n1", A100, 0, full))
-    assert "/dev/shm on n1: 0.0 of 64.0 GiB free" in line and "ended jobs left" in line
+    assert "/dev/shm on n1: 10.0 MiB of 64.0 GiB free" in line and "ended jobs left" in line
 
 
 def test_what_counts_as_enough(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_no_space(refused, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> N
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 30, 1 << 30, 1 << 10))
     (line,) = refused(*words(prepared), *LOCAL)
-    assert "no space: the run with its checkpoints needs" in line and "run_dir=PATH" in line
+    assert "no space for the run with its checkpoints: " in line and "run_dir=PATH" in line
 
 
 @pytest.mark.parametrize("sweep", [(), ("seed=0,1",)])

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from adafilter_dist.data.prepare.compare import same_pictures
-from adafilter_dist.data.prepare.space import require_space
+from adafilter_dist.data.prepare.space import require_store_space
 from adafilter_dist.data.prepare.write_folder import write_folder
 from adafilter_dist.data.sources.datasets import can_fetch, fetch_dataset, is_there, list_dataset
 from adafilter_dist.data.sources.download import Say
@@ -243,7 +243,7 @@ def _replace(
     old = folder.with_name(f".{folder.name}.old-{unique}")
     try:
         scratch.mkdir()
-        require_space(scratch, _samples(listing), data)
+        require_store_space(scratch, _samples(listing), data)
         written = write_folder(scratch, listing, data, console, origins)
         files.fsync_folder(scratch)
         if folder.exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +11,15 @@ from PIL import Image
 from adafilter_dist.data.prepare.pictures import stored_pixels
 from adafilter_dist.data.prepare.read_pictures import read
 from adafilter_dist.data.sources.listing import Sample
-from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.recipe.sections.data import Data
+from adafilter_dist.system.disk import require_space
 
 _LOOKED_AT = 32
 _MARGIN = 1.2
 
 
-def require_space(place: Path, samples: Sequence[Sample], data: Data) -> None:
+def require_store_space(place: Path, samples: Sequence[Sample], data: Data) -> None:
     """UserError if ``place`` has less free space than the stores are expected to take.
 
     The expectation is the mean of a few pictures spread over the data set, and a fifth more.
@@ -30,14 +29,11 @@ def require_space(place: Path, samples: Sequence[Sample], data: Data) -> None:
     if not sizes:
         return
     needed = _MARGIN * sum(sizes) / len(sizes) * len(samples)
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"{place}: {len(samples):,} pictures of {data.stored_size} px take about "
-            f"{_readable(needed)}, and only {_readable(free)} are free; set data.prepared to a "
-            "folder with more space, or lower data.stored_size"
-            + (" or use data.stored_format=jpg" if data.stored_format == "raw" else "")
-        )
+    advice = "set data.prepared to a folder with more space, or lower data.stored_size"
+    if data.stored_format == "raw":
+        advice += " or use data.stored_format=jpg"
+    what = f"{len(samples):,} pictures of {data.stored_size} px"
+    require_space(place, needed, what, advice)
 
 
 def _stored_bytes(sample: Sample, data: Data) -> int | None:
@@ -50,7 +46,3 @@ def _stored_bytes(sample: Sample, data: Data) -> int | None:
     encoded = io.BytesIO()
     Image.fromarray(pixels).save(encoded, "JPEG", quality=data.jpeg_quality)
     return encoded.tell()
-
-
-def _readable(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

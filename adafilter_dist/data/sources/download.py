@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.system.disk import require_space
 
 Say = Callable[[str], None]
 
@@ -33,12 +34,8 @@ def fetch_folder(
             f"{what} is not in {target}, and nothing can be written there ({error.strerror}); "
             f"set data.root to a folder of yours, or put {layout}"
         ) from None
-    free = shutil.disk_usage(scratch).free
-    if free < size:
-        raise UserError(
-            f"{what} takes {size / 1e9:.1f} GB below {target.parent} while it is fetched, and only "
-            f"{free / 1e9:.1f} GB are free; set data.root to a folder with more space"
-        )
+    advice = "set data.root to a folder with more space"
+    require_space(target.parent, size, f"{what} while it is fetched", advice)
     for half_unpacked in list(scratch.rglob(target.name)):
         shutil.rmtree(half_unpacked)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from adafilter_dist.data.sources.datasets import lists_of
 from adafilter_dist.data.sources.listing import root_of
 from adafilter_dist.recipe.sections.data import Data
+from adafilter_dist.system.sealed_files import sha256_of
 
 
 class Origin(BaseModel):
@@ -73,7 +73,7 @@ def hashes(data: Data) -> dict[str, str]:
     known = {}
     for name, path in lists_of(data).items():
         try:
-            known[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            known[name] = sha256_of(path)
         except OSError:
             continue  # whoever needs it says so
     return known

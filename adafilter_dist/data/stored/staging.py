@@ -22,10 +22,11 @@ from typing import Any
 
 from adafilter_dist.data.stored.manifest import Manifest, StoredSplit, read_manifest
 from adafilter_dist.data.stored.prepared import Prepared
-from adafilter_dist.data.stored.verification import DamagedStore, forget, sha256_of
-from adafilter_dist.system.disk import existing_parent, gib
+from adafilter_dist.data.stored.verification import DamagedStore, forget
+from adafilter_dist.system.disk import free_space, no_space
 from adafilter_dist.system.files import fsync_folder, make_folder, write_json
 from adafilter_dist.system.lock import exclusive
+from adafilter_dist.system.sealed_files import sha256_of
 
 RECORD = "staged.json"
 _CHUNK = 1 << 22
@@ -132,7 +133,9 @@ def _copy(
         for left in folder.parent.glob(f"{own}*.tmp"):
             shutil.rmtree(left, ignore_errors=True)
     splits = (manifest.train, manifest.test)
-    _require_space(folder.parent, sum(split.size for split in splits))
+    needed = sum(split.size for split in splits) + _LEFT_FREE
+    if free_space(folder.parent) < needed:
+        raise NotStaged(no_space(folder.parent, needed, "a copy of the data"))
     temporary = folder.with_name(f"{own}{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -188,12 +191,6 @@ def _put(temporary: Path, folder: Path, manifest: Manifest) -> None:
         fsync_folder(folder.parent)
         break
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _require_space(place: Path, needed: int) -> None:
-    free = shutil.disk_usage(existing_parent(place)).free
-    if free < needed + _LEFT_FREE:
-        raise NotStaged(f"{place}: no space: {gib(needed)} are needed, {gib(free)} are free")
 
 
 def _seen(path: Path, split: StoredSplit) -> dict[str, Any]:

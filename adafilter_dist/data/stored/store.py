@@ -11,7 +11,6 @@ errors on and writes the same bytes whatever the number of workers.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import mmap
 import os
@@ -27,6 +26,7 @@ from PIL import Image
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.errors import UserError
 from adafilter_dist.system import files
+from adafilter_dist.system.sealed_files import sha256_of
 
 SUFFIX = ".beton"
 Format = Literal["jpg", "raw"]
@@ -125,7 +125,7 @@ def write_store(
             file.write(header.tobytes() + _FIELDS.tobytes() + rows.tobytes())
             file.flush()
             os.fsync(file.fileno())
-        digest = _sha256(temporary)
+        digest = sha256_of(temporary)
         files.write_text(_digest_path(path), f"{digest}  {path.name}\n")
         temporary.replace(path)
         files.fsync_folder(path.parent)
@@ -246,8 +246,3 @@ def _within_page(offset: int, size: int, path: Path, position: int) -> int:
 
 def _digest_path(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

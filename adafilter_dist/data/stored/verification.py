@@ -23,8 +23,8 @@ from adafilter_dist.system import files
 from adafilter_dist.system.cache_folder import cache_folder
 from adafilter_dist.system.disk import gib
 from adafilter_dist.system.json_files import read_object
+from adafilter_dist.system.sealed_files import sha256_of
 
-_CHUNK = 1 << 22
 _REMEMBERED = 200  # files; above that, what is gone from the disk is forgotten
 
 Beat = Callable[[int, int], None]
@@ -48,7 +48,7 @@ class Verified:
 
     def line(self, of: str) -> str:
         """``of`` verified, how fast."""
-        rate = f", {self.size / self.seconds / 1e9:.2g} GB/s" if self.seconds >= 0.1 else ""
+        rate = f", {gib(self.size / self.seconds)}/s" if self.seconds >= 0.1 else ""
         note = f"; not remembered: {self.cache_error}" if self.cache_error else ""
         return f"{of} verified: {gib(self.size)} in {self.seconds:.1f} s{rate}{note}"
 
@@ -80,17 +80,6 @@ def verify(
             raise DamagedStore(path, "its sha256 is not the recorded one")
         cache_error = remember(path, sha256, before) or cache_error
     return Verified(done, time.monotonic() - began, cache_error)
-
-
-def sha256_of(path: Path, progress: Callable[[int], None] = lambda done: None) -> str:
-    """Hex digest of a file; ``progress`` is told every few MiB how many bytes were read."""
-    digest, done = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            done += len(chunk)
-            progress(done)
-    return digest.hexdigest()
 
 
 def remember(path: Path, sha256: str, seen: dict[str, Any] | None = None) -> str:

@@ -14,12 +14,12 @@ from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.backbone.weights import (
     load_trunk,
     read_state,
-    sha256_of_file,
     sha256_of_state,
 )
 from adafilter_dist.models.backbone.zoo import WeightsFile, Zoo, zoo_of
 from adafilter_dist.recipe.command import prepare_line
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.system.sealed_files import sha256_of
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -155,7 +155,7 @@ def _locate(zoo: Zoo, weights: str) -> WeightsFile:
 
 
 def _verify(file: WeightsFile) -> str:
-    digest = sha256_of_file(file.path)
+    digest = sha256_of(file.path)
     if file.sha256 and not digest.startswith(file.sha256):
         raise UserError(
             f"{file.path} is damaged: its sha256 begins with {digest[: len(file.sha256)]}, "

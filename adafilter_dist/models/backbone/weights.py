@@ -17,12 +17,6 @@ from adafilter_dist.errors import UserError
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sha256_of_state(module: nn.Module) -> str:
     """Hex digest of a module's state: names, shapes and bytes in order of name."""
     return sha256_of_tensors(module.state_dict())

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from adafilter_dist.data.prepare import space
 from adafilter_dist.data.prepare.lists import read_list
 from adafilter_dist.data.prepare.pictures import stored_pixels
 from adafilter_dist.data.prepare.prepare import prepare
@@ -277,11 +276,11 @@ def test_no_space_is_said_before_anything_is_written(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(root)._replace(free=1000)
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     message = refused(root, stored_format="raw")
     # 14 pictures of 32 x 40 px and a fifth more: 64,512 bytes
     assert (
-        "14 pictures of 32 px take about 0.1 MB, and only 0.0 MB are free" in message
+        "no space for 14 pictures of 32 px: 0.1 MiB are needed, 0.0 MiB are free" in message
         and "data.prepared" in message
     )
     assert not [path for path in root.iterdir() if path.name not in ("train", "test")]

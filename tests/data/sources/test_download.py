@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from torchvision.datasets import Food101
 
-from adafilter_dist.data.sources import download
 from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.sections.data import Data
@@ -45,7 +44,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(Food101, "_URL", f"http://127.0.0.1:{server.server_port}/food-101.tar.gz")
     monkeypatch.setattr(Food101, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     usage = shutil.disk_usage(tmp_path)._replace(free=10**12)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     yield folder
     server.shutdown()
     server.server_close()
@@ -108,8 +107,9 @@ def test_no_space_for_the_archive(
     served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda place: usage)
-    with pytest.raises(UserError, match=r"Food-101 takes 11.0 GB .* only 1.0 GB are free"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    lack = "no space for Food-101 .*: 10.2 GiB are needed, 953.7 MiB are free"
+    with pytest.raises(UserError, match=lack):
         fetch_dataset(Data(name="food101", root=tmp_path / "data"), lambda line: None)
 
 

@@ -189,9 +189,9 @@ def test_a_disk_that_is_too_small_or_read_only(
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
     try:
-        with pytest.raises(NotStaged, match=r"no space: .* are needed, .* are free"):
+        with pytest.raises(NotStaged, match=r"no space for a copy .*: .* are needed, .* are free"):
             stage(shared, disk, silent)
-        monkeypatch.setattr(staging, "_require_space", lambda place, needed: None)
+        monkeypatch.setattr(staging, "free_space", lambda place: 1 << 60)
         with pytest.raises(NotStaged, match="no space"):  # somebody else filled it meanwhile
             stage(shared, disk, silent)
         assert os.listdir(disk) == []

@@ -17,6 +17,7 @@ from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.data.stored.store import open_store
 from adafilter_dist.data.stored.verification import DamagedStore, verify
 from adafilter_dist.recipe.identity import run_hash
+from adafilter_dist.system import sealed_files
 from tests.data import trees
 from tests.data.prepare.test_prepare import identity, prepared, recipe, refused
 
@@ -172,7 +173,7 @@ def test_what_is_gone_is_forgotten(
 
 def test_beats_come_while_a_file_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, _ = prepared(root)
-    monkeypatch.setattr(verification, "_CHUNK", 1000)
+    monkeypatch.setattr(sealed_files, "_CHUNK", 1000)
     beats: list[Any] = []
     verify(
         done.folder, manifest_of(done), always=True, beat=lambda *progress: beats.append(progress)
