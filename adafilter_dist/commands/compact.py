@@ -10,7 +10,7 @@ from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.find import find_run_of
-from adafilter_dist.system.console import Console
+from adafilter_dist.system.console import Console, print_plain
 
 if TYPE_CHECKING:
     from adafilter_dist.data.stored.prepared import SplitName
@@ -131,8 +131,5 @@ def _compact(
             report=report,
         )
         if world.is_rank0:
-            console = Console(soft_wrap=True, highlight=False)
-            for line in (*notices, *result.lines()):
-                console.print(line, markup=False)
-            console.print(f"{'written':<12} {out}", markup=False)
+            print_plain(Console(), *notices, *result.lines(), f"{'written':<12} {out}")
     return 0

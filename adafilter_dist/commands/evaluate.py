@@ -12,7 +12,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.find import find_run_of
 from adafilter_dist.system import files
-from adafilter_dist.system.console import Console
+from adafilter_dist.system.console import Console, print_plain
 
 if TYPE_CHECKING:
     from adafilter_dist.data.stored.prepared import Prepared, SplitName
@@ -125,9 +125,7 @@ def _evaluate(
         )
         if world.is_rank0:
             console = Console()
-            for line in (*notices, prepared.notice):
-                if line:
-                    console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_plain(console, *filter(None, (*notices, prepared.notice)))
             files.write_json(path, results.to_dict())
             print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)
     return 0

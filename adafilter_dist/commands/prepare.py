@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.recipe import load_recipe
-from adafilter_dist.system.console import Console
+from adafilter_dist.system.console import Console, print_plain
 
 HELP = "fetch data and weights, store the pictures for fast reading"
 
@@ -35,8 +35,8 @@ def run(words: list[str]) -> int:
     console = Console()
     start = look(recipe)  # a wrong path is not worth a download
     weights = fetch_weights(recipe)
-    console.print(weights, highlight=False, markup=False, soft_wrap=True)
+    print_plain(console, weights)
     prepared = prepare(recipe, console, start)
     summarise(prepared.folder, console)
-    console.print(f"ready: {prepared.folder}", highlight=False, markup=False, soft_wrap=True)
+    print_plain(console, f"ready: {prepared.folder}")
     return 0

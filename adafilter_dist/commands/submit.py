@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -14,7 +15,7 @@ from adafilter_dist.recipe.find import recipe_names
 from adafilter_dist.recipe.hints import wrong_words
 from adafilter_dist.recipe.keys import means_recipe
 from adafilter_dist.run.submission import rank_log
-from adafilter_dist.system.console import Console
+from adafilter_dist.system.console import Console, print_plain
 
 if TYPE_CHECKING:
     from adafilter_dist.launch.target import Target
@@ -67,10 +68,7 @@ def run(words: list[str], program: str = "adafilter submit") -> int:
         return _train(rest, options.allow_mismatch, options.dry_run, program, console)
     from adafilter_dist.launch.verb_jobs import submit_verb
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    return submit_verb(verb, rest, options.dry_run, say)
+    return submit_verb(verb, rest, options.dry_run, partial(print_plain, console))
 
 
 def _train(
@@ -80,9 +78,7 @@ def _train(
     from adafilter_dist.launch import submit
     from adafilter_dist.launch.target import find_targets
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+    say = partial(print_plain, console)
     targets = find_targets(words, allow)
     folder = submit.sweep_folder(targets)
     if dry_run:

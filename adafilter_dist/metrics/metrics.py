@@ -15,6 +15,7 @@ from adafilter_dist.metrics.boards import Board, TensorBoard, WeightsAndBiases
 from adafilter_dist.metrics.progress import ConsoleProgress
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.run.files import RunFiles, new_event
+from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.json_lines import JsonLines, cut_after
 
 
@@ -151,9 +152,9 @@ def _boards(run_dir: Path, recipe: Recipe, console: Console, step: int) -> list[
                 )
         except ImportError:
             if "to" in recipe.log.model_fields_set:
-                console.print(
+                print_plain(
+                    console,
                     f"log.to: {name} is not installed, going on without it; "
-                    f"pip install 'adafilter-dist\\[{name}]'",
-                    soft_wrap=True,
+                    f"pip install 'adafilter-dist[{name}]'",
                 )
     return boards

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from adafilter_dist.system.console import print_plain
+
 _PLAIN_SECONDS = 30.0
 
 
@@ -107,7 +109,7 @@ class ConsoleProgress:
 
     def say(self, line: str) -> None:
         """Print a line as it is (no markup, no wrapping); on a terminal above the live line."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_plain(self._console, line)
         if self._log is not None:
             # A copy for later: what a full disk keeps from it is on the console.
             with contextlib.suppress(OSError), self._log.open("a") as file:

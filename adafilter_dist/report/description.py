@@ -15,6 +15,7 @@ from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.model import FineTune
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
+from adafilter_dist.system.console import print_plain
 
 _CLASSES = {"fashion_mnist": 10, "food101": 101, "caltech256": 256}
 _UNKNOWN_CLASSES = 10
@@ -28,10 +29,10 @@ def describe(recipe: Recipe, classes: int | None, console: Console) -> None:
     classes = _classes(recipe, classes, console)
     backbone = _backbone(recipe, classes, console)
     preprocess, side = backbone.preprocess, backbone.preprocess.crop
-    console.print(
+    print_plain(
+        console,
         f"{recipe.name}: {backbone.name}, {backbone.source}; {classes} classes; input {side} px, "
         f"{preprocess.interpolation}, evaluation resize {preprocess.resize} px",
-        markup=False,
     )
     trainable = build_method(backbone, recipe)
     if trainable.report is not None:
@@ -53,15 +54,15 @@ def _classes(recipe: Recipe, wanted: int | None, console: Console) -> int:
     try:
         prepared = open_prepared(recipe)
         if prepared.validation:
-            console.print(own_validation(prepared.validation))
+            print_plain(console, own_validation(prepared.validation))
         return len(prepared.classes)
     except UserError:
         named = recipe.data.classes
         known = len(named) if named is not None else _CLASSES.get(recipe.data.name)
         if known is not None:
             return known
-    console.print(
-        f"data not prepared: {_UNKNOWN_CLASSES} classes assumed; --classes N says how many"
+    print_plain(
+        console, f"data not prepared: {_UNKNOWN_CLASSES} classes assumed; --classes N says how many"
     )
     return _UNKNOWN_CLASSES
 
@@ -76,7 +77,7 @@ def _backbone(recipe: Recipe, classes: int, console: Console) -> Backbone:
     except UserError as missing:
         # Shapes and costs do not depend on the values; anything else wrong is wrong here too.
         backbone = load_backbone(_random(recipe), classes)
-        console.print(f"{missing}; random weights here", markup=False)
+        print_plain(console, f"{missing}; random weights here")
         return backbone
 
 
@@ -100,9 +101,10 @@ def _print_conversion(console: Console, report: ConversionReport) -> None:
         )
     console.print(table)
     filters = sum(layer.out_channels for layer in report.gated)
-    console.print(
+    print_plain(
+        console,
         f"{filters:,} filters, each a bit per image; {report.gated_share:.1%} of the "
-        "convolution weights are gated"
+        "convolution weights are gated",
     )
     if report.left_out:
         left = Table(title="convolutions left out", title_justify="left", box=SIMPLE_HEAD)
@@ -111,8 +113,7 @@ def _print_conversion(console: Console, report: ConversionReport) -> None:
         for name, reason in report.left_out:
             left.add_row(name, reason)
         console.print(left)
-    for warning in report.warnings():
-        console.print(f"warning: {warning}", markup=False)
+    print_plain(console, *(f"warning: {warning}" for warning in report.warnings()))
 
 
 def _parameters(trainable: TrainableModel) -> Table:

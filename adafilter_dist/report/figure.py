@@ -12,6 +12,7 @@ from rich.console import Console
 
 from adafilter_dist.report.results import Bar, Results
 from adafilter_dist.run.files import RunFiles
+from adafilter_dist.system.console import print_plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,10 +27,8 @@ def draw(run_dir: Path, results: Results, console: Console) -> Path | None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        console.print(
-            "no figure: matplotlib is not installed; pip install 'adafilter-dist\\[report]'",
-            soft_wrap=True,
-        )
+        hint = "no figure: matplotlib is not installed; pip install 'adafilter-dist[report]'"
+        print_plain(console, hint)
         return None
     rows = RunFiles(run_dir).read_metrics()
     tall = results.gates is not None

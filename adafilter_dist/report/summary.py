@@ -16,6 +16,7 @@ from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.results import Results
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system import files
+from adafilter_dist.system.console import print_plain
 
 _FAR_OFF = 0.1
 """How far a layer's mean gate is from the median layer's to be shown by itself."""
@@ -61,10 +62,8 @@ def print_summary(
         layers = results.gates.layers
         console.print(_gate_table(layers) if every_gate else _short_gate_table(layers))
     console.print()
-    lines = [("run folder", run_dir), *files.items()]
-    for name, path in lines:
-        if path is not None:  # it must stay one piece, to be copied
-            console.print(f"{name:<11} {path}", markup=False, highlight=False, soft_wrap=True)
+    paths = [("run folder", run_dir), *files.items()]
+    print_plain(console, *(f"{name:<11} {path}" for name, path in paths if path is not None))
 
 
 def _accuracy_table(results: Results) -> Table:

@@ -9,6 +9,12 @@ import rich.console
 from adafilter_dist.system.closed_output import drop_unread
 
 
+def print_plain(console: rich.console.Console, *lines: str) -> None:
+    """Print lines as they are, to be read or copied: no markup, no colours, no wrapping."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class Console(rich.console.Console):
     """rich's console; a reader that is gone is a BrokenPipeError, or what ``when_unread`` does."""
 

@@ -23,7 +23,7 @@ from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.run.folder import RunFolder, started
 from adafilter_dist.run.removal import nothing_left
 from adafilter_dist.run.space import require_run_space, space_of_run
-from adafilter_dist.system.console import Console
+from adafilter_dist.system.console import Console, print_plain
 from adafilter_dist.system.sealed_files import DamagedError
 from adafilter_dist.training import memory
 from adafilter_dist.training.announce import Outcome, announce_end, announce_start
@@ -64,10 +64,7 @@ def run_attempt(
         console.when_unread(partial(stop_policy.stop.ask, UNREAD))
     with stop_on_signal(stop_policy.stop), join_world(recipe) as world:
         plan = from_rank0(world, lambda: make_plan(recipe, allow_mismatch))
-
-        def say(line: str) -> None:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
+        say = partial(print_plain, console)
         run = RunFolder(plan.path, say)
         if plan.done:
             if world.is_rank0:
@@ -105,6 +102,7 @@ class _Attempt:
         self._stop_policy = stop_policy
         self._stop = stop_policy.stop
         self._console = console
+        self._say = partial(print_plain, console)
         self._every_gate = every_gate
         self._data_may_differ = may_differ(allow)
 
@@ -258,6 +256,3 @@ class _Attempt:
             stopped=lambda: self._stop.raised,
             tell=self._say,
         )
-
-    def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from adafilter_dist.metrics.progress import duration
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.run.ownership import claim
+from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.disk import existing_parent, gib
 from adafilter_dist.training import memory
 from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
@@ -112,5 +113,4 @@ def _tell(session: Session, console: Console, step: float, size: int, took: floa
         f"{gib(size * (recipe.checkpoint.keep + 1))} a run",
         f"memory   {gib(peak)} at the peak {where}, micro_batch {recipe.train.micro_batch}",
     ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, *lines)

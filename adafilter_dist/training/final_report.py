@@ -14,6 +14,7 @@ from adafilter_dist.report.measure import measure
 from adafilter_dist.report.results import Results
 from adafilter_dist.report.summary import print_summary, write_gates, write_summary
 from adafilter_dist.run.folder import RunFolder
+from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.files import write_text
 from adafilter_dist.training.best import best_damage, load_best
 from adafilter_dist.training.session import Session
@@ -73,13 +74,5 @@ def show_finished(run: RunFolder, console: Console, *, every_gate: bool = False)
             print(path.read_text())
     damage = best_damage(run.path)
     if damage:
-        console.print(
-            f"warning: {damage}; there is no checkpoint left to write it from",
-            markup=False,
-            soft_wrap=True,
-        )
-    console.print(
-        f"already finished: {run.path}; resume=never starts another",
-        markup=False,
-        soft_wrap=True,
-    )
+        print_plain(console, f"warning: {damage}; there is no checkpoint left to write it from")
+    print_plain(console, f"already finished: {run.path}; resume=never starts another")

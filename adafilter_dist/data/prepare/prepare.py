@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -37,6 +38,7 @@ from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system import files
+from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.disk import existing_parent
 from adafilter_dist.system.lock import exclusive
 
@@ -102,10 +104,7 @@ def prepare(recipe: Recipe, console: Console, start: Look | None = None) -> Prep
     """
     data = recipe.data
     folder = prepared_folder(data)
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
+    say = partial(print_plain, console)
     start = start or look(recipe)
     if start.missing:
         manifest = _present(folder, data)

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from adafilter_dist.system.console import print_plain
+
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -52,9 +54,8 @@ def _lines(console: Console, what: str, total: int) -> Callable[[int], None]:
             last = now
             rate = done / (now - start)
             left = (total - done) / max(rate, 1e-9)
-            console.print(
-                f"{what}: {done:,} of {total:,} pictures, {rate:.0f}/s, {left:.0f} s left",
-                highlight=False,
+            print_plain(
+                console, f"{what}: {done:,} of {total:,} pictures, {rate:.0f}/s, {left:.0f} s left"
             )
 
     return report

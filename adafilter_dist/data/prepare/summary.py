@@ -11,6 +11,7 @@ from rich.table import Table
 
 from adafilter_dist.data.prepare.lists import read_list
 from adafilter_dist.data.stored.manifest import read_manifest
+from adafilter_dist.system.console import print_plain
 
 
 def own_validation(pictures: int) -> str:
@@ -70,5 +71,4 @@ def summarise(folder: Path, console: Console) -> None:
             )
     lines += [note if note.startswith("warning: ") else f"note: {note}" for note in manifest.notes]
     lines.append(f"fingerprint {manifest.fingerprint[:16]}")
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_plain(console, *lines)
