@@ -55,6 +55,23 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {match!r}?)" if match else ""
 
 
+def no_such(kind: str, path: Path) -> str:
+    """``no such KIND``, with the nearest name beside it, or the folder above that is missing too.
+
+    ``kind`` is ``folder`` or ``file``.
+    """
+    above = path.parent
+    if not above.is_dir():
+        while not above.parent.is_dir():
+            above = above.parent
+        return f"no such {kind} ({above} is missing)"
+    try:
+        beside = [entry.name for entry in above.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        beside = []
+    return f"no such {kind}{nearest(path.name, beside)}"
+
+
 def shown(text: str) -> str:
     """``text`` in one line of a message: what cannot be printed escaped, a long one cut."""
     line = printable(text[: _LONGEST + 1])

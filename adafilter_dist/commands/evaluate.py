@@ -60,7 +60,7 @@ def run(words: list[str]) -> int:
 
 def _named_alike(folder: Path, classes: list[str], prepared: Prepared) -> Prepared:
     """The data with the model's numbers for the classes; UserError where the names differ."""
-    from adafilter_dist.data.stored.renumbered import in_classes
+    from adafilter_dist.data.stored.views import in_classes
     from adafilter_dist.training.run_data import require_classes
 
     if sorted(classes) != sorted(prepared.classes):

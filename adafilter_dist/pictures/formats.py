@@ -63,6 +63,11 @@ def suffix_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture (hidden ones such as ._x.jpg are not)."""
+    return not name.startswith(".") and suffix_of(name) in picture_suffixes()
+
+
 def unread_by_suffix(names: Iterable[str]) -> str:
     """Files that are not read, counted by suffix: ``12 .heic, 3 .txt, 1 without a suffix``.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from adafilter_dist.data.loading.loader import EvalLoader
 from adafilter_dist.data.stored.prepared import Prepared, SplitName
-from adafilter_dist.data.stored.subset import PreparedSubset
+from adafilter_dist.data.stored.views import PreparedSubset
 from adafilter_dist.distributed.world import World
 from adafilter_dist.evaluate import Evaluation, evaluate
 from adafilter_dist.evaluate.gate_counts import GateCounts

@@ -15,7 +15,7 @@ from PIL import Image
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.stored.prepared import open_prepared
-from adafilter_dist.data.stored.subset import PreparedSubset
+from adafilter_dist.data.stored.views import PreparedSubset
 from adafilter_dist.models.inference.selected_conv import InferenceNet
 from adafilter_dist.recipe import load_recipe
 from tests.shared.small_run import small_run

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adafilter_dist.data.prepare.pictures import stored_pixels
-from adafilter_dist.data.sources.listing import is_picture
-from adafilter_dist.pictures.formats import picture_suffixes, unread_by_suffix
+from adafilter_dist.data.prepare.read_pictures import stored_pixels
+from adafilter_dist.pictures.formats import is_picture, picture_suffixes, unread_by_suffix
 from adafilter_dist.pictures.modes import BadPicture
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0

@@ -8,9 +8,8 @@ from pathlib import Path
 from adafilter_dist.data.sources import csv_list
 from adafilter_dist.data.sources.layout import LAYOUTS, class_folders, read_layout
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
-from adafilter_dist.data.sources.missing import no_such
 from adafilter_dist.data.sources.walk import Walk
-from adafilter_dist.errors import UserError, nearest, printable
+from adafilter_dist.errors import UserError, nearest, no_such, printable
 from adafilter_dist.pictures.formats import unread_by_suffix
 from adafilter_dist.recipe.sections.data import Data
 

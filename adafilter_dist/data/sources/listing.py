@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adafilter_dist.pictures.formats import picture_suffixes, suffix_of
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system.cache_folder import cache_folder
 
@@ -65,14 +64,14 @@ class Listing:
         """What the train store holds: the training pictures, then those of validation."""
         return [*self.train, *self.validation]
 
+    @property
+    def all_samples(self) -> list[Sample]:
+        """What both stores hold."""
+        return [*self.train_store, *self.test]
+
 
 def root_of(data: Data) -> Path:
     """The folder of the pictures: data.root, else the CSV's, else one in the cache folder."""
     if data.root is None and data.csv is not None:
         return data.csv.parent
     return data.root or cache_folder() / data.name.replace("_", "-")
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file of this name is taken for a picture (hidden ones such as ._x.jpg are not)."""
-    return not name.startswith(".") and suffix_of(name) in picture_suffixes()

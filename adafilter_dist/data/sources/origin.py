@@ -1,14 +1,18 @@
-"""Where prepared data came from: the folder of the pictures, and the files that list them."""
+"""Where prepared data came from: the place of the pictures, their lists, and hashes of both."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from adafilter_dist.data.sources.datasets import lists_of
-from adafilter_dist.data.sources.listing import root_of
+from adafilter_dist.data.sources.listing import Listing, root_of
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system.sealed_files import sha256_of
 
@@ -89,6 +93,46 @@ def changed_list(origin: Origin, data: Data) -> Path | None:
         if name in origin.lists and now.get(name, origin.lists[name]) != origin.lists[name]:
             return path
     return None
+
+
+def fingerprint(
+    data: Data, classes: Sequence[str], splits: Iterable[Iterable[tuple[int, bytes]]]
+) -> str:
+    """Hash of how pictures are stored, the classes, and each split's (label, sha256 of the source).
+
+    Order counts; paths, and how it came to this selection, do not. ``splits`` are train, test and,
+    where the data have one of their own, validation.
+    """
+    quality = data.jpeg_quality if data.stored_format == "jpg" else None
+    stored = [data.stored_size, data.stored_format, quality, list(classes)]
+    digest = hashlib.sha256(json.dumps(stored).encode())
+    for split in splits:
+        digest.update(b"split")
+        for label, content in split:
+            digest.update(label.to_bytes(4, "little") + content)
+    return digest.hexdigest()
+
+
+def sources_hash(listing: Listing) -> str:
+    """Hash of names, labels, sizes and times of the sources; reads no picture."""
+
+    @cache
+    def stamp(path: Path) -> tuple[int, int]:
+        try:
+            status = os.stat(path)
+        except OSError:
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
+
+    digest = hashlib.sha256(repr(listing.classes).encode())
+    splits = [("train", listing.train), ("test", listing.test)]
+    if listing.validation:
+        splits.append(("validation", listing.validation))
+    for name, samples in splits:
+        digest.update(name.encode())
+        for sample in samples:
+            digest.update(repr((sample.name, sample.label, *stamp(sample.path))).encode())
+    return digest.hexdigest()
 
 
 def _root_name(data: Data, folder: Path) -> str | None:

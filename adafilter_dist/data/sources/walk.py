@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adafilter_dist.data.sources.listing import is_picture
 from adafilter_dist.errors import UserError, printable
+from adafilter_dist.pictures.formats import is_picture
 
 _Identity = tuple[int, int]
 

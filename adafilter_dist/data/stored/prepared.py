@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from adafilter_dist.data.sources.listing import root_of
-from adafilter_dist.data.sources.missing import no_such
 from adafilter_dist.data.sources.origin import changed_list, origin_of
 from adafilter_dist.data.sources.split import Indices, SplitPurpose, cut_fraction, keep_fraction
 from adafilter_dist.data.sources.split import SplitName as SplitName
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest, settings_of
 from adafilter_dist.data.stored.store import Damaged, open_store
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, no_such
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.command import prepare_line
 from adafilter_dist.recipe.schema import Recipe
@@ -89,12 +88,15 @@ def open_prepared(recipe: Recipe, *, known: str | None = None) -> Prepared:
     """
     folder = prepared_folder(recipe.data)
     manifest = read_manifest(folder)
-    again = f"run: {prepare_line(recipe)}"
+
+    def again() -> str:  # reads a recipe, so only where there is an error to word
+        return f"run: {prepare_line(recipe)}"
+
     if manifest is None:
-        raise UserError(_missing(folder, recipe.data, again))
+        raise UserError(_missing(folder, recipe.data, again()))
     other = other_settings(manifest, recipe.data)
     if other:
-        raise UserError(f"{folder}: prepared with other settings ({other}); {again}")
+        raise UserError(f"{folder}: prepared with other settings ({other}); {again()}")
     if manifest.fingerprint != known:
         require_origin(folder, manifest, recipe)
     if manifest.skipped and recipe.data.on_bad == "error":
@@ -104,14 +106,14 @@ def open_prepared(recipe: Recipe, *, known: str | None = None) -> Prepared:
         )
     damage = damage_of(folder, manifest)
     if damage:
-        raise UserError(f"{damage}; {again}")
+        raise UserError(f"{damage}; {again()}")
     prepared = from_manifest(folder, manifest, recipe.data)
     if manifest.decoding == DECODING:
         return prepared
     notice = (
         f"{folder}: prepared by adafilter {manifest.adafilter}, which read some kinds of pictures "
         f"otherwise (ink, 16 bits); to have them compared, and those that differ prepared again, "
-        f"{again}"
+        f"{again()}"
     )
     return replace(prepared, notice=notice)
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.modes import BadPicture
-from adafilter_dist.pictures.reading import Source, read_picture
-from adafilter_dist.pictures.scaling import to_stored_size
+from adafilter_dist.pictures.reading import Source, read_picture, to_stored_size
 
 Interpolation = Literal["bilinear", "bicubic"]
 Transform = Callable[[Source], Tensor]

@@ -19,7 +19,7 @@ from torchvision.models import (
 
 from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.data.loading.loader import EvalLoader
-from adafilter_dist.data.prepare.pictures import stored_pixels
+from adafilter_dist.data.prepare.read_pictures import stored_pixels
 from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.data.stored.store import open_store, write_store
 from adafilter_dist.models.backbone.preprocess import Preprocess

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from adafilter_dist.data.prepare.lists import read_list
 from adafilter_dist.data.prepare.prepare import prepare
-from adafilter_dist.data.sources.fingerprint import fingerprint
+from adafilter_dist.data.sources.origin import fingerprint
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe import Recipe

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from adafilter_dist.data.prepare.pictures import stored_pixels
+from adafilter_dist.data.prepare.read_pictures import stored_pixels
 from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.pictures.reading import read_picture
 from tests.pictures.odd_pictures import encoded, without_adobe_marker

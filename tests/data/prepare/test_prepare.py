@@ -14,8 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from adafilter_dist.data.prepare.lists import read_list
-from adafilter_dist.data.prepare.pictures import stored_pixels
 from adafilter_dist.data.prepare.prepare import prepare
+from adafilter_dist.data.prepare.read_pictures import stored_pixels
 from adafilter_dist.data.prepare.summary import summarise
 from adafilter_dist.data.stored.manifest import read_manifest
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared, prepared_folder

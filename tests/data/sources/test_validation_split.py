@@ -15,8 +15,8 @@ from rich.console import Console
 
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.prepare.lists import read_list
-from adafilter_dist.data.prepare.pictures import stored_pixels
 from adafilter_dist.data.prepare.prepare import prepare
+from adafilter_dist.data.prepare.read_pictures import stored_pixels
 from adafilter_dist.data.prepare.summary import summarise
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared
 from adafilter_dist.data.stored.store import open_store

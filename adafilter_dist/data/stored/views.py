@@ -1,4 +1,4 @@
-"""Prepared data whose classes have the numbers that a trained model gives them."""
+"""Prepared data seen otherwise: with other class numbers, or a few pictures of each split."""
 
 from __future__ import annotations
 
@@ -34,3 +34,26 @@ def in_classes(prepared: Prepared, classes: Sequence[str]) -> Prepared:
     same = {one.name: getattr(prepared, one.name) for one in fields(Prepared)}
     numbers = np.array([classes.index(name) for name in prepared.classes], np.int64)
     return Renumbered(**{**same, "classes": list(classes)}, numbers=numbers)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PreparedSubset(Prepared):
+    """Prepared data of which every split shows at most ``images`` pictures.
+
+    They are evenly spaced, because stored sets are sorted by class.
+    """
+
+    images: int
+
+    @staticmethod
+    def of(prepared: Prepared, images: int) -> PreparedSubset:
+        """The same data, thinned out."""
+        same = {one.name: getattr(prepared, one.name) for one in fields(Prepared)}
+        return PreparedSubset(**same, images=images)
+
+    def split(self, name: SplitName) -> tuple[Path, Indices, Indices]:
+        """As `Prepared.split`."""
+        path, records, labels = super().split(name)
+        count = min(self.images, len(records))
+        taken = np.arange(count) * len(records) // max(count, 1)
+        return path, records[taken], labels[taken]
