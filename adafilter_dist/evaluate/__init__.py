@@ -5,7 +5,7 @@ Tables, figures and files of it are in `report`.
 
 from adafilter_dist.evaluate.forward_pass import EvalBatches, evaluate, sweep
 from adafilter_dist.evaluate.gates import GateEvaluation, LayerGates, evaluate_gates
-from adafilter_dist.evaluate.scores import Difference, Evaluation, Outcomes
+from adafilter_dist.evaluate.scores import Difference, Evaluation, OfDomain, Outcomes
 
 __all__ = [
     "Difference",
@@ -13,6 +13,7 @@ __all__ = [
     "Evaluation",
     "GateEvaluation",
     "LayerGates",
+    "OfDomain",
     "Outcomes",
     "evaluate",
     "evaluate_gates",

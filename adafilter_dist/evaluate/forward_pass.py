@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import to_device
+from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.evaluate.scores import Evaluation, Outcomes
 from adafilter_dist.models.backbone.preprocess import Preprocess
@@ -24,6 +25,10 @@ class EvalBatches(Protocol):
 
     @property
     def total(self) -> int: ...
+
+    @property
+    def domains(self) -> Domains | None:
+        """Of the whole data set, by position."""
 
     def __iter__(self) -> Iterator[MicroBatch]: ...
 
@@ -134,4 +139,4 @@ def evaluate(
         precision=precision,
         channels_last=channels_last,
     )
-    return Evaluation.of(rows.complete(), num_classes)
+    return Evaluation.of(rows.complete(), num_classes, loader.domains)

@@ -194,9 +194,9 @@ def evaluate_gates(
     own, mean = learned.complete(), averaged.complete()
     other = permuted.complete() if n > 1 else None
     return GateEvaluation(
-        learned=Evaluation.of(own, num_classes),
-        permuted=Evaluation.of(other, num_classes) if other else None,
-        averaged=Evaluation.of(mean, num_classes),
+        learned=Evaluation.of(own, num_classes, loader.domains),
+        permuted=Evaluation.of(other, num_classes, loader.domains) if other else None,
+        averaged=Evaluation.of(mean, num_classes, loader.domains),
         permuting_costs=Difference.between(own, other) if other else None,
         averaging_costs=Difference.between(own, mean),
         layers=_layers(gate.names, widths, means),

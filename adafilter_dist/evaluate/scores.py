@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from adafilter_dist.data.stored.prepared import Domains
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,25 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
+class OfDomain:
+    """The ``n`` images of a domain, and the share of them that is right."""
+
+    name: str
+    n: int
+    top1: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Figures of a data set. Accuracies are shares in 0..1, the loss is in nats.
 
     ``confusion`` is int64 (C, C), row = true class, column = predicted class. ``top5`` is None
     where five guesses cover all classes. ``mean_per_class`` averages the recall of the classes
-    that occur.
+    that occur. ``domains`` are those that occur, where the data name any.
     """
 
     n: int
@@ -60,9 +75,10 @@ class Evaluation:
     top5: float | None
     mean_per_class: float
     confusion: Tensor
+    domains: list[OfDomain] = field(default_factory=list)
 
     @staticmethod
-    def of(outcomes: Outcomes, num_classes: int) -> Evaluation:
+    def of(outcomes: Outcomes, num_classes: int, domains: Domains | None = None) -> Evaluation:
         """Sum up outcomes; ValueError for no images or a label outside 0..C-1."""
         n = len(outcomes)
         if n == 0:
@@ -84,7 +100,22 @@ class Evaluation:
             top5=int(outcomes.top5.sum()) / n if num_classes > 5 else None,
             mean_per_class=float(recalls.mean()),
             confusion=confusion,
+            domains=_by_domain(outcomes, domains) if domains else [],
         )
+
+    @property
+    def mean_of_domains(self) -> float | None:
+        """Mean of the domains' accuracies, each counting the same; None where there are none."""
+        if not self.domains:
+            return None
+        return sum(domain.top1 for domain in self.domains) / len(self.domains)
+
+    def row(self) -> dict[str, float | None]:
+        """For metrics.jsonl: loss and accuracies, that of each domain as ``top1/NAME``."""
+        figures = {"loss": self.loss, "top1": self.top1, "top5": self.top5}
+        if self.domains:
+            figures["mean_of_domains"] = self.mean_of_domains
+        return figures | {f"top1/{domain.name}": domain.top1 for domain in self.domains}
 
     def to_dict(self, confusion: bool = False) -> dict[str, Any]:
         """Plain JSON types; the confusion matrix (rows: true classes) only when asked for."""
@@ -95,7 +126,20 @@ class Evaluation:
             "top5": self.top5,
             "mean_per_class": self.mean_per_class,
         }
+        if self.domains:
+            figures["mean_of_domains"] = self.mean_of_domains
+            figures["domains"] = [domain.to_dict() for domain in self.domains]
         return figures | ({"confusion": self.confusion.tolist()} if confusion else {})
+
+
+def _by_domain(outcomes: Outcomes, domains: Domains) -> list[OfDomain]:
+    numbers, correct = torch.from_numpy(domains.numbers), outcomes.correct.cpu()
+    figures = []
+    for number, name in enumerate(domains.names):
+        right = correct[numbers == number]
+        if len(right):
+            figures.append(OfDomain(name, len(right), int(right.sum()) / len(right)))
+    return figures
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "top1": lambda value: f"top-1 {value:.1%}",
     "top5": lambda value: f"top-5 {value:.1%}",
     "mean_per_class": lambda value: f"mean per class {value:.1%}",
+    "mean_of_domains": lambda value: f"mean of domains {value:.1%}",
     "images_per_second": lambda value: f"{value:,.0f} images/s",
     "data_wait": lambda value: f"data wait {value:.0%}",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -11,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from adafilter_dist.evaluate import LayerGates
+from adafilter_dist.errors import printable
+from adafilter_dist.evaluate import Evaluation, LayerGates
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.results import Results
 from adafilter_dist.run.files import RunFiles
@@ -80,12 +82,25 @@ def _accuracy_table(results: Results) -> Table:
         title = f"  {bar.title}" if bar.nested else bar.title
         table.add_row(title, f"{100 * bar.top1:.1f} ± {100 * bar.error:.1f}", bar.remark)
     evaluation = results.evaluation
+    _add_domains(table, METHODS[results.method].title, evaluation)
     others = f"mean per class {100 * evaluation.mean_per_class:.1f} %"
     if evaluation.top5 is not None:
         others = f"top-5 {100 * evaluation.top5:.1f} %, {others}"
     table.caption = f"{METHODS[results.method].title}: {others}, loss {evaluation.loss:.3f}"
     table.caption_justify = "left"
     return table
+
+
+def _add_domains(table: Table, method: str, evaluation: Evaluation) -> None:
+    """The method's accuracy on each domain, and their mean."""
+    if not evaluation.domains:
+        return
+    table.add_section()
+    table.add_row(f"{method}, mean of domains", f"{100 * (evaluation.mean_of_domains or 0):.1f}")
+    for domain in evaluation.domains:
+        error = math.sqrt(domain.top1 * (1 - domain.top1) / domain.n)
+        accuracy = f"{100 * domain.top1:.1f} ± {100 * error:.1f}"
+        table.add_row(f"  {printable(domain.name)}", accuracy, f"{domain.n:,} images")
 
 
 def _gate_table(layers: Sequence[LayerGates]) -> Table:

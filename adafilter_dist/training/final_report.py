@@ -45,8 +45,7 @@ def finish(
         probe=recipe.evaluate.probe,
         gates=recipe.evaluate.gates,
     )
-    evaluation = results.evaluation
-    row = {"loss": evaluation.loss, "top1": evaluation.top1, "top5": evaluation.top5}
+    row = results.evaluation.row()
     metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)
     metrics.close()
     if world.is_rank0:

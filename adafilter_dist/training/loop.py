@@ -11,6 +11,7 @@ from typing import Literal
 from adafilter_dist.checkpoint.store import Position
 from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
 from adafilter_dist.data.loading.loader import EvalLoader
+from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.evaluate import evaluate
 from adafilter_dist.metrics import Metrics
@@ -39,6 +40,11 @@ class LoaderWithCallback:
     def total(self) -> int:
         """Samples over all ranks."""
         return self.loader.total
+
+    @property
+    def domains(self) -> Domains | None:
+        """Of the whole split."""
+        return self.loader.domains
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for batch in self.loader:
@@ -221,8 +227,7 @@ class Trainer:
                 precision=session.recipe.train.precision,
                 channels_last=session.recipe.train.channels_last,
             )
-        row = {"loss": result.loss, "top1": result.top1, "top5": result.top5}
-        self._metrics.evaluation(self.position.step, epoch, "val", row)
+        self._metrics.evaluation(self.position.step, epoch, "val", result.row())
         return result.top1
 
     def _on_evaluation_batch(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import to_device
+from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.evaluate import (
     Difference,
     Evaluation,
@@ -113,6 +114,34 @@ def test_a_model_is_evaluated_in_evaluation_mode_on_every_image_once() -> None:
     wanted = Evaluation.of(Outcomes.of(logits, truth), CLASSES)
     assert torch.equal(found.confusion, wanted.confusion)
     assert found.loss == pytest.approx(wanted.loss, abs=1e-5)
+
+
+def test_domains_are_told_apart_with_their_mean() -> None:
+    numbers = np.arange(40) % 3 // 2 * 2  # two thirds are of 0, one of 2, none of 1
+    domains = Domains(["photo", "absent", "ink"], numbers)
+    torch.manual_seed(0)
+    net: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES))
+    loader = Shared(labels(), batch_size=6, domains=domains)
+    kwargs: Any = {"device": CPU, "num_classes": CLASSES}
+    found = evaluate(net, loader, PREPROCESS, **kwargs)
+    with torch.no_grad():
+        right = net(normalised(pictures(), torch.arange(40))[0]).argmax(1) == labels()
+    wanted = {
+        name: float(right[numbers == number].double().mean())
+        for name, number in (("photo", 0), ("ink", 2))
+    }
+    assert {one.name: one.top1 for one in found.domains} == pytest.approx(wanted)
+    assert [one.n for one in found.domains] == [27, 13]
+    mean = sum(wanted.values()) / 2
+    assert found.mean_of_domains == pytest.approx(mean) != found.top1
+    assert found.row()["top1/ink"] == found.to_dict()["domains"][1]["top1"]
+    assert found.row()["mean_of_domains"] == found.mean_of_domains
+    few = Shared(labels()[:4], batch_size=4, domains=Domains(["a", "b"], np.array([0, 1, 1, 1])))
+    gates = evaluate_gates(gated_resnet18(), few, PREPROCESS, **kwargs)
+    for figures in (gates.learned, gates.permuted, gates.averaged):
+        assert figures is not None and [one.n for one in figures.domains] == [1, 3]
+    plain = evaluate(net, Shared(labels(), batch_size=6), PREPROCESS, **kwargs)
+    assert list(plain.row()) == ["loss", "top1", "top5"] and "domains" not in plain.to_dict()
 
 
 def test_half_precision_and_double_precision() -> None:

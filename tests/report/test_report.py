@@ -14,7 +14,14 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, LayerGates, Outcomes
+from adafilter_dist.evaluate import (
+    Difference,
+    Evaluation,
+    GateEvaluation,
+    LayerGates,
+    OfDomain,
+    Outcomes,
+)
 from adafilter_dist.evaluate.linear_probe import Probe
 from adafilter_dist.metrics import append
 from adafilter_dist.report import Results, draw, figure, print_summary, write_gates, write_summary
@@ -127,6 +134,15 @@ def test_without_gates_and_probe_only_the_accuracy_is_told() -> None:
     print_summary(place, Path("runs/demo"), plain, {})
     assert "plain fine-tuning" in shown(place) and "80.0" in shown(place)
     assert "gate" not in shown(place) and "probe" not in shown(place)
+
+
+def test_accuracies_of_domains_and_their_mean_are_told() -> None:
+    place = console()
+    domains = [OfDomain("photo", 150, 0.9), OfDomain("ink", 50, 0.5)]
+    of_domains = replace(evaluation(160), domains=domains)
+    print_summary(place, Path("runs/x"), Results("x", 0, "finetune", "test", of_domains), {})
+    text = " ".join(shown(place).replace("│", " ").split())
+    assert "plain fine-tuning, mean of domains 70.0 photo 90.0 ± 2.4 150 images ink 50.0" in text
 
 
 def test_summary_json_holds_the_same_figures(tmp_path: Path) -> None:

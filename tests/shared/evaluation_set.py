@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from tests.shared.real_pictures import thumbnails
 
@@ -36,12 +37,14 @@ class Shared:
         rank: int = 0,
         world_size: int = 1,
         images: Tensor | None = None,
+        domains: Domains | None = None,
     ) -> None:
         self._labels = labels
         self._images = pictures()[: len(labels)] if images is None else images
         self._batch = batch_size
         self._rank, self._world_size = rank, world_size
         self.total = len(labels)
+        self.domains = domains
 
     def __iter__(self) -> Iterator[MicroBatch]:
         starts = range(self._batch * self._rank, self.total, self._batch * self._world_size)

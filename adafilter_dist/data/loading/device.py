@@ -30,7 +30,13 @@ class BatchTransfer:
         ]
         images, labels = zip(*brought, strict=True)
         index = [part.index for part in parts]
-        return DeviceBatch(joined(images), joined(labels), joined(index), len(parts))
+        domains = [
+            part.domain.to(self.device, non_blocking=True)
+            for part in parts
+            if part.domain is not None
+        ]
+        domain = joined(domains) if domains else None
+        return DeviceBatch(joined(images), joined(labels), joined(index), len(parts), domain)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ from adafilter_dist.data.loading.order import (
 from adafilter_dist.data.loading.policy import policy_of
 from adafilter_dist.data.loading.torchvision_backend import TorchvisionBackend
 from adafilter_dist.data.stored.pool import WorkerPool, default_workers
-from adafilter_dist.data.stored.prepared import Prepared, SplitName
+from adafilter_dist.data.stored.prepared import Domains, Prepared, SplitName
 from adafilter_dist.data.stored.store import open_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pixels
@@ -56,6 +56,7 @@ class TrainLoader:
         device: torch.device,
     ) -> None:
         path, self._records, self._labels = prepared.split("train")
+        self._domains = prepared.domains_of("train")
         self._recipe = recipe
         self._rank, self._world_size = rank, world_size
         self._pin = device.type == "cuda"
@@ -94,10 +95,9 @@ class TrainLoader:
         plan = ReadPlan(samples, self._records[samples], lambda index: self._boxes(epoch, index))
         with contextlib.closing(self._images(epoch, plan)) as images:
             for index, batch in zip(samples, images, strict=True):
-                labels = torch.from_numpy(self._labels[index])
-                if self._pin:
-                    labels = labels.pin_memory()
-                yield MicroBatch(batch, labels, torch.from_numpy(index))
+                labels = _host(self._labels[index], self._pin)
+                domain = _domain(self._domains, index, self._pin)
+                yield MicroBatch(batch, labels, torch.from_numpy(index), domain)
 
     def _images(self, epoch: int, plan: ReadPlan) -> Generator[Tensor, None, None]:
         with contextlib.closing(self._backend.read(plan)) as images:
@@ -145,7 +145,8 @@ class TrainLoader:
 class EvalLoader:
     """A split for evaluation: resized and cropped as the weights ask for, nothing random.
 
-    Batches are the same on any number of ranks, and each goes to exactly one of them.
+    Batches are the same on any number of ranks, and each goes to exactly one of them. ``domains``
+    are those of the whole split, None where the data have none.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class EvalLoader:
         batch_size: int,
     ) -> None:
         path, self._records, self._labels = prepared.split(split)
+        self.domains = prepared.domains_of(split)
         self._store = open_store(path)
         self._workers = recipe.data.num_workers or default_workers()
         self._batch_size = batch_size
@@ -184,13 +186,22 @@ class EvalLoader:
                 images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
                 for pixels in images.numpy():
                     pixels[:] = next(pictures)
-                labels = torch.from_numpy(self._labels[index.numpy()])
-                labels = labels.pin_memory() if pin else labels
-                yield MicroBatch(images.permute(0, 3, 1, 2), labels, index)
+                labels = _host(self._labels[index.numpy()], pin)
+                domain = _domain(self.domains, index.numpy(), pin)
+                yield MicroBatch(images.permute(0, 3, 1, 2), labels, index, domain)
 
     def _picture(self, sample: int) -> NDArray[np.uint8]:
         picture = fromarray(self._store.read(int(self._records[sample])))
         return evaluation_pixels(picture, self._preprocess)
+
+
+def _domain(domains: Domains | None, index: NDArray[np.int64], pin: bool) -> Tensor | None:
+    return None if domains is None else _host(domains.numbers[index], pin)
+
+
+def _host(numbers: NDArray[np.int64], pin: bool) -> Tensor:
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory() if pin else tensor
 
 
 def _why_no_ffcv() -> str | None:

@@ -111,6 +111,7 @@ class CudaPrefetcher:
         self._labels = [
             torch.empty(samples, dtype=torch.int64, device=device) for _ in range(AHEAD + 1)
         ]
+        self._domains = [torch.empty_like(labels) for labels in self._labels]
         self._read = [torch.cuda.Event() for _ in range(AHEAD + 1)]
         self._filled = [torch.cuda.Event() for _ in range(AHEAD + 1)]
 
@@ -127,13 +128,17 @@ class CudaPrefetcher:
             size = len(pixels[0])
             images = self._images[place][: size * len(parts)]
             labels = self._labels[place][: size * len(parts)]
+            domain = self._domains[place][: size * len(parts)]
             for number, part in enumerate(parts):
                 slot = slice(number * size, (number + 1) * size)
                 normalise(pixels[number], self._preprocess, images[slot])
                 labels[slot].copy_(part.labels, non_blocking=True)
+                if part.domain is not None:
+                    domain[slot].copy_(part.domain, non_blocking=True)
             self._filled[place].record(self._stream)
         index = joined([part.index for part in parts])
-        return DeviceBatch(images, labels, index, len(parts))
+        known = None if parts[0].domain is None else domain
+        return DeviceBatch(images, labels, index, len(parts), known)
 
     def hand_over(self, place: int) -> None:
         torch.cuda.current_stream(self._device).wait_event(self._filled[place])

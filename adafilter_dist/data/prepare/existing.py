@@ -10,7 +10,7 @@ from adafilter_dist.data.prepare.lists import read_list
 from adafilter_dist.data.prepare.progress import counting
 from adafilter_dist.data.prepare.read_pictures import content_hash, read, stored_pixels
 from adafilter_dist.data.sources.listing import Listing, Sample, root_of
-from adafilter_dist.data.sources.origin import Origin, changed_list, fingerprint
+from adafilter_dist.data.sources.origin import Entry, Origin, changed_list, fingerprint
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest
 from adafilter_dist.data.stored.pool import WorkerPool, default_workers
 from adafilter_dist.data.stored.prepared import damage_of, other_settings
@@ -139,7 +139,7 @@ def same_pictures(
 
     listed = {"train": listing.train, "test": listing.test, "val": listing.validation}
     entries = [(split, sample) for split, samples in listed.items() for sample in samples]
-    splits: dict[str, list[tuple[int, bytes]]] = {split: [] for split in listed}
+    splits: dict[str, list[Entry]] = {split: [] for split in listed}
     try:
         with (
             counting(console, "comparing pictures", len(entries)) as progress,
@@ -148,12 +148,12 @@ def same_pictures(
             hashes = pool.map(content, entries, ahead=4 * workers)
             for number, ((split, sample), digest) in enumerate(zip(entries, hashes, strict=True)):
                 if digest is not None:
-                    splits[split].append((sample.label, digest))
+                    splits[split].append((sample.label, sample.domain, digest))
                 progress(number + 1)
     except BadPicture:
         return False
     present = [entries for split, entries in splits.items() if entries or split != "val"]
-    return fingerprint(data, listing.classes, present) == manifest.fingerprint
+    return fingerprint(data, listing.classes, listing.domains, present) == manifest.fingerprint
 
 
 def _skipped(folder: Path) -> set[tuple[str, str]]:

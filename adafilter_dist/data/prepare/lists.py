@@ -9,6 +9,8 @@ Where the data have a validation split of their own, classes.csv has a column va
 
 val.csv               path,label: the pictures behind those of train.csv in the train store
 val-duplicates.csv    val_path,val_label,other_split,other_path,other_label: same pixels
+
+Where pictures have domains, train.csv, val.csv and test.csv have a column domain.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from adafilter_dist.system import files
 def write_lists(
     folder: Path,
     classes: Sequence[str],
+    domains: Sequence[str],
     train: PictureReader,
     test: PictureReader,
     validation: Collection[str],
@@ -40,8 +43,13 @@ def write_lists(
         stored["val" if one.sample.name in validation else "train"].append(one)
     stored["test"] = test.stored
     for name, side in stored.items():
-        pictures = ((one.sample.name, classes[one.sample.label]) for one in side)
-        _write(folder / f"{name}.csv", ("path", "label"), pictures)
+        pictures: Iterable[tuple[str, ...]] = (
+            (one.sample.name, classes[one.sample.label]) for one in side
+        )
+        if domains:
+            of_domain = (domains[one.sample.domain] for one in side)
+            pictures = ((*row, domain) for row, domain in zip(pictures, of_domain, strict=True))
+        _write(folder / f"{name}.csv", ("path", "label", "domain")[: 3 if domains else 2], pictures)
     counts = [Counter(one.sample.label for one in side) for side in stored.values()]
     per_class = ((name, *(c[label] for c in counts)) for label, name in enumerate(classes))
     _write(folder / "classes.csv", ("class", *stored), per_class)

@@ -157,6 +157,7 @@ def _fill(
             stores[name] = write_store(
                 folder / name,
                 records,
+                domains=reader.domains,
                 format=data.stored_format,
                 jpeg_quality=data.jpeg_quality,
                 num_workers=data.num_workers or default_workers(),
@@ -172,21 +173,25 @@ def _fill(
     _require_some(listing, stores, validation)
 
     # Write the lists beside the stores, for people.
-    duplicates = write_lists(folder, listing.classes, train, test, of_validation)
+    duplicates = write_lists(folder, listing.classes, listing.domains, train, test, of_validation)
 
     # Write the manifest: what was stored, from where and how. With it the folder counts.
     cut = len(train.stored) - validation
     splits = [train.stored[:cut], test.stored, *([train.stored[cut:]] if validation else [])]
-    contents = [[(stored.sample.label, stored.content) for stored in split] for split in splits]
+    contents = [
+        [(stored.sample.label, stored.sample.domain, stored.content) for stored in split]
+        for split in splits
+    ]
     manifest = Manifest(
         adafilter=__version__,
         settings=settings_of(data),
-        fingerprint=fingerprint(data, listing.classes, contents),
+        fingerprint=fingerprint(data, listing.classes, listing.domains, contents),
         sources=origins[-1].sources,
         decoding=DECODING,
         root=listing.root,
         origins=list(origins),
         classes=listing.classes,
+        domains=listing.domains,
         train=_entry(stores["train"]),
         test=_entry(stores["test"]),
         validation=validation,

@@ -56,6 +56,11 @@ class PictureReader:
         return [partial(self._record, position) for position in range(len(self._samples))]
 
     @property
+    def domains(self) -> list[int]:
+        """The domain of each sample, by its number."""
+        return [sample.domain for sample in self._samples]
+
+    @property
     def stored(self) -> list[Stored]:
         """The pictures in the store, in its order."""
         return [result for result in self._results if isinstance(result, Stored)]

@@ -1,4 +1,7 @@
-"""A list of pictures as a CSV with the columns path, label and, where they are fixed, split."""
+"""A list of pictures as a CSV with the columns path and label.
+
+A column split says which picture belongs where, a column domain from which domain each one is.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adafilter_dist.data.sources.download import relative_name
-from adafilter_dist.data.sources.listing import Sample, SourceListing
+from adafilter_dist.data.sources.listing import MOST_DOMAINS, Sample, SourceListing
 from adafilter_dist.data.sources.split import SplitName
 from adafilter_dist.data.sources.split_names import WORDS, split_of_word
 from adafilter_dist.errors import UserError, nearest, printable
 
-_COLUMNS = ("path", "label", "split")
+_COLUMNS = ("path", "label", "split", "domain")
 _WORDS = [word for word in WORDS if word not in ("trn", "tst")]
 _UTF_8 = "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
 
@@ -28,28 +31,46 @@ class _Row:
     label: str
     word: str  # of the column split
     split: SplitName | None
+    domain: str  # empty without that column
 
 
 def find(file: Path, base: Path) -> SourceListing:
     """The pictures of a CSV, whose relative paths start at ``base``.
 
-    Splits are train, val and test in their usual spellings; without the column, one pool. Raises
-    UserError with the number of the line.
+    Splits are train, val and test in their usual spellings; without the column, one pool. Domains
+    are numbered in the order of their names. Raises UserError with the number of the line.
     """
     rows = _rows(file, base)
     classes = sorted({row.label for row in rows})
     of_name = {name: label for label, name in enumerate(classes)}
+    domains = sorted({row.domain for row in rows if row.domain})
+    if len(domains) > MOST_DOMAINS:
+        raise UserError(
+            f"data.csv={file}: {len(domains):,} names in the column domain; at most "
+            f"{MOST_DOMAINS:,} are kept; name it otherwise if it is no domain"
+        )
+    of_domain = {name: number for number, name in enumerate(domains)}
     splits: dict[SplitName | None, list[Sample]] = {}
     for row in rows:
-        sample = Sample(relative_name(row.path, base), of_name[row.label], row.path)
+        sample = Sample(
+            relative_name(row.path, base),
+            of_name[row.label],
+            row.path,
+            domain=of_domain.get(row.domain, 0),
+        )
         splits.setdefault(row.split, []).append(sample)
     for samples in splits.values():
         samples.sort(key=lambda sample: (sample.label, sample.name))
     if None in splits:
-        return SourceListing(base, classes, splits[None], None)
-    notes = _reading(rows)
+        return SourceListing(base, classes, splits[None], None, domains=domains)
     return SourceListing(
-        base, classes, splits.get("train", []), splits.get("test"), notes, splits.get("val", [])
+        base,
+        classes,
+        splits.get("train", []),
+        splits.get("test"),
+        _reading(rows),
+        splits.get("val", []),
+        domains,
     )
 
 
@@ -58,7 +79,8 @@ def _rows(file: Path, base: Path) -> list[_Row]:
     _, header = next(lines, (1, []))
     columns = _columns(file, header)
     has_split = "split" in columns
-    others: dict[str, set[str]] = {name: set() for name in columns if name not in _COLUMNS}
+    known_meaning = ("path", "label", "split")
+    others: dict[str, set[str]] = {name: set() for name in columns if name not in known_meaning}
     rows: list[_Row] = []
     known: dict[str, _Row] = {}
     for line, cells in lines:
@@ -80,7 +102,14 @@ def _rows(file: Path, base: Path) -> list[_Row]:
                 f"{here}: split {printable(of['split'])!r}{nearest(of['split'].lower(), _WORDS)}; "
                 "allowed: train, val, test and their usual spellings"
             )
-        row = _Row(line, _path(here, of["path"], base), of["label"], of.get("split", ""), split)
+        row = _Row(
+            line,
+            _path(here, of["path"], base),
+            of["label"],
+            of.get("split", ""),
+            split,
+            of.get("domain", ""),
+        )
         before = known.setdefault(os.path.normpath(row.path), row)
         if before is not row:
             raise UserError(f"{here}: {_twice(row, before, of['path'])}")

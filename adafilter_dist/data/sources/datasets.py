@@ -105,7 +105,9 @@ def list_dataset(data: Data) -> Listing:
     notes += _alike(source.classes)
     for name, part in (("test", test), ("validation", source.validation)):
         notes += _missing(source.classes, name, part) if part else []
-    return Listing(source.root, source.classes, train, test, notes, source.validation)
+    return Listing(
+        source.root, source.classes, train, test, notes, source.validation, source.domains
+    )
 
 
 def labels_of(samples: Sequence[Sample]) -> Indices:
@@ -124,12 +126,19 @@ def _only(source: SourceListing, wanted: Sequence[str]) -> SourceListing:
 
     def reduce(samples: Iterable[Sample]) -> list[Sample]:
         return [
-            Sample(s.name, label[s.label], s.path, s.pixels) for s in samples if s.label in label
+            replace(sample, label=label[sample.label])
+            for sample in samples
+            if sample.label in label
         ]
 
     test = None if source.test is None else reduce(source.test)
-    validation = reduce(source.validation)
-    return SourceListing(source.root, classes, reduce(source.train), test, source.notes, validation)
+    return replace(
+        source,
+        classes=classes,
+        train=reduce(source.train),
+        test=test,
+        validation=reduce(source.validation),
+    )
 
 
 def _cut_test(source: SourceListing, data: Data) -> tuple[list[Sample], list[Sample]]:

@@ -15,25 +15,31 @@ from adafilter_dist.system.cache_folder import cache_folder
 # Of the folder that `prepare` makes beside the pictures by default.
 DEFAULT_NAME = re.compile(r"adafilter-[0-9a-f]{8}")
 
+# What the two bytes of a store can number.
+MOST_DOMAINS = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One labelled picture: a file, or pixels taken out of one.
 
-    ``name`` is its path below the root of the data set, with forward slashes.
+    ``name`` is its path below the root of the data set, with forward slashes. ``domain`` indexes
+    the domains of the listing, and is 0 where that has none.
     """
 
     name: str
     label: int
     path: Path
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    domain: int = 0
 
 
 @dataclass(frozen=True)
 class SourceListing:
     """The splits as a data set is published; ``test`` is None if it has no test split.
 
-    ``validation`` holds the data's own validation split, and is empty if there is none.
+    ``validation`` holds the data's own validation split, and is empty if there is none; so is
+    ``domains``, the names of the domains that the pictures are of.
     """
 
     root: Path
@@ -42,6 +48,7 @@ class SourceListing:
     test: list[Sample] | None
     notes: list[str] = field(default_factory=list)
     validation: list[Sample] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Listing:
     test: list[Sample]
     notes: list[str]
     validation: list[Sample] = field(default_factory=list)
+    domains: list[str] = field(default_factory=list)
 
     @property
     def train_store(self) -> list[Sample]:

@@ -95,21 +95,30 @@ def changed_list(origin: Origin, data: Data) -> Path | None:
     return None
 
 
+Entry = tuple[int, int, bytes]
+"""A picture's label, domain, and sha256 of its source."""
+
+
 def fingerprint(
-    data: Data, classes: Sequence[str], splits: Iterable[Iterable[tuple[int, bytes]]]
+    data: Data,
+    classes: Sequence[str],
+    domains: Sequence[str],
+    splits: Iterable[Iterable[Entry]],
 ) -> str:
-    """Hash of how pictures are stored, the classes, and each split's (label, sha256 of the source).
+    """Hash of how pictures are stored, the classes, the domains, and each split's entries.
 
     Order counts; paths, and how it came to this selection, do not. ``splits`` are train, test and,
     where the data have one of their own, validation.
     """
     quality = data.jpeg_quality if data.stored_format == "jpg" else None
     stored = [data.stored_size, data.stored_format, quality, list(classes)]
+    stored += [list(domains)] if domains else []
     digest = hashlib.sha256(json.dumps(stored).encode())
     for split in splits:
         digest.update(b"split")
-        for label, content in split:
-            digest.update(label.to_bytes(4, "little") + content)
+        for label, domain, content in split:
+            number = domain.to_bytes(4, "little") if domains else b""
+            digest.update(label.to_bytes(4, "little") + number + content)
     return digest.hexdigest()
 
 
@@ -125,6 +134,8 @@ def sources_hash(listing: Listing) -> str:
         return status.st_size, status.st_mtime_ns
 
     digest = hashlib.sha256(repr(listing.classes).encode())
+    if listing.domains:
+        digest.update(repr(listing.domains).encode())
     splits = [("train", listing.train), ("test", listing.test)]
     if listing.validation:
         splits.append(("validation", listing.validation))
@@ -132,6 +143,8 @@ def sources_hash(listing: Listing) -> str:
         digest.update(name.encode())
         for sample in samples:
             digest.update(repr((sample.name, sample.label, *stamp(sample.path))).encode())
+            if listing.domains:
+                digest.update(sample.domain.to_bytes(4, "little"))
     return digest.hexdigest()
 
 

@@ -31,8 +31,9 @@ class Manifest(BaseModel):
     """Everything about a prepared folder that is not the pictures.
 
     ``validation``: how many of the last pictures of the train store are the data's own validation
-    split; 0 where it has none. ``decoding`` numbers the way from a file to pixels, see
-    `adafilter_dist.pictures.reading.DECODING`.
+    split; 0 where it has none. ``domains`` names the domains that pictures are of, in the order of
+    their numbers in the stores; empty where they are of none. ``decoding`` numbers the way from a
+    file to pixels, see `adafilter_dist.pictures.reading.DECODING`.
     ``origins`` are the places whose pictures are these; format 1 has none, only ``root``.
     """
 
@@ -47,6 +48,7 @@ class Manifest(BaseModel):
     root: Path
     origins: list[Origin] = []
     classes: list[str]
+    domains: list[str] = []
     train: StoredSplit
     test: StoredSplit
     validation: int = 0
@@ -64,7 +66,9 @@ class Manifest(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Put it into the folder, whole or not at all."""
-        files.write_json(folder / NAME, self.model_dump(mode="json"))
+        # Older versions know no domains; they read every other manifest.
+        left_out = set() if self.domains else {"domains"}
+        files.write_json(folder / NAME, self.model_dump(mode="json", exclude=left_out))
 
     def known_origins(self, folder: Path) -> list[Origin]:
         """Where the pictures came from, as far as the manifest tells.

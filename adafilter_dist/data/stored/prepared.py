@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,22 @@ from adafilter_dist.recipe.sections.data import Data
 
 
 @dataclass(frozen=True, eq=False)
+class Domains:
+    """From which domain each picture of a split is: ``numbers`` int64 (n,) index ``names``."""
+
+    names: Sequence[str]
+    numbers: Indices
+
+
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """Two stores, their labels, and how validation and label fraction are cut from training.
 
     ``validation``: how many of the last pictures of the train store are the data's own validation
-    split. Where it is 0, ``val_fraction`` of the training pictures is. ``notice``: a line on what
-    may be amiss with them.
+    split. Where it is 0, ``val_fraction`` of the training pictures is. ``domains`` names the
+    domains of the pictures and is empty where they have none; ``train_domains`` and
+    ``test_domains`` hold the number of each picture's, all 0 without names. ``notice``: a line on
+    what may be amiss with them.
     """
 
     folder: Path
@@ -42,6 +53,9 @@ class Prepared:
     label_fraction: float
     split_seed: int
     validation: int = 0
+    domains: list[str] = field(default_factory=list)
+    train_domains: Indices | None = None
+    test_domains: Indices | None = None
     notice: str | None = None
 
     def split(self, name: SplitName) -> tuple[Path, Indices, Indices]:
@@ -68,6 +82,14 @@ class Prepared:
             )
             rest = rest[kept]
         return self.train_store, rest, self.train_labels[rest]
+
+    def domains_of(self, name: SplitName) -> Domains | None:
+        """The domains of a split's pictures; None where they have none."""
+        stored = self.test_domains if name == "test" else self.train_domains
+        if not self.domains or stored is None:
+            return None
+        _, records, _ = self.split(name)
+        return Domains(self.domains, stored[records])
 
 
 def prepared_folder(data: Data) -> Path:
@@ -171,26 +193,34 @@ def damage_of(folder: Path, manifest: Manifest) -> str:
         if size != split.size:
             return f"{path}: damaged, {size} bytes instead of {split.size}"
         try:
-            labels = open_store(path).labels
+            store = open_store(path)
         except Damaged as error:  # its tables; no sha256 is needed to see it
             return error.what
-        if len(labels) != split.pictures or (labels >= len(manifest.classes)).any():
+        wrong = (store.labels >= len(manifest.classes)) | (
+            store.domains >= max(1, len(manifest.domains))
+        )
+        if len(store) != split.pictures or wrong.any():
             return f"{path}: does not fit its manifest.json"
     return ""
 
 
 def from_manifest(folder: Path, manifest: Manifest, data: Data) -> Prepared:
     """The prepared data of a folder that has been checked."""
+    train = open_store(folder / manifest.train.file)
+    test = open_store(folder / manifest.test.file)
     return Prepared(
         folder=folder,
         classes=manifest.classes,
         fingerprint=manifest.fingerprint,
         train_store=folder / manifest.train.file,
         test_store=folder / manifest.test.file,
-        train_labels=open_store(folder / manifest.train.file).labels,
-        test_labels=open_store(folder / manifest.test.file).labels,
+        train_labels=train.labels,
+        test_labels=test.labels,
         val_fraction=data.val_fraction,
         label_fraction=data.label_fraction,
         split_seed=data.split_seed,
         validation=manifest.validation,
+        domains=manifest.domains,
+        train_domains=train.domains,
+        test_domains=test.domains,
     )

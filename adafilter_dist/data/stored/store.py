@@ -5,7 +5,7 @@ serves every loader: what a laptop without FFCV has prepared, a cluster reads wi
 writer waits for ever when a worker fails, and its files differ from run to run; this one passes
 errors on and writes the same bytes whatever the number of workers.
 
-    header | two field descriptors | one row a picture: mode, width, height, offset, label
+    header | two field descriptors | one row a picture: mode, width, height, offset, domain, label
     encoded pictures, none across a page boundary | one row a picture: number, offset, size
 """
 
@@ -49,12 +49,13 @@ _HEADER = np.dtype(
 )
 _FIELD = np.dtype([("type", "<u1"), ("name", "S16"), ("arguments", "V1024")])
 _FIELDS = np.array([(2, b"image", b""), (1, b"label", b"")], dtype=_FIELD)
-# FFCV aligns the label to eight bytes after the thirteen of the picture's row.
+# FFCV aligns the label to eight bytes after the thirteen of the picture's row. Two of the three
+# bytes between them, which it never reads, hold the domain; they are 0 where there is none.
 _ROW = np.dtype(
     {
-        "names": ["mode", "width", "height", "offset", "label"],
-        "formats": ["<u1", "<u2", "<u2", "<u8", "<i8"],
-        "offsets": [0, 1, 3, 5, 16],
+        "names": ["mode", "width", "height", "offset", "domain", "label"],
+        "formats": ["<u1", "<u2", "<u2", "<u8", "<u2", "<i8"],
+        "offsets": [0, 1, 3, 5, 14, 16],
         "itemsize": 24,
     }
 )
@@ -77,6 +78,7 @@ def write_store(
     path: Path,
     records: Sequence[Record],
     *,
+    domains: Sequence[int] | None = None,
     format: Format = "jpg",
     jpeg_quality: int = 95,
     num_workers: int = 1,
@@ -85,8 +87,9 @@ def write_store(
     """Write the pictures to ``path`` (its suffix becomes .beton), in the order of ``records``.
 
     A record is called in a worker thread and returns (uint8 RGB array (H, W, 3), label), or None to
-    be left out; what it raises ends the writing and is raised here. ``progress`` is called with the
-    number of records done. The file appears whole or not at all; its sha256 is written beside it.
+    be left out; what it raises ends the writing and is raised here. ``domains`` holds a number
+    below 65,536 for each record, default 0. ``progress`` is called with the number of records done.
+    The file appears whole or not at all; its sha256 is written beside it.
     """
     path = path.with_suffix(SUFFIX)
     rows = np.zeros(len(records), _ROW)
@@ -109,7 +112,8 @@ def write_store(
                 if encoded is not None:
                     data, (height, width), label = encoded
                     offset = _within_page(offset, data.size, path, position)
-                    rows[len(kept)] = (_MODES[format], width, height, offset, label)
+                    domain = 0 if domains is None else domains[position]
+                    rows[len(kept)] = (_MODES[format], width, height, offset, domain, label)
                     table[len(kept)] = (len(kept), offset, data.size)
                     file.seek(offset)
                     file.write(data.data)
@@ -166,6 +170,7 @@ class Store:
         rows = np.frombuffer(self._bytes, _ROW, count=self._samples, offset=_ROWS_AT)
         table = np.frombuffer(self._bytes, _ALLOCATION, count=self._samples, offset=table_at)
         self.labels: NDArray[np.int64] = rows["label"].astype(np.int64)
+        self.domains: NDArray[np.int64] = rows["domain"].astype(np.int64)
         self.heights: NDArray[np.int64] = rows["height"].astype(np.int64)
         self.widths: NDArray[np.int64] = rows["width"].astype(np.int64)
         self._offsets = table["offset"].astype(np.int64)

@@ -43,8 +43,8 @@ def made_by_an_older_version(done: Prepared, root: Path) -> None:
         ]
         for split in ("train", "test")
     ]
-    contents = [[(label, content.digest()) for label, content in split] for split in splits]
-    older = fingerprint(recipe(root).data, done.classes, contents)
+    contents = [[(label, 0, content.digest()) for label, content in split] for split in splits]
+    older = fingerprint(recipe(root).data, done.classes, [], contents)
     path.write_text(json.dumps(manifest | {"fingerprint": older, "adafilter": "0.0.9"}))
 
 
