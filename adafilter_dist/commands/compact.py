@@ -89,13 +89,13 @@ def _compact(
     images: int | None,
     report: SplitName,
 ) -> int:
-    import torch
-
     from adafilter_dist.data.stored.prepared import open_prepared
     from adafilter_dist.distributed.world import join_world, set_arithmetic
+    from adafilter_dist.evaluate import Evaluator
     from adafilter_dist.methods.export import load, read_config
     from adafilter_dist.models.backbone.backbones import resolve_preprocess
     from adafilter_dist.models.gating.convert import AdaFilterNet
+    from adafilter_dist.models.ops.dtypes import weights_dtype
     from adafilter_dist.report.compacting import compact_export
     from adafilter_dist.training.best import load_best
     from adafilter_dist.training.run_data import read_run_data, require_classes, require_run_data
@@ -117,15 +117,11 @@ def _compact(
         if not isinstance(net, AdaFilterNet):
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
         require_classes(source, read_config(source)["classes"], prepared)
-        dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         result = compact_export(
-            net.to(world.device, dtype),
+            net.to(world.device, weights_dtype(recipe.train.precision)),
             source,
             out,
-            recipe,
-            prepared,
-            resolve_preprocess(recipe),
-            world,
+            Evaluator(recipe, prepared, resolve_preprocess(recipe), world),
             calibrate=split,
             images=images,
             report=report,

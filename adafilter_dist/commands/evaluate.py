@@ -77,12 +77,12 @@ def _evaluate(
     every_gate: bool,
     other_data: bool,
 ) -> int:
-    import torch
-
     from adafilter_dist.data.stored.prepared import open_prepared
     from adafilter_dist.distributed.world import join_world, set_arithmetic
+    from adafilter_dist.evaluate import Evaluator
     from adafilter_dist.methods.export import read_config
     from adafilter_dist.models.backbone.backbones import resolve_preprocess
+    from adafilter_dist.models.ops.dtypes import weights_dtype
     from adafilter_dist.report.measure import measure
     from adafilter_dist.report.summary import print_summary
     from adafilter_dist.training.best import load_best
@@ -112,13 +112,9 @@ def _evaluate(
         set_arithmetic(recipe)
         notices = verify_on_nodes(prepared, recipe, world)
         model = load_best(folder)
-        dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
         results = measure(
-            model.to(world.device, dtype),
-            recipe,
-            prepared,
-            resolve_preprocess(recipe),
-            world,
+            model.to(world.device, weights_dtype(recipe.train.precision)),
+            Evaluator(recipe, prepared, resolve_preprocess(recipe), world),
             split=split,
             probe=probe,
             gates=gates,

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adafilter_dist.distributed.world import World
-from adafilter_dist.engine.autocast import AUTOCAST
 from adafilter_dist.engine.base import FullState, Replicated
 from adafilter_dist.engine.optimizer import build_optimizer, optimizer_tensors, put_optimizer
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
 
 # Running statistics are averaged once a step, by the loop. Newer versions of torch renamed the key.
@@ -40,7 +40,7 @@ class DDPEngine(Replicated):
     def __init__(
         self, model: nn.Module, groups: list[dict[str, Any]], recipe: Recipe, world: World
     ) -> None:
-        self.dtype = torch.float64 if recipe.train.precision == "fp64" else torch.float32
+        self.dtype = weights_dtype(recipe.train.precision)
         layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
         # Parameters keep their identity through to(), so the groups stay right.
         placed: Any = model.to(world.device, self.dtype)  # torch 2.11's types know no memory_format
@@ -48,7 +48,7 @@ class DDPEngine(Replicated):
         self._world = world
         self._clip_norm = recipe.train.clip_norm
         self._weight = world.world_size / recipe.train.micro_batches
-        self._autocast = AUTOCAST.get(recipe.train.precision)
+        self._precision = recipe.train.precision
         self._optimizer = build_optimizer(groups, recipe.optim)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         self._trained = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -65,12 +65,7 @@ class DDPEngine(Replicated):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes), autocast inside, at least fp32 outside."""
-        context = (
-            torch.autocast(self._world.device.type, self._autocast)
-            if self._autocast
-            else nullcontext()
-        )
-        with context:
+        with autocast(self._world.device, self._precision):
             logits: Tensor = self._ddp(images)
         return logits.to(self.dtype)
 

@@ -18,15 +18,29 @@ from torch import Tensor, nn
 
 from adafilter_dist.distributed.deepspeed_import import import_deepspeed
 from adafilter_dist.distributed.world import World
-from adafilter_dist.engine.autocast import AUTOCAST, Autocast
 from adafilter_dist.engine.base import FullState
 from adafilter_dist.engine.optimizer import build_optimizer
 from adafilter_dist.engine.scaler import LossScaler
 from adafilter_dist.engine.zero import Stage0, Stage3, Stages12
 from adafilter_dist.errors import DivergedError
+from adafilter_dist.models.ops.dtypes import autocast
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.deepspeed_json import is_off, without_auto
 from adafilter_dist.recipe.sections.engine import DeepSpeed
+
+
+class _Autocast(nn.Module):
+    """Runs `inner` under torch's autocast; parameters, gradients and buffers stay as they are."""
+
+    def __init__(self, inner: nn.Module, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self._device, self._precision = device, precision
+
+    def forward(self, images: Tensor) -> Tensor:
+        with autocast(self._device, self._precision):
+            logits: Tensor = self.inner(images)
+        return logits
 
 
 class DeepSpeedEngine:
@@ -58,7 +72,7 @@ class DeepSpeedEngine:
         deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
         self._engine, *_ = deepspeed.initialize(
             args=SimpleNamespace(device_rank=world.device.index or 0),
-            model=Autocast(inner, world.device, AUTOCAST.get(train.precision)),
+            model=_Autocast(inner, world.device, train.precision),
             optimizer=optimizer,
             config=_config(recipe, settings, world.world_size),
         )

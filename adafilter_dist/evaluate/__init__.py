@@ -3,7 +3,8 @@
 Tables, figures and files of it are in `report`.
 """
 
-from adafilter_dist.evaluate.forward_pass import EvalBatches, evaluate, sweep
+from adafilter_dist.evaluate.evaluator import Evaluator
+from adafilter_dist.evaluate.forward_pass import EvalBatches, ForwardSettings, evaluate, sweep
 from adafilter_dist.evaluate.gates import GateEvaluation, LayerGates, evaluate_gates
 from adafilter_dist.evaluate.scores import Difference, Evaluation, OfDomain, Outcomes
 
@@ -11,6 +12,8 @@ __all__ = [
     "Difference",
     "EvalBatches",
     "Evaluation",
+    "Evaluator",
+    "ForwardSettings",
     "GateEvaluation",
     "LayerGates",
     "OfDomain",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,9 +16,9 @@ from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.evaluate.scores import Evaluation, Outcomes
 from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 
 Visit = Callable[[Tensor, Tensor, Callable[[], Tensor]], None]
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EvalBatches(Protocol):
@@ -33,6 +34,16 @@ class EvalBatches(Protocol):
     def __iter__(self) -> Iterator[MicroBatch]: ...
 
 
+@dataclass(frozen=True)
+class ForwardSettings:
+    """How a model is run over pictures: normalisation, device, ``train.precision``, layout."""
+
+    preprocess: Preprocess
+    device: torch.device
+    precision: str = "fp32"
+    channels_last: bool = True
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
@@ -44,34 +55,21 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    kind = _AUTOCAST.get(precision)
-    return nullcontext() if kind is None else torch.autocast(device.type, dtype=kind)
-
-
-def sweep(
-    model: nn.Module,
-    loader: EvalBatches,
-    preprocess: Preprocess,
-    visit: Visit,
-    *,
-    device: torch.device,
-    precision: str = "fp32",
-    channels_last: bool = True,
-) -> None:
+def sweep(model: nn.Module, loader: EvalBatches, settings: ForwardSettings, visit: Visit) -> None:
     """Call ``visit(positions, labels, forward)`` for each batch of this rank.
 
-    Positions stay on the CPU, labels are on ``device``; ``forward()`` gives the logits (b, C) and
+    Positions stay on the CPU, labels are on the device; ``forward()`` gives the logits (b, C) and
     may be called several times. The model is in evaluation mode without gradients; its mode is
     restored.
     """
-    dtype = torch.float64 if precision == "fp64" else torch.float32
+    dtype = weights_dtype(settings.precision)
+    preprocess, device, channels_last = settings.preprocess, settings.device, settings.channels_last
     with _evaluating(model):
         for batch in loader:
             images, labels = to_device(batch, preprocess, device, dtype, channels_last)
 
             def forward(images: Tensor = images) -> Tensor:
-                with _autocast(device, precision):
+                with autocast(device, settings.precision):
                     logits = model(images)
                 assert isinstance(logits, Tensor)
                 return logits
@@ -115,28 +113,17 @@ class OutcomeRows:
 
 
 def evaluate(
-    model: nn.Module,
-    loader: EvalBatches,
-    preprocess: Preprocess,
-    *,
-    device: torch.device,
-    num_classes: int,
-    precision: str = "fp32",
-    channels_last: bool = True,
+    model: nn.Module, loader: EvalBatches, settings: ForwardSettings, num_classes: int
 ) -> Evaluation:
     """Loss, accuracies and confusion matrix over the whole data set, the same on every rank.
 
     Collective: every rank of the process group calls it. RuntimeError when the ranks together did
     not see each image exactly once; ValueError when the model has another number of classes.
     """
-    rows = OutcomeRows(loader.total, num_classes, device)
-    sweep(
-        model,
-        loader,
-        preprocess,
-        lambda positions, labels, forward: rows.add(positions, forward(), labels),
-        device=device,
-        precision=precision,
-        channels_last=channels_last,
-    )
+    rows = OutcomeRows(loader.total, num_classes, settings.device)
+
+    def visit(positions: Tensor, labels: Tensor, forward: Callable[[], Tensor]) -> None:
+        rows.add(positions, forward(), labels)
+
+    sweep(model, loader, settings, visit)
     return Evaluation.of(rows.complete(), num_classes, loader.domains)

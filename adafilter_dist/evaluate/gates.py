@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.evaluate.forward_pass import EvalBatches, OutcomeRows, Visit, sweep
+from adafilter_dist.evaluate.forward_pass import EvalBatches, ForwardSettings, OutcomeRows, sweep
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.evaluate.scores import Difference, Evaluation
-from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
 
 # Sets this use of the seed apart from every other one.
@@ -137,12 +136,8 @@ def _replay(gates: Tensor, widths: list[int]) -> Callable[[int, Tensor], Tensor]
 def evaluate_gates(
     model: nn.Module,
     loader: EvalBatches,
-    preprocess: Preprocess,
-    *,
-    device: torch.device,
+    settings: ForwardSettings,
     num_classes: int,
-    precision: str = "fp32",
-    channels_last: bool = True,
     seed: int = 0,
 ) -> GateEvaluation:
     """Learned gates in one pass; permuted and mean gates, both known by then, in a second one.
@@ -157,8 +152,8 @@ def evaluate_gates(
     gate = find_gate(model)
     widths = [one.out_features for one in gate.outputs if isinstance(one, nn.Linear)]
     filters = sum(widths)
-    recorder = _Recorder(n, device)
-    learned, permuted, averaged = (OutcomeRows(n, num_classes, device) for _ in range(3))
+    recorder = _Recorder(n, settings.device)
+    learned, permuted, averaged = (OutcomeRows(n, num_classes, settings.device) for _ in range(3))
 
     def first(positions: Tensor, labels: Tensor, forward: Callable[[], Tensor]) -> None:
         with observe_gates(model, recorder.observe):
@@ -173,23 +168,12 @@ def evaluate_gates(
             with override_gates(model, _replay(torch.from_numpy(others), widths)):
                 permuted.add(positions, forward(), labels)
 
-    def run(visit: Visit) -> None:
-        sweep(
-            model,
-            loader,
-            preprocess,
-            visit,
-            device=device,
-            precision=precision,
-            channels_last=channels_last,
-        )
-
-    run(first)
+    sweep(model, loader, settings, first)
     bits = recorder.complete(filters)
     means = _mean_gates(bits, filters)
     mean_gates = torch.from_numpy(means)[None]
     partner = partners(n, seed)
-    run(second)
+    sweep(model, loader, settings, second)
 
     own, mean = learned.complete(), averaged.complete()
     other = permuted.complete() if n > 1 else None

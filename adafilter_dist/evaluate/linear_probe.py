@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adafilter_dist.evaluate import EvalBatches, Evaluation, Outcomes, sweep
+from adafilter_dist.evaluate import EvalBatches, Evaluation, ForwardSettings, Outcomes, sweep
 from adafilter_dist.evaluate.rows import Rows
-from adafilter_dist.models.backbone.preprocess import Preprocess
 
 # Strength of L2 beside the mean cross entropy; strong first, each fit starts from the one before.
 GRID = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -62,14 +61,7 @@ class Features:
 
 
 def extract_features(
-    model: nn.Module,
-    head: str,
-    loader: EvalBatches,
-    preprocess: Preprocess,
-    *,
-    device: torch.device,
-    precision: str = "fp32",
-    channels_last: bool = True,
+    model: nn.Module, head: str, loader: EvalBatches, settings: ForwardSettings
 ) -> Features:
     """Inputs of the module named ``head`` for every image, on the CPU, on every rank.
 
@@ -77,7 +69,7 @@ def extract_features(
     """
     module = model.get_submodule(head)
     assert isinstance(module, nn.Linear)
-    rows = Rows(loader.total, device)
+    rows = Rows(loader.total, settings.device)
     caught: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
 
@@ -88,15 +80,7 @@ def extract_features(
         rows.add(positions, x=features.float(), y=labels)
 
     try:
-        sweep(
-            model,
-            loader,
-            preprocess,
-            visit,
-            device=device,
-            precision=precision,
-            channels_last=channels_last,
-        )
+        sweep(model, loader, settings, visit)
     finally:
         handle.remove()
     columns = rows.complete(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from adafilter_dist.data.loading.loader import EvalLoader
-from adafilter_dist.data.stored.prepared import Prepared, SplitName
+from adafilter_dist.data.stored.prepared import SplitName
 from adafilter_dist.data.stored.views import PreparedSubset
-from adafilter_dist.distributed.world import World
-from adafilter_dist.evaluate import Evaluation, evaluate
+from adafilter_dist.evaluate import Evaluation, Evaluator
 from adafilter_dist.evaluate.gate_counts import GateCounts
 from adafilter_dist.methods.export import COMPACT_FORMAT, read_config, write_files
-from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.gating.gate import observe_gates
 from adafilter_dist.models.inference.compact import (
@@ -24,7 +21,6 @@ from adafilter_dist.models.inference.compact import (
     count_dropped,
     write_constant,
 )
-from adafilter_dist.recipe import Recipe
 from adafilter_dist.system import files
 
 
@@ -73,10 +69,7 @@ def compact_export(
     net: AdaFilterNet,
     source: Path,
     out: Path,
-    recipe: Recipe,
-    prepared: Prepared,
-    preprocess: Preprocess,
-    world: World,
+    evaluator: Evaluator,
     *,
     calibrate: SplitName,
     images: int | None,
@@ -86,31 +79,12 @@ def compact_export(
 
     ``net`` is the model of the export ``source``, on the rank's device. Collective; rank 0 writes.
     """
-    few = PreparedSubset.of(prepared, images) if images is not None else prepared
-
-    def measured(model: nn.Module, data: Prepared, split: SplitName) -> Evaluation:
-        loader = EvalLoader(
-            data,
-            split,
-            recipe,
-            preprocess,
-            rank=world.rank,
-            world_size=world.world_size,
-            batch_size=max(64, recipe.train.micro_batch),
-        )
-        return evaluate(
-            model,
-            loader,
-            preprocess,
-            device=world.device,
-            num_classes=len(prepared.classes),
-            precision=recipe.train.precision,
-            channels_last=recipe.train.channels_last,
-        )
-
+    calibrator = evaluator
+    if images is not None:
+        calibrator = replace(evaluator, prepared=PreparedSubset.of(evaluator.prepared, images))
     calibration = GateCounts(net.gate)
     with observe_gates(net, calibration.observe):
-        measured(net, few, calibrate)
+        calibrator.evaluate(net, calibrate)
     counts, seen, _, _ = calibration.complete()
     constant = constant_gates(counts, seen)
     small = compact(net, constant)
@@ -118,11 +92,11 @@ def compact_export(
 
     check = GateCounts(net.gate, constant)
     with observe_gates(net, check.observe):
-        before = measured(net, prepared, report)
+        before = evaluator.evaluate(net, report)
     _, _, differing, expected = check.complete()
-    after = measured(small, prepared, report)
+    after = evaluator.evaluate(small, report)
 
-    if world.is_rank0:
+    if evaluator.world.is_rank0:
         config = read_config(source)
         entry = {"compact": write_constant(constant), "format": COMPACT_FORMAT}
         write_files(out, config | entry, small)
@@ -139,7 +113,7 @@ def compact_export(
         differing=differing,
         expected=expected,
     )
-    if world.is_rank0:
+    if evaluator.world.is_rank0:
         files.write_json(out / "compacting.json", result.to_dict())
     return result
 

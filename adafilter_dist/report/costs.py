@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
 
 # BatchNorm in training mode needs two.
 _IMAGES = 2
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 _CONV_BACKWARD = torch.ops.aten.convolution_backward
@@ -75,7 +74,7 @@ def measure_costs(
     Gradients are left as None; running statistics are not kept from noise if the model's
     BatchNorm gathers them per step, so use a model that is thrown away.
     """
-    dtype = torch.float64 if precision == "fp64" else torch.float32
+    dtype = weights_dtype(precision)
     model = model.to(dtype)
     images = torch.randn(_IMAGES, 3, side, side, dtype=dtype)
     kept: dict[int, int] = {}
@@ -87,14 +86,13 @@ def measure_costs(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    kind = _AUTOCAST.get(precision)
     model.eval()
     with torch.no_grad(), _counter() as prediction:
         model(images)
     model.train()
     with _counter() as step:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            with nullcontext() if kind is None else torch.autocast("cpu", dtype=kind):
+            with autocast(torch.device("cpu"), precision):
                 logits = model(images)
             loss = functional.cross_entropy(logits.float(), torch.zeros(_IMAGES, dtype=torch.int64))
             if penalty is not None:

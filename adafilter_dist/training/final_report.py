@@ -38,10 +38,7 @@ def finish(
     model = load_best(run.path)
     results = measure(
         model.to(world.device, session.engine.dtype),
-        recipe,
-        session.prepared,
-        session.preprocess,
-        world,
+        session.evaluator,
         probe=recipe.evaluate.probe,
         gates=recipe.evaluate.gates,
     )

@@ -216,17 +216,11 @@ class Trainer:
         self._row_at, self._row_step = time.monotonic(), self.position.step
 
     def _validate(self, epoch: int) -> float:
-        session = self.session
-        with session.whole_model() as model:
-            result = evaluate(
-                model,
-                LoaderWithCallback(session.eval_loader("val"), self._on_evaluation_batch),
-                session.preprocess,
-                device=session.world.device,
-                num_classes=len(session.prepared.classes),
-                precision=session.recipe.train.precision,
-                channels_last=session.recipe.train.channels_last,
-            )
+        evaluator = self.session.evaluator
+        batches = evaluator.loader("val", 2 * self.session.recipe.train.micro_batch)
+        loader = LoaderWithCallback(batches, self._on_evaluation_batch)
+        with self.session.whole_model() as model:
+            result = evaluate(model, loader, evaluator.settings, evaluator.num_classes)
         self._metrics.evaluation(self.position.step, epoch, "val", result.row())
         return result.top1
 

@@ -6,10 +6,10 @@ import re
 
 import torch
 
-from adafilter_dist.engine.autocast import AUTOCAST
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.ops.dtypes import autocast
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.training.session import Session, forward_counts
@@ -84,10 +84,9 @@ def _peak_of_pass(recipe: Recipe, session: Session, samples: int) -> int:
     images = torch.randn(samples, 3, size, size, dtype=session.engine.dtype, device=device)
     if recipe.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    cast = AUTOCAST.get(recipe.train.precision)
     torch.cuda.reset_peak_memory_stats(device)
     model.train()
-    with torch.autocast(device.type, cast, enabled=cast is not None):
+    with autocast(device, recipe.train.precision):
         total = model(images).float().sum()
     trained = [p for p in model.parameters() if p.requires_grad]
     torch.autograd.grad(total, trained, allow_unused=True)

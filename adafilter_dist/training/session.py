@@ -11,15 +11,16 @@ from torch import nn
 
 from adafilter_dist.data.loading.batch import DeviceBatch
 from adafilter_dist.data.loading.device import BatchTransfer
-from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
+from adafilter_dist.data.loading.loader import TrainLoader
 from adafilter_dist.data.loading.order import micro_batches_of_rank
 from adafilter_dist.data.loading.prefetch import CudaPrefetcher, Prefetcher, forward_batches
-from adafilter_dist.data.stored.prepared import Prepared, SplitName, open_prepared
+from adafilter_dist.data.stored.prepared import Prepared, open_prepared
 from adafilter_dist.distributed import World, set_arithmetic
 from adafilter_dist.distributed.nodes import gather, warnings_about
 from adafilter_dist.engine import Engine, FullState, build_engine
 from adafilter_dist.engine.compiled import keep_compiled
 from adafilter_dist.errors import UserError
+from adafilter_dist.evaluate import Evaluator
 from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.models.backbone.preprocess import Preprocess
@@ -82,17 +83,10 @@ class Session:
         ):
             yield forwards
 
-    def eval_loader(self, split: SplitName) -> EvalLoader:
-        """This rank's share of a split, each sample once over all ranks."""
-        return EvalLoader(
-            self.prepared,
-            split,
-            self.recipe,
-            self.preprocess,
-            rank=self.world.rank,
-            world_size=self.world.world_size,
-            batch_size=2 * self.recipe.train.micro_batch,
-        )
+    @property
+    def evaluator(self) -> Evaluator:
+        """What evaluates the network on the splits of the data."""
+        return Evaluator(self.recipe, self.prepared, self.preprocess, self.world)
 
     @contextmanager
     def whole_model(self) -> Iterator[nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.evaluate import (
     Difference,
     Evaluation,
+    ForwardSettings,
     Outcomes,
     evaluate,
     evaluate_gates,
@@ -34,6 +36,7 @@ from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures
 
 CLASSES = 7
 CPU = torch.device("cpu")
+SETTINGS = ForwardSettings(PREPROCESS, CPU)
 TIMEOUT = 240.0
 N = 16  # images in the test that takes them one by one
 
@@ -103,9 +106,7 @@ def test_a_difference_is_paired() -> None:
 def test_a_model_is_evaluated_in_evaluation_mode_on_every_image_once() -> None:
     net = torchvision.models.resnet18(num_classes=CLASSES).train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    found = evaluate(
-        net, Shared(labels(), batch_size=6), PREPROCESS, device=CPU, num_classes=CLASSES
-    )
+    found = evaluate(net, Shared(labels(), batch_size=6), SETTINGS, CLASSES)
     assert net.training
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     images, truth = normalised(pictures(), torch.arange(40))
@@ -122,8 +123,7 @@ def test_domains_are_told_apart_with_their_mean() -> None:
     torch.manual_seed(0)
     net: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES))
     loader = Shared(labels(), batch_size=6, domains=domains)
-    kwargs: Any = {"device": CPU, "num_classes": CLASSES}
-    found = evaluate(net, loader, PREPROCESS, **kwargs)
+    found = evaluate(net, loader, SETTINGS, CLASSES)
     with torch.no_grad():
         right = net(normalised(pictures(), torch.arange(40))[0]).argmax(1) == labels()
     wanted = {
@@ -137,10 +137,10 @@ def test_domains_are_told_apart_with_their_mean() -> None:
     assert found.row()["top1/ink"] == found.to_dict()["domains"][1]["top1"]
     assert found.row()["mean_of_domains"] == found.mean_of_domains
     few = Shared(labels()[:4], batch_size=4, domains=Domains(["a", "b"], np.array([0, 1, 1, 1])))
-    gates = evaluate_gates(gated_resnet18(), few, PREPROCESS, **kwargs)
+    gates = evaluate_gates(gated_resnet18(), few, SETTINGS, CLASSES)
     for figures in (gates.learned, gates.permuted, gates.averaged):
         assert figures is not None and [one.n for one in figures.domains] == [1, 3]
-    plain = evaluate(net, Shared(labels(), batch_size=6), PREPROCESS, **kwargs)
+    plain = evaluate(net, Shared(labels(), batch_size=6), SETTINGS, CLASSES)
     assert list(plain.row()) == ["loss", "top1", "top5"] and "domains" not in plain.to_dict()
 
 
@@ -151,7 +151,7 @@ def test_half_precision_and_double_precision() -> None:
         model = net.double() if precision == "fp64" else net
         loader = Shared(labels()[:8], batch_size=8)
         losses[precision] = evaluate(
-            model, loader, PREPROCESS, device=CPU, num_classes=CLASSES, precision=precision
+            model, loader, replace(SETTINGS, precision=precision), CLASSES
         ).loss
     assert losses["fp64"] == pytest.approx(losses["fp32"], abs=1e-5)
     assert losses["bf16"] != losses["fp32"]
@@ -176,13 +176,13 @@ class Wrong(Shared):
 def test_a_lost_or_doubled_image_is_an_error(times: int, words: str) -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
     with pytest.raises(RuntimeError, match=f"of 40 images {words}"):
-        evaluate(net, Wrong(times), PREPROCESS, device=CPU, num_classes=CLASSES)
+        evaluate(net, Wrong(times), SETTINGS, CLASSES)
 
 
 def test_another_number_of_classes_is_an_error() -> None:
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 9))
     with pytest.raises(ValueError, match="9 classes apart, the data have 7"):
-        evaluate(net, Shared(labels(), batch_size=6), PREPROCESS, device=CPU, num_classes=CLASSES)
+        evaluate(net, Shared(labels(), batch_size=6), SETTINGS, CLASSES)
 
 
 def test_rows_outside_the_data_set_are_an_error() -> None:
@@ -204,9 +204,7 @@ def test_nobody_is_its_own_partner(n: int) -> None:
 def test_gates_against_one_image_at_a_time() -> None:
     net, truth = gated_resnet18(), labels()[:N]
     # The last batch is a single image.
-    found = evaluate_gates(
-        net, Shared(truth, batch_size=5), PREPROCESS, device=CPU, num_classes=CLASSES, seed=5
-    )
+    found = evaluate_gates(net, Shared(truth, batch_size=5), SETTINGS, CLASSES, seed=5)
     net.eval()
     images, _ = normalised(pictures(), torch.arange(N))
     own: list[list[Tensor]] = []
@@ -248,9 +246,8 @@ def test_one_image_has_no_partner() -> None:
     found = evaluate_gates(
         gated_resnet18(),
         Shared(labels()[:1], batch_size=4),
-        PREPROCESS,
-        device=CPU,
-        num_classes=CLASSES,
+        SETTINGS,
+        CLASSES,
     )
     assert found.permuted is None and found.permuting_costs is None
     assert all(layer.variance == 0 and layer.constant == 1 for layer in found.layers)
@@ -261,8 +258,8 @@ def measured(rank: int, world_size: int) -> dict[str, Any]:
     # 20 images in batches of 10: a third rank has none at all.
     for batch_size in (3, 10):
         loader = Shared(labels()[:20], batch_size=batch_size, rank=rank, world_size=world_size)
-        plain = evaluate(net, loader, PREPROCESS, device=CPU, num_classes=CLASSES)
-        gates = evaluate_gates(net, loader, PREPROCESS, device=CPU, num_classes=CLASSES)
+        plain = evaluate(net, loader, SETTINGS, CLASSES)
+        gates = evaluate_gates(net, loader, SETTINGS, CLASSES)
         results[str(batch_size)] = {
             "plain": plain.to_dict(confusion=True),
             "gates": gates.to_dict(),

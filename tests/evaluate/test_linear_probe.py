@@ -11,6 +11,7 @@ from torch.nn import functional
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.data.sources.datasets import fetch_dataset, labels_of, list_dataset
+from adafilter_dist.evaluate import ForwardSettings
 from adafilter_dist.evaluate.linear_probe import GRID, Features, extract_features, fit_probe
 from adafilter_dist.recipe.sections.data import Data
 from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures
@@ -36,7 +37,7 @@ def blobs(n: int, seed: int, spread: float = 2.0) -> Features:
 
 
 def features(loader: Shared, net: torchvision.models.ResNet) -> Features:
-    return extract_features(net, "fc", loader, PREPROCESS, device=CPU)
+    return extract_features(net, "fc", loader, ForwardSettings(PREPROCESS, CPU))
 
 
 def test_features_are_the_classifiers_input_in_evaluation_mode() -> None:

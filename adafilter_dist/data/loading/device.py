@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
 from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def to_device(
     normalised there, in float64 where that is asked for, else in float32.
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    exact = accumulation_dtype(dtype)
     pixels = batch.images.to(device, non_blocking=True)
     images = torch.empty(pixels.shape, dtype=exact, device=device, memory_format=layout)
     normalise(pixels, preprocess, images)

@@ -13,9 +13,9 @@ from torch.nn.utils import parametrize
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.step_statistics import StepStatistics
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.norm import Norm
 from adafilter_dist.models.ops.passes import Passes
-from adafilter_dist.models.ops.passes_reference import accumulation_dtype
 
 _HOOKS = (
     "_forward_hooks",

@@ -26,6 +26,7 @@ from adafilter_dist.models.gating.find_pairs import Pair, Pairs, find_pairs
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.modes import trial_copy
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.recipe.sections.model import Gate
 
 
@@ -109,7 +110,7 @@ def convert_pairs(
         gate or Gate(),
         generator=torch.Generator().manual_seed(seed),
         device=reference.device,
-        dtype=reference.dtype if reference.dtype == torch.float64 else torch.float32,
+        dtype=accumulation_dtype(reference.dtype),
     )
     for index, pair in enumerate(pairs.gated):
         _gate_pair(model, pair, recurrent, index)

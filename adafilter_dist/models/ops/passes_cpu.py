@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.native import library
 from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
-from adafilter_dist.models.ops.passes_reference import accumulation_dtype
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}

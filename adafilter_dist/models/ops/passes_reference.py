@@ -12,12 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and coefficients for activations of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

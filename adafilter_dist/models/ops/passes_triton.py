@@ -15,7 +15,7 @@ from torch.library import custom_op
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.ops import passes_kernels as kernels
 from adafilter_dist.models.ops.coefficients_triton import coefficients, gradients
-from adafilter_dist.models.ops.passes_reference import accumulation_dtype
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
 from adafilter_dist.models.ops.tiles import accumulation, grid, shares, tile
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from adafilter_dist.models.ops.passes_reference import accumulation_dtype
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 
 # Programs that sums are dealt out to: eight for each of an H100's 132 multiprocessors. A constant,
 # because the order of summation, and so the last bit, follows from it.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops import passes_cpu, passes_reference
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}
@@ -35,7 +36,7 @@ def activations(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> tupl
 def test_equal_the_reference(shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
     y1, y2 = activations(shape, dtype, layout)
     dout, out = activations(shape, dtype, "last")
-    wide = passes_reference.accumulation_dtype(dtype)
+    wide = accumulation_dtype(dtype)
     draw = torch.Generator().manual_seed(1)
 
     def small(*size: int) -> Tensor:

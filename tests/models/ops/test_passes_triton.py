@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops import passes_reference
+from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from tests.models.ops.conftest import Run
 from tests.models.ops.layers import NAMES, by_autograd, by_passes, random_layer
 from tests.models.ops.worker import Worker
@@ -51,7 +52,7 @@ def random_rows(shape: Shape, dtype: torch.dtype, device: str, layout: str) -> l
 
 def small(device: str, dtype: torch.dtype, *size: int) -> Tensor:
     """Coefficients, some of them exactly 0 and 1, as gates make them, and not side by side."""
-    wide = passes_reference.accumulation_dtype(dtype)
+    wide = accumulation_dtype(dtype)
     value = torch.randn(*size, 2, device=device, dtype=wide)
     return value.where(torch.rand_like(value) > 0.3, (value > 0).to(wide))[..., 0]
 
@@ -95,7 +96,7 @@ def check_blend(
     assert out.dtype == dtype and channels_last(out)
     same(out, passes_reference.blend(*wide(y1, y2, a1, a2, b, third), relu)[0], dtype)
     # Of what is stored, not of what was rounded.
-    assert mean.dtype == passes_reference.accumulation_dtype(dtype)
+    assert mean.dtype == accumulation_dtype(dtype)
     rtol, atol = (1e-12, 1e-12) if dtype == torch.float64 else (1e-5, 1e-5)
     torch.testing.assert_close(mean.double(), out.double().mean((2, 3)), rtol=rtol, atol=atol)
 
@@ -110,7 +111,7 @@ def check_sums(device: str, shape: Shape, dtype: torch.dtype, layout: str, relu:
     means = (small(device, dtype, shape[1]), small(device, dtype, shape[1]))
     found = passes_triton.sums(*given, *means)
     for one, other in zip(found, passes_reference.sums(*wide(*given, *means)), strict=True):
-        assert one.dtype == passes_reference.accumulation_dtype(dtype)
+        assert one.dtype == accumulation_dtype(dtype)
         rtol, atol = (1e-12, 1e-10) if dtype == torch.float64 else (1e-5, 5e-4)
         torch.testing.assert_close(one.double(), other, rtol=rtol, atol=atol)
 
