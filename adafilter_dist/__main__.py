@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from adafilter_dist.errors import UserError, nearest, shown
 from adafilter_dist.system.exit_code import exit_code
+from adafilter_dist.system.openmp import set_wait_policy
 from adafilter_dist.version import __version__
 
-# Before torch is imported: threads that wait for each other by spinning starve one another as soon
-# as anything else runs on the same cores, and a step then takes ten times as long.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+set_wait_policy()  # before torch is imported
 
 VERBS = (
     *("prepare", "train", "resume", "submit", "status", "logs", "rm"),

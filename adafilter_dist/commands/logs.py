@@ -14,7 +14,7 @@ from adafilter_dist.status.logs import Follower, last_of, log_of
 
 HELP = "what a rank of a run printed"
 _LOOK_EVERY = 0.5
-_JUDGE_EVERY = 2.0
+_STATUS_EVERY = 2.0
 _ASK_EVERY = 10.0  # seconds between questions to SLURM
 _SILENT_LOOKS = 30  # a minute
 _OVER = ("finished", "stopped", "failed", "killed", "cancelled", "lost")
@@ -76,7 +76,7 @@ def _follow(folder: Path, path: Path, lines: int | None, rank: int) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     follower = Follower(path, position)
-    judged, over_for = 0.0, 0
+    read_at, over_for = 0.0, 0
     while True:
         news = False
         for block in follower.news():
@@ -84,9 +84,9 @@ def _follow(folder: Path, path: Path, lines: int | None, rank: int) -> None:
             _print(block)
         if news:
             over_for = 0
-        if time.monotonic() - judged >= _JUDGE_EVERY:
+        if time.monotonic() - read_at >= _STATUS_EVERY:
             status = read_runs([folder], queue)[0]
-            judged = time.monotonic()
+            read_at = time.monotonic()
             over_for = over_for + 1 if _is_over(status) else 0
             # Its job may yet requeue itself.
             if over_for >= (_SILENT_LOOKS if status.slurm == "RUNNING" else 2):

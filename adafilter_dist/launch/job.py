@@ -25,6 +25,7 @@ from adafilter_dist.launch.requeue import (
 )
 from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.exit_code import exit_code
+from adafilter_dist.system.openmp import set_wait_policy
 from adafilter_dist.training.preemption import StopFlag, stop_on_signal
 from adafilter_dist.training.stop_policy import StopPolicy
 
@@ -70,8 +71,7 @@ class Job:
         slurm = SlurmEnvironment()
         if slurm.task is None or slurm.local_task is None:
             raise RuntimeError("not a task of srun: SLURM_PROCID or SLURM_LOCALID is not set")
-        # As __main__ does, before torch is imported.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        set_wait_policy()  # before torch is imported
         for stale in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
             os.environ.pop(stale, None)
         os.environ |= {

@@ -28,10 +28,10 @@ from adafilter_dist.run.ownership import is_alive, newest_owner
 from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.exit_code import exit_code
 from adafilter_dist.system.files import make_folder, write_text
+from adafilter_dist.system.openmp import set_wait_policy
 from adafilter_dist.training.preemption import StopFlag, stop_on_signal
 
-# As in __main__, before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+set_wait_policy()  # before torch is imported
 _SIGNAL_BEFORE = 120.0  # what the scripts ask SLURM for
 
 

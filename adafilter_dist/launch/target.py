@@ -1,4 +1,4 @@
-"""A run that is to be submitted: found, judged, and noted as queued."""
+"""A run that is to be submitted: found, checked, and noted as queued."""
 
 from __future__ import annotations
 

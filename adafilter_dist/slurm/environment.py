@@ -28,8 +28,9 @@ class SlurmEnvironment:
 
     @property
     def nodes(self) -> int:
-        """Nodes of the job."""
-        return int(self._variables.get("SLURM_JOB_NUM_NODES", "1"))
+        """Nodes of the job; 1 where SLURM does not say, as outside of a job."""
+        # SLURM has set the second name for longer than the first.
+        return self._number("SLURM_JOB_NUM_NODES") or self._number("SLURM_NNODES") or 1
 
     @property
     def tasks(self) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import owners
-from adafilter_dist.status.judge import claim_of, host_of
 from adafilter_dist.status.model import Attempt, CheckpointFolder
+from adafilter_dist.status.state import claim_of, host_of
 from adafilter_dist.system.json_files import Row, changed, text, whole
 
 

@@ -12,8 +12,8 @@ from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.submission import Submitted, read_submitted
 from adafilter_dist.status.attempts import read_attempts, read_checkpoints
 from adafilter_dist.status.failure import first_failure
-from adafilter_dist.status.judge import RESUMABLE, find_owner, host_of, state_of
 from adafilter_dist.status.model import Attempt, RunStatus
+from adafilter_dist.status.state import RESUMABLE, find_owner, host_of, state_of
 from adafilter_dist.system.json_files import Row, number, text, whole
 
 _STARTING_SECONDS = 60.0

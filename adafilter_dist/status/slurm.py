@@ -1,4 +1,4 @@
-"""How runs stand where SLURM has them: their folders, judged with what the queue says."""
+"""How runs stand where SLURM has them: what their folders and the queue say."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from adafilter_dist.engine import Engine
 from adafilter_dist.methods import TrainableModel
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.training.draws import seeded_draws
 from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.lr_schedule import lr_factor
+from adafilter_dist.training.seeding import seeded_draws
 
 FIGURES = ("loss", "penalty", "accuracy", "wait", "stop", "save", "gate_mean", "gate_variance")
 """What a step measures, in the order of its vector; sums over ranks of per-micro-batch means."""

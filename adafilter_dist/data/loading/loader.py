@@ -21,7 +21,6 @@ from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.crop import crop_boxes, flips
 from adafilter_dist.data.loading.order import (
     batch_share,
-    micro_batches_of_rank,
     rank_order,
     steps_per_epoch,
 )
@@ -41,8 +40,8 @@ class TrainLoader:
     """The training split, augmented, in the order of (seed, epoch): this rank's part of it.
 
     ``kind`` is the decoding library, ``notice`` a line to print if it is not the fast one. Raises
-    UserError if the split is smaller than a global batch, there are more ranks than micro-batches,
-    or ``data.loader=ffcv`` is asked for and not installed.
+    UserError if the split is smaller than a global batch, or ``data.loader=ffcv`` is asked for and
+    not installed.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class TrainLoader:
         self._workers = recipe.data.num_workers or default_workers()
         self._policy = policy_of(recipe.augment, recipe.seed)
         self.steps_per_epoch = steps_per_epoch(len(self._records), recipe.train.global_batch)
-        micro_batches_of_rank(recipe.train.micro_batches, rank, world_size)
         self._store = open_store(path)
         self._backend, self.notice = self._choose(preprocess.crop)
         self.kind = self._backend.kind

@@ -32,16 +32,11 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
 def micro_batches_of_rank(micro_batches: int, rank: int, world_size: int) -> range:
     """Micro-batches of a global batch that a rank computes.
 
-    Contiguous; ranks differ by one at most. UserError if there are more ranks than micro-batches.
+    Contiguous; ranks differ by one at most. ValueError if there are more ranks than micro-batches:
+    `require_shares` of `adafilter_dist.recipe.shares` tells the user of it before.
     """
-    if world_size > micro_batches:
-        raise UserError(
-            f"{world_size} ranks cannot share {micro_batches} micro-batches (train.global_batch / "
-            f"train.micro_batch): start 1 to {micro_batches} ranks, or lower train.micro_batch "
-            "(which changes the numbers)"
-        )
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of a world of {world_size}")
+    if not 0 <= rank < world_size <= micro_batches:
+        raise ValueError(f"rank {rank} of {world_size}, for {micro_batches} micro-batches")
     first = rank * micro_batches // world_size
     return range(first, (rank + 1) * micro_batches // world_size)
 

@@ -38,7 +38,7 @@ def test_shares_are_uneven_by_one_at_most() -> None:
 
 
 def test_too_many_ranks() -> None:
-    with pytest.raises(UserError, match="7 ranks cannot share 6 micro-batches"):
+    with pytest.raises(ValueError, match="rank 0 of 7, for 6 micro-batches"):
         rank_order(0, 0, N, B, M, 0, 7, 0)
 
 

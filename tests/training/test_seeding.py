@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adafilter_dist.training.draws import seeded_draws
+from adafilter_dist.training.seeding import seeded_draws
 
 CPU = torch.device("cpu")
 
