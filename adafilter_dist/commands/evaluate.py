@@ -28,6 +28,7 @@ def run(words: list[str]) -> int:
         examples=[
             "adafilter evaluate runs/demo/1a2b3c4d --split val",
             "adafilter evaluate recipe=food101 data.root=/data/food-101 --probe",
+            "adafilter evaluate runs/demo/1a2b3c4d --control runs/demo/5e6f7a8b",
         ],
     )
     parser.add_argument("--split", choices=("test", "val"), default="test")
@@ -40,13 +41,25 @@ def run(words: list[str]) -> int:
         help="measure on other pictures of the same classes, e.g. with data.root=FOLDER; written "
         "to evaluation-SPLIT-FINGERPRINT.json",
     )
-    parser.add_argument("--no-gates", action="store_true", help="leave out permuted and mean gates")
+    parser.add_argument(
+        "--no-gates", action="store_true", help="leave out all measures of the gates"
+    )
+    parser.add_argument(
+        "--control",
+        metavar="RUN",
+        help="a run on the same data, such as one with a frozen gate: its accuracy on the same "
+        "pictures is subtracted, with an interval (evaluate.control)",
+    )
     add_gates(parser)
     parser.add_argument(
         "words", nargs="+", metavar="RUN | key=value", help="run folder or recipe=NAME; overrides"
     )
     options = parser.parse_intermixed_args(words)
     folder, recipe = find_run_of(options.words)
+    if options.control is not None:
+        control = Path(options.control).expanduser().absolute()
+        measured = recipe.evaluate.model_copy(update={"control": control})
+        recipe = recipe.model_copy(update={"evaluate": measured})
     return _evaluate(
         folder,
         recipe,
@@ -86,6 +99,7 @@ def _evaluate(
     from adafilter_dist.report.measure import measure
     from adafilter_dist.report.summary import print_summary
     from adafilter_dist.training.best import load_best
+    from adafilter_dist.training.control_run import open_control
     from adafilter_dist.training.run_data import read_run_data, require_run_data
     from adafilter_dist.training.stage_data import verify_on_nodes
 
@@ -108,6 +122,7 @@ def _evaluate(
     prepared = _named_alike(folder, classes, prepared)
     if split == "val" and not len(prepared.split("val")[1]):
         raise UserError("--split val: the recipe has data.val_fraction=0; use --split test")
+    control = open_control(recipe.evaluate.control, prepared)
     with join_world(recipe) as world:
         set_arithmetic(recipe)
         notices = verify_on_nodes(prepared, recipe, world)
@@ -118,6 +133,7 @@ def _evaluate(
             split=split,
             probe=probe,
             gates=gates,
+            control=control,
         )
         if world.is_rank0:
             console = Console()

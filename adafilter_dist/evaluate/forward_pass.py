@@ -112,10 +112,10 @@ class OutcomeRows:
         return Outcomes(**columns | {"top5": columns["top5"].bool()})
 
 
-def evaluate(
+def outcomes_of(
     model: nn.Module, loader: EvalBatches, settings: ForwardSettings, num_classes: int
-) -> Evaluation:
-    """Loss, accuracies and confusion matrix over the whole data set, the same on every rank.
+) -> Outcomes:
+    """The prediction for each image of the data set, the same on every rank.
 
     Collective: every rank of the process group calls it. RuntimeError when the ranks together did
     not see each image exactly once; ValueError when the model has another number of classes.
@@ -126,4 +126,12 @@ def evaluate(
         rows.add(positions, forward(), labels)
 
     sweep(model, loader, settings, visit)
-    return Evaluation.of(rows.complete(), num_classes, loader.domains)
+    return rows.complete()
+
+
+def evaluate(
+    model: nn.Module, loader: EvalBatches, settings: ForwardSettings, num_classes: int
+) -> Evaluation:
+    """Loss, accuracies and confusion matrix over the whole data set; as ``outcomes_of``."""
+    outcomes = outcomes_of(model, loader, settings, num_classes)
+    return Evaluation.of(outcomes, num_classes, loader.domains)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,6 +41,15 @@ class Outcomes:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, positions: Tensor | slice) -> Outcomes:
+        """Those of some images: ``positions`` int64 (m,), or bool (n,)."""
+        return Outcomes(
+            self.labels[positions],
+            self.predictions[positions],
+            self.top5[positions],
+            self.losses[positions],
+        )
 
     @property
     def correct(self) -> Tensor:
@@ -144,18 +154,40 @@ def _by_domain(outcomes: Outcomes, domains: Domains) -> list[OfDomain]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Top-1 of one model minus another's on the same images, with its paired standard error."""
+    """Top-1 of one model minus another's on the same images, in shares.
+
+    ``standard_error`` is the paired one, ``low`` to ``high`` the 95 % bootstrap interval over
+    images. Neither knows of the spread between seeds.
+    """
 
     value: float
     standard_error: float
+    low: float
+    high: float
 
     @staticmethod
     def between(one: Outcomes, other: Outcomes) -> Difference:
         """Paired: only images on which exactly one of the two is right carry information."""
         each = one.correct.double() - other.correct.double()
         error = float(each.std(correction=1)) / math.sqrt(len(each)) if len(each) > 1 else 0.0
-        return Difference(float(each.mean()), error)
+        return Difference(float(each.mean()), error, *_bootstrap(each))
 
     def to_dict(self) -> dict[str, float]:
         """Plain JSON types."""
-        return {"value": self.value, "standard_error": self.standard_error}
+        return dict(self.__dict__)
+
+
+_RESAMPLES = 10_000
+
+
+def _bootstrap(each: Tensor) -> tuple[float, float]:
+    """The middle 95 % of the mean of ``each`` (-1, 0 or 1 an image) over resampled images.
+
+    A resample is known by how often it has each of the three values, so that these counts are
+    drawn and not the images. The draws are the same each time.
+    """
+    n = len(each)
+    counts = [int((each == value).sum()) for value in (1, -1, 0)]
+    drawn = np.random.default_rng(0).multinomial(n, np.array(counts) / n, size=_RESAMPLES)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
+    return float(low), float(high)

@@ -33,14 +33,20 @@ def draw(run_dir: Path, results: Results, console: Console) -> Path | None:
     rows = RunFiles(run_dir).read_metrics()
     tall = results.gates is not None
     # Figure, not pyplot: no window system, no global state.
-    figure = Figure(figsize=(12, 9 if tall else 4.2), dpi=120, layout="constrained")
+    bars = results.bars()
+    # The upper row grows with the number of accuracies.
+    upper = max(3.4, 0.42 * len(bars))
+    height = upper + (5.6 if tall else 0.8)
+    figure = Figure(figsize=(12, height), dpi=120, layout="constrained")
     figure.suptitle(
         f"{results.recipe}, seed {results.seed}: {results.split} set, "
         f"{results.evaluation.n:,} images",
         fontweight="bold",
     )
-    grid = figure.add_gridspec(3 if tall else 1, 3, height_ratios=(1.25, 1, 1) if tall else None)
-    _accuracies(figure.add_subplot(grid[0, 0]), results.bars(), results.split)
+    grid = figure.add_gridspec(
+        3 if tall else 1, 3, height_ratios=(upper, 2.7, 2.7) if tall else None
+    )
+    _accuracies(figure.add_subplot(grid[0, 0]), bars, results.split)
     _losses(figure.add_subplot(grid[0, 1]), rows)
     _accuracy_curves(figure.add_subplot(grid[0, 2]), rows)
     if tall:
@@ -82,11 +88,11 @@ def _accuracies(axes: Axes, bars: Sequence[Bar], split: str) -> None:
 def _color(bar: Bar) -> str:
     if bar.nested:
         return _LIGHT_BLUE
-    return _GRAY if bar.title.startswith("linear") else _BLUE
+    return _GRAY if bar.title.startswith(("linear", "control")) else _BLUE
 
 
 def _folded(title: str) -> str:
-    return "\n".join(textwrap.wrap(title, 16))
+    return "\n".join(textwrap.wrap(title, 20))
 
 
 def _series(rows: Sequence[dict[str, Any]], kind: str, key: str) -> tuple[list[int], list[float]]:

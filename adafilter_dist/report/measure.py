@@ -1,4 +1,4 @@
-"""Measure a trained model for its report: figures of a split, gates, linear probe."""
+"""Measure a trained model for its report: figures of a split, gates, linear probe, a control."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 from torch import nn
 
 from adafilter_dist.data.stored.prepared import SplitName
-from adafilter_dist.evaluate import Evaluator, evaluate_gates
+from adafilter_dist.evaluate import Evaluation, Evaluator, evaluate_gates, outcomes_of
 from adafilter_dist.evaluate.linear_probe import Features, Probe, extract_features, fit_probe
+from adafilter_dist.evaluate.oracle import require_oracle
 from adafilter_dist.models.backbone.backbones import load_backbone
 from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.report.control import ControlModel, compare_with_control
 from adafilter_dist.report.results import Results
 
 
@@ -21,27 +23,36 @@ def measure(
     split: SplitName = "test",
     probe: bool = True,
     gates: bool = True,
+    control: ControlModel | None = None,
 ) -> Results:
     """Results of ``model`` (not wrapped, on the rank's device) on a split.
 
-    Collective; all ranks get the same, except that only rank 0 gets the probe.
+    Collective; all ranks get the same, except that only rank 0 gets the probe. UserError where
+    ``evaluate.oracle`` does not fit the data.
     """
     recipe = evaluator.recipe
+    oracle = recipe.evaluate.oracle
+    require_oracle(oracle, evaluator.prepared)
+    loader, settings = evaluator.loader(split), evaluator.settings
+    classes = evaluator.num_classes
     gate_results = None
     if gates and isinstance(model, AdaFilterNet):
-        loader, classes = evaluator.loader(split), evaluator.num_classes
-        gate_results = evaluate_gates(model, loader, evaluator.settings, classes, recipe.seed)
-        evaluation = gate_results.learned
+        gate_results = evaluate_gates(model, loader, settings, classes, recipe.seed, oracle)
+        outcomes = gate_results.outcomes
     else:
-        evaluation = evaluator.evaluate(model, split)
+        outcomes = outcomes_of(model, loader, settings, classes)
+    compared = (
+        None if control is None else compare_with_control(outcomes, control, evaluator, split)
+    )
     return Results(
         recipe=recipe.name,
         seed=recipe.seed,
         method=recipe.method.name,
         split=split,
-        evaluation=evaluation,
+        evaluation=Evaluation.of(outcomes, classes, loader.domains),
         gates=gate_results,
         probe=_probe(evaluator, split) if probe else None,
+        control=compared,
     )
 
 

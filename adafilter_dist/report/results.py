@@ -6,16 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from adafilter_dist.evaluate import Evaluation, GateEvaluation
+from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation
+from adafilter_dist.evaluate.ablations import TITLES
 from adafilter_dist.evaluate.linear_probe import Probe
 from adafilter_dist.methods.build import METHODS
+from adafilter_dist.report.control import ControlResult
 
 
 @dataclass(frozen=True)
 class Bar:
     """One accuracy of the comparison: top-1 and its standard error as shares; a remark or ''.
 
-    ``nested``: an ablation of the method told above it.
+    ``nested``: an ablation of the method told above it. ``less``: the run's accuracy minus this.
     """
 
     title: str
@@ -23,6 +25,7 @@ class Bar:
     error: float
     remark: str = ""
     nested: bool = False
+    less: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Results:
     evaluation: Evaluation
     gates: GateEvaluation | None = None
     probe: Probe | None = None
+    control: ControlResult | None = None
 
     def bars(self) -> list[Bar]:
         """The accuracies to compare, in the order of the report."""
@@ -44,17 +48,16 @@ class Results:
             edge = ", the edge of its grid" if self.probe.at_edge else ""
             remark = f"L2 {self.probe.strength:g}{edge}"
             bars.append(_bar("linear probe on frozen features", self.probe.test, remark))
+        if self.control is not None:
+            title = f"control: {METHODS[self.control.method].title}, {self.control.run.name}"
+            bars.append(_bar(title, self.control.evaluation, less=self.control.difference))
         bars.append(_bar(METHODS[self.method].title, self.evaluation))
         if self.gates is not None:
-            for words, other, cost in (
-                ("gates permuted over images", self.gates.permuted, self.gates.permuting_costs),
-                ("each filter's mean gate", self.gates.averaged, self.gates.averaging_costs),
-            ):
-                if other is not None and cost is not None:
-                    lost, error = 100 * cost.value, 100 * cost.standard_error
-                    verb = "costs" if lost >= 0 else "gains"
-                    remark = f"{verb} {abs(lost):.1f} ± {error:.1f} points"
-                    bars.append(_bar(words, other, remark, nested=True))
+            for name, one in self.gates.ablations.items():
+                few = one.evaluation.n
+                remark = f"{few:,} pictures" if few < self.evaluation.n else ""
+                title = TITLES[name]
+                bars.append(_bar(title, one.evaluation, remark, nested=True, less=one.difference))
         return bars
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,9 +70,16 @@ class Results:
             "evaluation": self.evaluation.to_dict(confusion=True),
             "gates": self.gates.to_dict() if self.gates else None,
             "probe": self.probe.to_dict() if self.probe else None,
+            "control": self.control.to_dict() if self.control else None,
         }
 
 
-def _bar(title: str, evaluation: Evaluation, remark: str = "", nested: bool = False) -> Bar:
+def _bar(
+    title: str,
+    evaluation: Evaluation,
+    remark: str = "",
+    nested: bool = False,
+    less: Difference | None = None,
+) -> Bar:
     p = evaluation.top1
-    return Bar(title, p, math.sqrt(p * (1 - p) / evaluation.n), remark, nested)
+    return Bar(title, p, math.sqrt(p * (1 - p) / evaluation.n), remark, nested, less)

@@ -11,9 +11,10 @@ from statistics import median
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from adafilter_dist.errors import printable
-from adafilter_dist.evaluate import Evaluation, LayerGates
+from adafilter_dist.evaluate import Difference, Evaluation, LayerGates
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.results import Results
 from adafilter_dist.run.files import RunFiles
@@ -23,6 +24,10 @@ from adafilter_dist.system.console import print_plain
 _FAR_OFF = 0.1
 """How far a layer's mean gate is from the median layer's to be shown by itself."""
 _MOST_FAR = 6
+_MEANING = (
+    "variance over images, 0.25 at most; constant over all images; between classes: that part of "
+    "the variance; bits of domain: mutual information of gate and domain"
+)
 
 
 def write_summary(run_dir: Path, results: Results) -> Path:
@@ -60,6 +65,7 @@ def print_summary(
     console.print()
     console.print(_accuracy_table(results))
     if results.gates is not None:
+        print_plain(console, *_gate_lines(results))
         console.print()
         layers = results.gates.layers
         console.print(_gate_table(layers) if every_gate else _short_gate_table(layers))
@@ -75,24 +81,34 @@ def _accuracy_table(results: Results) -> Table:
         title_justify="left",
         box=SIMPLE_HEAD,
     )
-    table.add_column("")
+    bars = results.bars()
+    differences = any(bar.less is not None for bar in bars)
+    table.add_column("", overflow="fold")
     table.add_column("top-1 %", justify="right", no_wrap=True)
+    if differences:
+        table.add_column("run minus this, points", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for bar in results.bars():
+    for bar in bars:
         title = f"  {bar.title}" if bar.nested else bar.title
-        table.add_row(title, f"{100 * bar.top1:.1f} ± {100 * bar.error:.1f}", bar.remark)
+        less = [_points(bar.less)] if differences else []
+        table.add_row(
+            Text(title), f"{100 * bar.top1:.1f} ± {100 * bar.error:.1f}", *less, bar.remark
+        )
     evaluation = results.evaluation
-    _add_domains(table, METHODS[results.method].title, evaluation)
+    _add_domains(table, METHODS[results.method].title, evaluation, [""] if differences else [])
     others = f"mean per class {100 * evaluation.mean_per_class:.1f} %"
     if evaluation.top5 is not None:
         others = f"top-5 {100 * evaluation.top5:.1f} %, {others}"
-    table.caption = f"{METHODS[results.method].title}: {others}, loss {evaluation.loss:.3f}"
+    caption = f"{METHODS[results.method].title}: {others}, loss {evaluation.loss:.3f}"
+    if differences:
+        caption += "; in brackets the 95 % bootstrap interval over pictures"
+    table.caption = caption
     table.caption_justify = "left"
     return table
 
 
-def _add_domains(table: Table, method: str, evaluation: Evaluation) -> None:
-    """The method's accuracy on each domain, and their mean."""
+def _add_domains(table: Table, method: str, evaluation: Evaluation, less: list[str]) -> None:
+    """The method's accuracy on each domain, and their mean; ``less`` holds the columns between."""
     if not evaluation.domains:
         return
     table.add_section()
@@ -100,11 +116,49 @@ def _add_domains(table: Table, method: str, evaluation: Evaluation) -> None:
     for domain in evaluation.domains:
         error = math.sqrt(domain.top1 * (1 - domain.top1) / domain.n)
         accuracy = f"{100 * domain.top1:.1f} ± {100 * error:.1f}"
-        table.add_row(f"  {printable(domain.name)}", accuracy, f"{domain.n:,} images")
+        table.add_row(Text(f"  {printable(domain.name)}"), accuracy, *less, f"{domain.n:,} images")
+
+
+def _points(less: Difference | None) -> str:
+    if less is None:
+        return ""
+    return f"{100 * less.value:+.1f} [{100 * less.low:+.1f}, {100 * less.high:+.1f}]"
+
+
+def _gate_lines(results: Results) -> list[str]:
+    """What the gates are over all layers and in each domain, and what that does not show."""
+    gates = results.gates
+    if gates is None:
+        return []
+    figures = gates.figures
+    line = f"mean gate {figures.mean:.3f}"
+    if figures.between is not None and figures.within is not None:
+        line += (
+            f"; variance over pictures {figures.between:.4f} between classes, "
+            f"{figures.within:.4f} within"
+        )
+    lines = [line]
+    if figures.information is not None and figures.domain_entropy is not None:
+        lines.append(
+            f"gate and domain share {figures.information:.3f} of {figures.domain_entropy:.3f} bits "
+            "(mean over filters); "
+            + ", ".join(
+                f"mean gate in {printable(one.name)} {one.mean:.3f}" for one in gates.domains
+            )
+        )
+    lines.append(
+        f"these figures took {gates.forwards} passes of the network a picture (--no-gates: 1)"
+    )
+    if results.control is None:
+        lines.append(
+            "a gate that was never trained also loses accuracy when gates are permuted; --control "
+            "RUN compares with a run whose gate is frozen (docs/measures.md)"
+        )
+    return lines
 
 
 def _gate_table(layers: Sequence[LayerGates]) -> Table:
-    table = _empty_gate_table("variance over images, 0.25 at most; constant over all images")
+    table = _empty_gate_table(_MEANING, layers)
     _add_layers(table, layers)
     table.add_section()
     _add_all(table, layers)
@@ -116,7 +170,7 @@ def _short_gate_table(layers: Sequence[LayerGates]) -> Table:
     far = _far_off(layers)
     which = "those" if far else "none"
     table = _empty_gate_table(
-        f"{which} over {_FAR_OFF} off the median layer's mean; all of them: --gates"
+        f"{which} over {_FAR_OFF} off the median layer's mean; all of them: --gates", layers
     )
     _add_all(table, layers)
     if far:
@@ -133,7 +187,7 @@ def _far_off(layers: Sequence[LayerGates]) -> list[LayerGates]:
     return [layer for layer in layers if layer.name in far]
 
 
-def _empty_gate_table(caption: str) -> Table:
+def _empty_gate_table(caption: str, layers: Sequence[LayerGates]) -> Table:
     table = Table(
         title="gates by layer (1: fine-tuned filter, 0: pre-trained)",
         title_justify="left",
@@ -142,9 +196,19 @@ def _empty_gate_table(caption: str) -> Table:
         caption_justify="left",
     )
     table.add_column("layer", overflow="fold")
-    for name in ("filters", "mean", "variance", "constant"):
+    for name in ("filters", "mean", "variance", "constant", *_known(layers)):
         table.add_column(name, justify="right")
     return table
+
+
+def _known(layers: Sequence[LayerGates]) -> dict[str, str]:
+    """Columns that only some data have: their titles, and the layers' fields."""
+    columns = {"between classes": "between", "bits of domain": "information"}
+    return {
+        title: field
+        for title, field in columns.items()
+        if all(getattr(layer, field) is not None for layer in layers)
+    }
 
 
 def _add_layers(table: Table, layers: Sequence[LayerGates]) -> None:
@@ -155,15 +219,21 @@ def _add_layers(table: Table, layers: Sequence[LayerGates]) -> None:
             f"{layer.mean:.2f}",
             f"{layer.variance:.3f}",
             f"{layer.constant:.0%}",
+            *(f"{getattr(layer, field):.3f}" for field in _known(layers).values()),
         )
 
 
 def _add_all(table: Table, layers: Sequence[LayerGates]) -> None:
     filters = sum(layer.filters for layer in layers)
+
+    def mean(field: str) -> float:
+        return float(sum(getattr(layer, field) * layer.filters for layer in layers) / filters)
+
     table.add_row(
         f"all {len(layers)} layers",
         f"{filters}",
-        f"{sum(layer.mean * layer.filters for layer in layers) / filters:.2f}",
-        f"{sum(layer.variance * layer.filters for layer in layers) / filters:.3f}",
-        f"{sum(layer.constant * layer.filters for layer in layers) / filters:.0%}",
+        f"{mean('mean'):.2f}",
+        f"{mean('variance'):.3f}",
+        f"{mean('constant'):.0%}",
+        *(f"{mean(field):.3f}" for field in _known(layers).values()),
     )

@@ -16,6 +16,7 @@ from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
 from adafilter_dist.distributed import World, join_world
 from adafilter_dist.distributed.lost_peer import RankError, from_rank0, lost_peer
 from adafilter_dist.errors import UserError, resume_line
+from adafilter_dist.evaluate.oracle import require_oracle
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import require_end, translate_step
@@ -29,6 +30,7 @@ from adafilter_dist.training import memory
 from adafilter_dist.training.announce import Outcome, announce_end, announce_start
 from adafilter_dist.training.best import repair_best
 from adafilter_dist.training.checkpointing import CheckpointSchedule
+from adafilter_dist.training.control_run import require_control
 from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
@@ -118,6 +120,9 @@ class _Attempt:
         try:
             # Build everything, then take over the newest checkpoint, if there is one.
             session = build_session(recipe, world, self._staging_callbacks(), self._plan.data)
+            if recipe.evaluate.control is not None:
+                require_control(recipe.evaluate.control, session.prepared)
+            require_oracle(recipe.evaluate.oracle, session.prepared)
             loaded = self._resume(session, saver)
             position = loaded.position if loaded else Position()
             environment = describe_environment(

@@ -17,6 +17,7 @@ from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.files import write_text
 from adafilter_dist.training.best import best_damage, load_best
+from adafilter_dist.training.control_run import open_control
 from adafilter_dist.training.session import Session
 
 
@@ -41,6 +42,7 @@ def finish(
         session.evaluator,
         probe=recipe.evaluate.probe,
         gates=recipe.evaluate.gates,
+        control=open_control(recipe.evaluate.control, session.prepared),
     )
     row = results.evaluation.row()
     metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)

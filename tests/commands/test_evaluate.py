@@ -51,7 +51,7 @@ def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture
     assert len(found["gates"]["layers"]) == 20
     assert found["probe"]["test"]["n"] == 10 and found["probe"]["train_images"] == 24
     shown = capsys.readouterr().out
-    assert "gates permuted over images" in shown and "linear probe" in shown
+    assert "gates of another picture" in shown and "linear probe" in shown
     assert "adafilter resume" not in shown
     assert f"numbers     {run_dir / 'evaluation-test.json'}" in shown.splitlines()
     assert shown.index("AdaFilter") < shown.index("gates by layer")
@@ -68,7 +68,7 @@ def test_validation_without_gates_by_the_recipes_words(
     found = figures(run_dir, "val")
     assert (found["split"], found["evaluation"]["n"]) == ("val", 6)
     assert found["gates"] is None and found["probe"] is None
-    assert "permuted" not in capsys.readouterr().out
+    assert "gate" not in capsys.readouterr().out
 
 
 def test_what_trained_the_run_need_not_be_there(
@@ -177,6 +177,47 @@ def test_other_pictures_than_the_runs_are_measured_when_asked_for(
     name = f"test-{open_prepared(recipe).fingerprint[:8]}"
     assert figures(run, name)["evaluation"]["n"] == own["evaluation"]["n"] - 1
     assert figures(run) == own
+
+
+def test_a_control_runs_accuracy_is_subtracted_picture_by_picture(
+    run_dir: Path, copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = copied
+    path = run / "best" / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    (key,) = (key for key in state if key.endswith("fc.bias"))
+    state[key] = torch.tensor([100.0, 0])  # whatever it sees, it says the first class
+    safetensors.torch.save_file(state, path)
+    words = ["evaluate", str(run_dir), "--no-gates", "--control"]
+    assert main([*words, str(run)]) == 0
+    found = figures(run_dir)
+    first = sum(found["evaluation"]["confusion"][0]) / 10
+    control = found["control"]
+    assert (control["run"], control["n"], control["top1"]) == (str(run), 10, first)
+    less = found["evaluation"]["top1"] - first
+    assert control["run_minus_control"]["value"] == pytest.approx(less)
+    assert "control: AdaFilter, run" in capsys.readouterr().out
+    assert main([*words, str(run_dir)]) == 0
+    own = figures(run_dir)["control"]["run_minus_control"]
+    assert own == {"value": 0, "standard_error": 0, "low": 0, "high": 0}
+    main(["evaluate", str(run_dir), "--no-gates"])
+    assert figures(run_dir)["control"] is None
+
+
+def test_what_cannot_be_a_control_is_one_line(
+    run_dir: Path, copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, pictures = copied
+    words = ["evaluate", str(run_dir), "--no-gates", "--control"]
+    assert "no run folder" in one_line([*words, str(pictures)], capsys)
+    next((pictures / "test").rglob("*.*")).unlink()
+    prepare_again(run)
+    (run / "data.json").unlink()
+    keep_run_data(run, open_prepared(load_recipe([f"recipe={run / 'recipe.yaml'}"])))
+    line = one_line([*words, str(run)], capsys)
+    assert "other data" in line and "fingerprint" in line
+    shutil.rmtree(run / "best")
+    assert "no best model" in one_line([*words, str(run)], capsys)
 
 
 def test_pictures_may_have_moved_since(copied: tuple[Path, Path]) -> None:

@@ -45,7 +45,8 @@ DATA = {
 }
 RUNS = {
     **dict.fromkeys(("runs/demo/1a2b3c4d", "runs/demo/0123abcd", "runs/demo/55ee66ff"), "demo"),
-    **dict.fromkeys(("runs/food101/1a2b3c4d", "RUN", "ROOT/one"), "food101"),
+    **dict.fromkeys(("runs/demo/5e6f7a8b",), "demo"),
+    **dict.fromkeys(("runs/food101/1a2b3c4d", "RUN", "CONTROL", "ROOT/one"), "food101"),
 }
 SWEEPS = ("SWEEP", "runs/food101/sweep-1a2b3c4d")
 # What stands for something else on the pages, and what it is here.

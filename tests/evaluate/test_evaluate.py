@@ -27,7 +27,7 @@ from adafilter_dist.evaluate import (
     evaluate,
     evaluate_gates,
 )
-from adafilter_dist.evaluate.gates import partners
+from adafilter_dist.evaluate.gate_donors import partners
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
@@ -38,7 +38,7 @@ CLASSES = 7
 CPU = torch.device("cpu")
 SETTINGS = ForwardSettings(PREPROCESS, CPU)
 TIMEOUT = 240.0
-N = 16  # images in the test that takes them one by one
+N = 11  # images in the test that takes them one by one
 
 
 @pytest.fixture(autouse=True)
@@ -98,9 +98,28 @@ def test_a_difference_is_paired() -> None:
         return Outcomes(torch.zeros(4, dtype=torch.int64), torch.tensor(predictions), zeros, zeros)
 
     found = Difference.between(outcomes([0, 0, 0, 1]), outcomes([0, 0, 1, 1]))
+    assert (found.low, found.high) == (0.0, 0.75)  # of 4 draws, each 1 with 1/4: 0 to 3 ones
     assert found.value == 0.25
     assert found.standard_error == pytest.approx(float(np.std([0, 0, 1, 0], ddof=1)) / 2)
-    assert Difference.between(outcomes([0, 1, 0, 1]), outcomes([0, 1, 0, 1])).standard_error == 0
+    same = Difference.between(outcomes([0, 1, 0, 1]), outcomes([0, 1, 0, 1]))
+    assert (same.value, same.standard_error, same.low, same.high) == (0, 0, 0, 0)
+
+
+def test_an_interval_is_that_of_resampled_images() -> None:
+    n, better, worse = 10_000, 700, 200
+    labels = torch.zeros(n, dtype=torch.int64)
+    zeros = torch.zeros(n)
+
+    def outcomes(wrong: slice) -> Outcomes:
+        predictions = labels.clone()
+        predictions[wrong] = 1
+        return Outcomes(labels, predictions, zeros, zeros)
+
+    found = Difference.between(outcomes(slice(0, worse)), outcomes(slice(n - better, n)))
+    spread = ((better + worse) / n - 0.05**2) ** 0.5 / n**0.5  # of the mean of -1, 0 and 1
+    assert found.value == 0.05 and found.standard_error == pytest.approx(spread, rel=1e-3)
+    assert found.low == pytest.approx(0.05 - 1.96 * spread, abs=0.0003)
+    assert found.high == pytest.approx(0.05 + 1.96 * spread, abs=0.0003)
 
 
 def test_a_model_is_evaluated_in_evaluation_mode_on_every_image_once() -> None:
@@ -138,8 +157,8 @@ def test_domains_are_told_apart_with_their_mean() -> None:
     assert found.row()["mean_of_domains"] == found.mean_of_domains
     few = Shared(labels()[:4], batch_size=4, domains=Domains(["a", "b"], np.array([0, 1, 1, 1])))
     gates = evaluate_gates(gated_resnet18(), few, SETTINGS, CLASSES)
-    for figures in (gates.learned, gates.permuted, gates.averaged):
-        assert figures is not None and [one.n for one in figures.domains] == [1, 3]
+    for figures in (gates.learned, gates.ablations["mean"].evaluation):
+        assert [one.n for one in figures.domains] == [1, 3]
     plain = evaluate(net, Shared(labels(), batch_size=6), SETTINGS, CLASSES)
     assert list(plain.row()) == ["loss", "top1", "top5"] and "domains" not in plain.to_dict()
 
@@ -192,15 +211,6 @@ def test_rows_outside_the_data_set_are_an_error() -> None:
         rows.complete(x=torch.empty(0))
 
 
-@pytest.mark.parametrize("n", [2, 3, 40, 1001])
-def test_nobody_is_its_own_partner(n: int) -> None:
-    partner = partners(n, seed=3)
-    assert sorted(partner) == list(range(n))
-    assert not (partner == np.arange(n)).any()
-    assert (partner == partners(n, seed=3)).all()
-    assert n < 4 or (partner != partners(n, seed=4)).any()
-
-
 def test_gates_against_one_image_at_a_time() -> None:
     net, truth = gated_resnet18(), labels()[:N]
     # The last batch is a single image.
@@ -224,15 +234,14 @@ def test_gates_against_one_image_at_a_time() -> None:
             averaged = net(images)
     for evaluation, wanted in (
         (found.learned, logits),
-        (found.permuted, torch.cat(others)),
-        (found.averaged, averaged),
+        (found.ablations["permuted"].evaluation, torch.cat(others)),
+        (found.ablations["mean"].evaluation, averaged),
     ):
-        assert evaluation is not None
         expected = Evaluation.of(Outcomes.of(wanted, truth), CLASSES)
         assert torch.equal(evaluation.confusion, expected.confusion)
         assert evaluation.loss == pytest.approx(expected.loss, abs=1e-4)
-    losses = {found.learned.loss, found.permuted.loss, found.averaged.loss}  # type: ignore[union-attr]
-    assert len(losses) == 3
+    losses = {found.learned.loss, *(one.evaluation.loss for one in found.ablations.values())}
+    assert len(losses) == found.forwards == 7
     assert [layer.name for layer in found.layers] == find_gate(net).names
     for layer, p in zip(found.layers, means, strict=True):
         assert layer.filters == len(p)
@@ -249,21 +258,22 @@ def test_one_image_has_no_partner() -> None:
         SETTINGS,
         CLASSES,
     )
-    assert found.permuted is None and found.permuting_costs is None
+    assert list(found.ablations) == ["all_1", "all_0", "mean"]
+    assert found.figures.between is None and found.layers[0].between is None
     assert all(layer.variance == 0 and layer.constant == 1 for layer in found.layers)
 
 
 def measured(rank: int, world_size: int) -> dict[str, Any]:
     net, results = gated_resnet18(), {}
-    # 20 images in batches of 10: a third rank has none at all.
-    for batch_size in (3, 10):
-        loader = Shared(labels()[:20], batch_size=batch_size, rank=rank, world_size=world_size)
+    # 12 images in batches of 6: a third rank has none at all.
+    for batch_size in (3, 6):
+        loader = Shared(labels()[:12], batch_size=batch_size, rank=rank, world_size=world_size)
         plain = evaluate(net, loader, SETTINGS, CLASSES)
         gates = evaluate_gates(net, loader, SETTINGS, CLASSES)
         results[str(batch_size)] = {
             "plain": plain.to_dict(confusion=True),
             "gates": gates.to_dict(),
-            "permuted": gates.permuted.to_dict(confusion=True) if gates.permuted else None,
+            "confusion": [one.evaluation.confusion.tolist() for one in gates.ablations.values()],
         }
     return results
 
@@ -285,7 +295,7 @@ def run_rank(rank: int, folder: str) -> None:
 @pytest.mark.distributed
 def test_the_same_figures_on_one_two_and_three_ranks(tmp_path: Path) -> None:
     alone = measured(0, 1)
-    assert alone["3"]["plain"]["n"] == 20
+    assert alone["3"]["plain"]["n"] == 12
     context = mp.spawn(run_rank, args=(str(tmp_path),), nprocs=max(WORLDS), join=False)
     assert context is not None
     end = time.monotonic() + TIMEOUT

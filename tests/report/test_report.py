@@ -15,9 +15,12 @@ from PIL import Image
 from rich.console import Console
 
 from adafilter_dist.evaluate import (
+    Ablation,
     Difference,
+    DomainGates,
     Evaluation,
     GateEvaluation,
+    GateFigures,
     LayerGates,
     OfDomain,
     Outcomes,
@@ -25,26 +28,36 @@ from adafilter_dist.evaluate import (
 from adafilter_dist.evaluate.linear_probe import Probe
 from adafilter_dist.metrics import append
 from adafilter_dist.report import Results, draw, figure, print_summary, write_gates, write_summary
+from adafilter_dist.report.control import ControlResult
 
 N, CLASSES = 200, 7
 
 
+def outcomes(right: int, n: int = N) -> Outcomes:
+    """Of ``n`` images the first ``right`` are right."""
+    labels = torch.arange(n) % CLASSES
+    predictions = torch.where(torch.arange(n) < right, labels, (labels + 1) % CLASSES)
+    return Outcomes(labels, predictions, predictions == labels, torch.ones(n).double())
+
+
 def evaluation(right: int) -> Evaluation:
-    """An evaluation of 200 images of which the first ``right`` are right."""
-    labels = torch.arange(N) % CLASSES
-    predictions = torch.where(torch.arange(N) < right, labels, (labels + 1) % CLASSES)
-    outcomes = Outcomes(labels, predictions, predictions == labels, torch.ones(N).double())
-    return Evaluation.of(outcomes, CLASSES)
+    return Evaluation.of(outcomes(right), CLASSES)
 
 
 def results(layers: int = 3, seed: int = 4, gate_seed: int = 0) -> Results:
     draw_from = np.random.default_rng(gate_seed)
+    few = Ablation(Evaluation.of(outcomes(100, 150), CLASSES), Difference(0.1, 0.02, 0.06, 0.14))
     gates = GateEvaluation(
         learned=evaluation(160),
-        permuted=evaluation(150),
-        averaged=evaluation(164),
-        permuting_costs=Difference(0.05, 0.02),
-        averaging_costs=Difference(-0.02, 0.01),
+        outcomes=outcomes(160),
+        ablations={
+            "mean": Ablation(evaluation(164), Difference(-0.02, 0.01, -0.04, 0.0)),
+            "permuted": Ablation(evaluation(150), Difference(0.05, 0.02, 0.01, 0.09)),
+            "same_class": few,
+        },
+        figures=GateFigures(0.4567, 0.0123, 0.1004, 0.127, 1.0),
+        domains=[DomainGates("near", 150, 0.41), DomainGates("far", 50, 0.597)],
+        forwards=4,
         layers=[
             LayerGates(
                 name=f"layer{i // 6}.{i // 3}.conv{i % 3}",
@@ -52,6 +65,7 @@ def results(layers: int = 3, seed: int = 4, gate_seed: int = 0) -> Results:
                 mean=float(draw_from.uniform(0.1, 0.9)),
                 variance=float(draw_from.uniform(0, 0.2)),
                 constant=0.25,
+                between=0.031,
             )
             for i in range(layers)
         ],
@@ -73,25 +87,34 @@ def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
     place = console()
     run_dir = tmp_path / ("long-name-" * 12) / "1234abcd"
     files = {"numbers": run_dir / "n.json", "figure": run_dir / "figures" / "gates.png"}
-    print_summary(place, run_dir, results(), {**files, "other": None}, every_gate=True)
+    print_summary(place, run_dir, results(), {**files, "nowhere": None}, every_gate=True)
     lines = [" ".join(line.replace("│", " ").split()) for line in shown(place).splitlines()]
     text = "\n".join(lines)
     assert "linear probe on frozen features 70.0 ± 3.2" in text
     assert "AdaFilter 80.0 ± 2.8" in text
-    assert "gates permuted over images 75.0 ± 3.1 costs 5.0 ± 2.0 points" in text
-    assert "each filter's mean gate 82.0 ± 2.7 gains 2.0 ± 1.0 points" in text
+    assert "gates of another picture 75.0 ± 3.1 +5.0 [+1.0, +9.0]" in text
+    assert "each filter's mean gate 82.0 ± 2.7 -2.0 [-4.0, +0.0]" in text
+    assert "... of the same class 66.7 ± 3.8 +10.0 [+6.0, +14.0] 150 pictures" in text
+    assert "mean gate 0.457; variance over pictures 0.0123 between classes, 0.1004 within" in text
+    assert (
+        "gate and domain share 0.127 of 1.000 bits (mean over filters); mean gate in near 0.410, "
+        "mean gate in far 0.597" in text
+    )
+    assert "these figures took 4 passes of the network a picture" in text
+    assert "a gate that was never trained also loses accuracy" in text
     for layer in results().gates.layers:  # type: ignore[union-attr]
-        assert f"{layer.name} 64 {layer.mean:.2f} {layer.variance:.3f} 25%" in text
+        assert f"{layer.name} 64 {layer.mean:.2f} {layer.variance:.3f} 25% 0.031" in text
+    assert "bits of domain" not in text.partition("layer filters")[2].partition("\n")[0]
     # Paths and the command stay whole, however narrow the console.
     assert f"numbers {run_dir}/n.json" in lines
     assert f"figure {run_dir}/figures/gates.png" in lines
     # Accuracy is what everybody looks for; and a finished run has nothing to be resumed.
     assert text.index("AdaFilter 80.0") < text.index("gates by layer")
-    assert "resume" not in text and "other" not in text
+    assert "resume" not in text and "nowhere" not in text
 
 
 def test_on_the_screen_are_only_gates_that_differ_and_all_of_them_in_a_file(tmp_path: Path) -> None:
-    layers = [LayerGates(f"layer{i}", 64, 0.5 + 0.001 * i, 0.1, 0.25) for i in range(50)]
+    layers = [LayerGates(f"layer{i}", 64, 0.5 + 0.001 * i, 0.1, 0.25, 0.02, 0.3) for i in range(50)]
     for i, mean in ((7, 0.8), (30, 0.2)):
         layers[i] = replace(layers[i], mean=mean)
     found = results()
@@ -101,7 +124,9 @@ def test_on_the_screen_are_only_gates_that_differ_and_all_of_them_in_a_file(tmp_
     print_summary(place, tmp_path, found, {})
     names = [name for name in shown(place).split() if name.startswith("layer")]
     assert [name for name in names if name[5:].isdecimal()] == ["layer7", "layer30"]
-    assert " ".join(shown(place).split()).count("all 50 layers 3200 0.52 0.100 25%") == 1
+    assert (
+        " ".join(shown(place).split()).count("all 50 layers 3200 0.52 0.100 25% 0.020 0.300") == 1
+    )
     path = write_gates(tmp_path, found)
     assert path == tmp_path / "figures" / "gates.txt"
     assert all(f"layer{i} " in path.read_text() for i in range(50))
@@ -112,6 +137,20 @@ def test_on_the_screen_are_only_gates_that_differ_and_all_of_them_in_a_file(tmp_
     place = console()
     print_summary(place, tmp_path, found, {})
     assert "layer7" not in shown(place) and "none over 0.1" in shown(place)
+
+
+def test_a_control_stands_beside_the_run(tmp_path: Path) -> None:
+    less = Difference(0.035, 0.01, 0.015, 0.055)
+    control = ControlResult(Path("/runs/1234abcd"), "adafilter", evaluation(153), less)
+    found = replace(results(), control=control)
+    place = console()
+    print_summary(place, tmp_path, found, {})
+    text = " ".join(shown(place).split())
+    assert "control: AdaFilter, 1234abcd 76.5 ± 3.0 +3.5 [+1.5, +5.5]" in text
+    assert "never trained" not in text
+    kept = json.loads(write_summary(tmp_path, found).read_text())["control"]
+    assert (kept["run"], kept["top1"]) == ("/runs/1234abcd", 0.765)
+    assert kept["run_minus_control"]["low"] == 0.015
 
 
 def test_the_points_of_a_short_curve_are_marked() -> None:
@@ -150,8 +189,12 @@ def test_summary_json_holds_the_same_figures(tmp_path: Path) -> None:
     assert found["evaluation"]["top1"] == 0.8
     assert np.asarray(found["evaluation"]["confusion"]).sum() == N
     assert found["probe"]["test"]["top1"] == 0.7 and found["probe"]["strength"] == 0.1
-    assert found["gates"]["permuted"]["top1"] == 0.75
-    assert found["gates"]["permuting_costs"] == {"value": 0.05, "standard_error": 0.02}
+    permuted = found["gates"]["ablations"]["permuted"]
+    assert permuted["top1"] == 0.75
+    wanted = {"value": 0.05, "standard_error": 0.02, "low": 0.01, "high": 0.09}
+    assert permuted["learned_minus_this"] == wanted
+    assert found["gates"]["figures"]["between"] == 0.0123 and found["gates"]["forwards"] == 4
+    assert found["control"] is None
     assert [layer["filters"] for layer in found["gates"]["layers"]] == [64] * 3
 
 

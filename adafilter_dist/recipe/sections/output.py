@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from adafilter_dist.recipe.sections.base import (
+    AbsolutePath,
     Count,
     Duration,
+    Fraction,
     Section,
     check_duration,
 )
@@ -53,7 +55,20 @@ class Evaluate(Section):
     """What is measured on the test set at the end of a run."""
 
     probe: bool = Field(False, description="a linear probe on the frozen features beside it")
-    gates: bool = Field(True, description="gates by layer, permuted over images, averaged")
+    gates: bool = Field(
+        True,
+        description="figures of the gates, and accuracy with others in their place: six to ten "
+        "more passes over the test set",
+    )
+    control: AbsolutePath | None = Field(
+        None,
+        description="folder of a run on the same data, such as one with a frozen gate, whose "
+        "accuracy on the same pictures is subtracted",
+    )
+    oracle: dict[str, Fraction] | None = Field(
+        None,
+        description="the gate that each domain of the data ought to have, e.g. {near: 0, far: 1}",
+    )
 
 
 class Log(Section):

@@ -1,0 +1,54 @@
+"""Records the gates of every picture of an evaluation, one bit each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adafilter_dist.evaluate.rows import Rows
+from adafilter_dist.models.gating.gate import find_gate, observe_gates
+
+
+def widths_of(model: nn.Module) -> list[int]:
+    """How many gates each layer has, in order of execution; ValueError for a model without."""
+    return [one.out_features for one in find_gate(model).outputs if isinstance(one, nn.Linear)]
+
+
+class GateRecorder:
+    """Binary gates of ``n`` pictures: layers side by side, eight gates to the byte."""
+
+    def __init__(self, model: nn.Module, n: int, device: torch.device) -> None:
+        self._model = model
+        self.filters = sum(widths_of(model))
+        self._rows = Rows(n, device)
+        self._batch: list[Tensor] = []
+
+    @contextmanager
+    def batch(self, positions: Tensor) -> Iterator[None]:
+        """Around the forward of the pictures at ``positions``: one forward, whose gates are kept.
+
+        RuntimeError for gates that are not exactly 0 or 1.
+        """
+        self._batch.clear()
+        with observe_gates(self._model, self._observe):
+            yield
+        gates = torch.cat(self._batch, dim=1)
+        self._batch.clear()
+        bits = gates.bool()
+        if not torch.equal(bits.to(gates.dtype), gates):
+            raise RuntimeError("at evaluation gates must be exactly 0 or 1")
+        self._rows.add(positions, bits=torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=1)))
+
+    def _observe(self, index: int, name: str, gates: Tensor, probabilities: Tensor) -> None:
+        self._batch.append(gates.detach())
+
+    def complete(self) -> NDArray[np.uint8]:
+        """uint8 (n, bytes): the packed gates in order of position; collective."""
+        empty = torch.empty((0, (self.filters + 7) // 8), dtype=torch.uint8)
+        bits: NDArray[np.uint8] = self._rows.complete(bits=empty)["bits"].numpy()
+        return bits

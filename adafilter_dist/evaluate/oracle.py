@@ -1,0 +1,33 @@
+"""Checks the gates that `evaluate.oracle` names against the domains of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adafilter_dist.data.stored.prepared import Prepared
+from adafilter_dist.errors import UserError, nearest
+
+_SHOWN = 10
+
+
+def require_oracle(oracle: Mapping[str, float] | None, prepared: Prepared) -> None:
+    """UserError unless ``oracle`` is None, or names a gate for each domain and no other."""
+    names = prepared.domains
+    if oracle is None:
+        return
+    if not names:
+        raise UserError(
+            f"evaluate.oracle names gates for domains, and the pictures in {prepared.folder} have "
+            "none; give data.csv a column domain, or leave evaluate.oracle out"
+        )
+    for name in oracle:
+        if name not in names:
+            raise UserError(
+                f"evaluate.oracle: no domain {name!r} in the data{nearest(name, names)}; there "
+                f"are: {', '.join(names[:_SHOWN])}"
+            )
+    if missing := [name for name in names if name not in oracle]:
+        raise UserError(
+            f"evaluate.oracle: no gate for domain {missing[0]!r}; give each domain a number from 0 "
+            "(pre-trained filters) to 1 (fine-tuned ones)"
+        )
