@@ -51,11 +51,6 @@ def load_best(run: Path) -> nn.Module:
         raise UserError(f"{error}; to write it again: {resume_line(run)}") from None
 
 
-def can_repair(run: Path) -> bool:
-    """Whether there is a checkpoint to write best/ from."""
-    return bool(RunFiles(run).checkpoint_folders())
-
-
 def repair_best(
     session: Session,
     run: RunFolder,

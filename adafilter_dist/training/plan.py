@@ -10,7 +10,6 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import RecipeDecision, begin, check_changes
 from adafilter_dist.run.folder import find_run
 from adafilter_dist.system.json_files import whole
-from adafilter_dist.training.best import best_damage, can_repair
 from adafilter_dist.training.run_data import check_run_data, read_run_data
 
 
@@ -42,8 +41,12 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
     longer = before is not None and recipe.train.epochs > before.train.epochs
     rows = [whole(row, "step") or 0 for row in run.files.read_metrics()]
     done = status.get("state") == "finished" and not longer
-    # A finished run without best/ is not done: its end is repeated from a checkpoint.
-    done = done and not (can_repair(run.path) and best_damage(run.path))
+    if done and run.files.checkpoint_folders():
+        # Imported here: what is said of a run that is not finished need not wait for torch.
+        from adafilter_dist.training.best import best_damage
+
+        # A finished run without best/ is not done: its end is repeated from a checkpoint.
+        done = not best_damage(run.path)
     known = read_run_data(run.path)
     return AttemptPlan(
         run.path,

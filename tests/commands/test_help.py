@@ -38,6 +38,15 @@ def test_every_verb_says_how_it_is_used(verb: str) -> None:
     assert done.stdout.startswith(f"usage: adafilter {verb}")
 
 
+def test_a_script_for_a_cluster_is_printed_without_waiting_for_torch() -> None:
+    words = ["submit", "recipe=demo", "launch.cluster=slurm", "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK, *words], capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/bin/bash")
+
+
 def test_the_first_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("e.g. ")]

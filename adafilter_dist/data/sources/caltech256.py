@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from torchvision.datasets import Caltech256
-
 from adafilter_dist.data.sources.download import Say, fetch_folder
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError
@@ -70,6 +68,8 @@ def fetch(data: Data, say: Say) -> None:
 
 
 def _download(scratch: Path) -> Path:
+    from torchvision.datasets import Caltech256  # torch comes with it: seconds
+
     return Path(Caltech256(str(scratch), download=True).root, _PICTURES_FOLDER)
 
 

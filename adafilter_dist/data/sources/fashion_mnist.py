@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torchvision.datasets import FashionMNIST
 
 from adafilter_dist.data.sources.download import Say, patience
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
@@ -46,6 +45,8 @@ def find(data: Data) -> SourceListing:
             f"Fashion-MNIST is not in {root_of(data)}; expected {', '.join(_SHA256)} there; "
             "or data.download=true"
         )
+    from torchvision.datasets import FashionMNIST  # torch comes with it: seconds
+
     return SourceListing(
         root_of(data), list(FashionMNIST.classes), _split(folder, "train"), _split(folder, "t10k")
     )
@@ -130,6 +131,8 @@ def _call(command: list[str], folder: Path) -> str:
 
 
 def _from_torchvision(scratch: Path) -> Path:
+    from torchvision.datasets import FashionMNIST  # torch comes with it: seconds
+
     with patience(seconds=30):
         return Path(FashionMNIST(scratch, download=True).raw_folder)
 

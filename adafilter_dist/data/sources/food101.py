@@ -7,8 +7,6 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from torchvision.datasets import Food101
-
 from adafilter_dist.data.sources.download import Say, fetch_folder
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError, printable, unprintable
@@ -66,6 +64,8 @@ def fetch(data: Data, say: Say) -> None:
 
 
 def _download(scratch: Path) -> Path:
+    from torchvision.datasets import Food101  # torch comes with it: seconds
+
     Food101(scratch, download=True)
     return scratch / "food-101"
 
@@ -79,6 +79,8 @@ def _is_here(folder: Path) -> bool:
 
 
 def _split(link: Path, base: Path, split: str) -> tuple[list[Sample], list[str]]:
+    from torchvision.datasets import Food101  # torch comes with it: seconds
+
     _require_list(base / "meta" / f"{split}.json")
     # Its "loader" is called with the picture's path, which is what we are after.
     published = Food101(link.parent, split=split, loader=Path)
