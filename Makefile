@@ -11,7 +11,8 @@ BIN := .venv/bin
 # because its layers are small. A machine with one GPU or one core gets one.
 DEVICES := $(shell if command -v nvidia-smi >/dev/null; then nvidia-smi -L | wc -l; else nproc; fi)
 RANKS := $(shell [ "$(DEVICES)" -ge 2 ] && echo 2 || echo 1)
-PYTEST := $(BIN)/python -m pytest --durations=20 --durations-min=0.5
+# With bytecode, whatever the environment says: compiling takes every process a second or more.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --durations=20 --durations-min=0.5
 # Without a home, caches stay in the clone. Settings (see tools/setup.sh) come from the environment
 # or as words: make setup ADAFILTER_FFCV=never
 ifeq ($(HOME),)
