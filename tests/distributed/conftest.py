@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.distributed import forked
 from tests.distributed.launch import adafilter
 from tests.kills.attempts import ForkServer
 
@@ -22,11 +22,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[ForkServer]:
+def server() -> ForkServer:
     """Forks ranks that need not wait for their imports."""
-    started = ForkServer.start()
-    yield started
-    started.close()
+    return forked.server()
 
 
 def run_folder(folder: Path) -> Path:

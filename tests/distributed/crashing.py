@@ -1,15 +1,10 @@
-"""The real command, with a bug: rank ``CRASH_RANK`` raises a ValueError as it begins step 4.
-
-python -m tests.distributed.crashing VERB ...
-"""
+"""A bug of the real command: rank ``CRASH_RANK`` raises a ValueError as it begins step 4."""
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
-from adafilter_dist.__main__ import main
 from adafilter_dist.training import step
 
 
@@ -25,8 +20,3 @@ def install() -> None:
         return forward(self, batch, number, *more)
 
     step.TrainingStep._forward = buggy  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    install()
-    sys.exit(main())

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +17,21 @@ import torch.distributed as dist
 from adafilter_dist.distributed import join_world, world
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.schema import Recipe
+from tests.distributed import forked
+from tests.kills.attempts import Attempt
 
-# One process imports torch and forks the others.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__])
 _CLEARED = ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "GLOO_SOCKET_IFNAME")
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One that was started; ``output`` is all it printed."""
+    """One that was started."""
 
-    process: BaseProcess
-    printed: Path
+    process: Attempt
 
     def end(self, timeout: float = 90) -> tuple[int, str]:
         """(exit code, output) once it has ended."""
-        self.process.join(timeout)
-        try:
-            assert self.process.exitcode is not None, self.printed.read_text()
-            return self.process.exitcode, self.printed.read_text()
-        finally:
-            self.process.kill()
+        return self.process.wait(timeout), self.process.printed()
 
 
 def start(
@@ -59,11 +50,16 @@ def start(
         "OMP_NUM_THREADS": "1",
         **more,
     }
-    printed = folder / f"{meeting.name}.{rank}.txt"
-    printed.touch()
-    process = _CONTEXT.Process(target=_run, args=(what, place, printed), daemon=True)
-    process.start()
-    return Rank(process, printed)
+    kept = {key: value for key, value in os.environ.items() if key not in _CLEARED}
+    attempt = forked.server().fork(
+        [],
+        folder=folder,
+        environment=kept | place,
+        clean=True,
+        output=folder / f"{meeting.name}.{rank}.txt",
+        before=[__name__, run.__name__, what],
+    )
+    return Rank(attempt)
 
 
 def recipe(**sections: dict[str, Any]) -> Recipe:
@@ -79,15 +75,10 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
     )
 
 
-def _run(what: str, place: Mapping[str, str], printed: Path) -> None:
-    descriptor = os.open(printed, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    for key in _CLEARED:
-        os.environ.pop(key, None)
-    os.environ.update(place)
+def run(what: str) -> int:
+    """In the forked process: do ``what``; its exit code."""
     module, _, function = what.rpartition(":")
-    sys.exit(_ended(getattr(importlib.import_module(module or __name__), function)))
+    return _ended(getattr(importlib.import_module(module or __name__), function))
 
 
 def _ended(work: Callable[[], None]) -> int:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = dict(os.environ)
+"""As it was when the tests were collected: without what a single test has set."""
 
 
 class Process(Protocol):
@@ -118,11 +120,16 @@ def kill_tree(pid: int) -> None:
 def descendants(pid: int) -> list[int]:
     """Processes that ``pid`` has started, and those that these have."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found  # it has ended
+    for task in tasks:
         try:
-            children = [int(child) for child in (task / "children").read_text().split()]
+            listed = Path(f"/proc/{pid}/task/{task}/children").read_text()
         except OSError:
-            continue  # it has ended
+            continue  # the thread has
+        children = [int(child) for child in listed.split()]
         for child in children:
             found += [child, *descendants(child)]
     return found

@@ -17,8 +17,7 @@ from tests.kills.attempts import ForkServer
 
 pytestmark = pytest.mark.distributed
 LOADERS = ("torchvision", "ffcv")
-# Gates cost more than convolutions of this size; some are left.
-FAST = ("train.epochs=1", "method.layers=layer4")
+FAST = ("train.epochs=1",)
 Consumed = dict[tuple[int, int], dict[str, Any]]
 Train = Callable[..., Consumed]
 

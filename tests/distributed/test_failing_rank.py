@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from adafilter_dist.status import read_run
-from tests.distributed.launch import adafilter, free_port, rank_environment, start
-from tests.distributed.watching import watched
+from tests.distributed.launch import adafilter, free_port, rank_environment
+from tests.kills.attempts import ForkServer
 
 pytestmark = pytest.mark.distributed
 
 
-def test_status_names_the_rank_that_failed_first(words: list[str], tmp_path: Path) -> None:
+def test_status_names_the_rank_that_failed_first(
+    server: ForkServer, words: list[str], tmp_path: Path
+) -> None:
     rank, run, port = 1, tmp_path / "run", free_port()
-    command = ["train", *words, "checkpoint.every=3", f"run_dir={run}"]
-    with ExitStack() as stack:
-        both = [
-            stack.enter_context(
-                watched(
-                    start(
-                        command,
-                        folder=tmp_path,
-                        module="tests.distributed.crashing",
-                        environment=rank_environment(each, 2, port) | {"CRASH_RANK": str(rank)},
-                    )
-                )
-            )
-            for each in range(2)
-        ]
-        ended = [each.end(60) for each in both]
-    assert [each.code for each in ended] == [1, 1], ended
+    both = [
+        server.fork(
+            ["train", *words, "checkpoint.every=3", f"run_dir={run}"],
+            folder=tmp_path,
+            environment=rank_environment(each, 2, port) | {"CRASH_RANK": str(rank)},
+            output=tmp_path / f"printed.{each}",
+            before=["tests.distributed.crashing", "install"],
+        )
+        for each in range(2)
+    ]
+    codes = [each.wait(60) for each in both]
+    assert codes == [1, 1], [each.printed() for each in both]
     assert [path.name for path in (run / "attempts" / "1").glob("failed.*")] == [
         f"failed.{rank}.json"
     ]

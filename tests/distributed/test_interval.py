@@ -15,7 +15,7 @@ EPOCH = 26  # steps; each epoch ends with a save
 
 
 def saved_steps(server: ForkServer, words: list[str], folder: Path, every: str) -> list[int]:
-    more = [f"checkpoint.every={every}", "train.epochs=1", "method.layers=layer4"]
+    more = [f"checkpoint.every={every}", "train.epochs=1"]
     attempt = server.fork(["train", *words, *more], folder=folder)
     assert attempt.wait() == 0, attempt.printed()
     events = read_lines(run_folder(folder) / "events.jsonl")

@@ -128,7 +128,7 @@ def test_bf16_learns_as_fp32_does_at_every_stage(words: list[str], tmp_path: Pat
 Attempt = Callable[..., tuple[list[int], str]]
 # Eight steps, of which every other is saved.
 SHORT = (
-    *("train.epochs=1", "method.layers=layer4", "data.label_fraction=0.3"),
+    *("train.epochs=1", "data.label_fraction=0.3"),
     *("train.precision=fp32", "checkpoint.every=2", "evaluate.gates=false"),
 )
 

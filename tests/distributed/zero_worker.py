@@ -39,7 +39,6 @@ class Worker:
 
     def __init__(self, prepared: str, world: World) -> None:
         self._words = [f"recipe={RECIPE}", f"data.prepared={prepared}", "train.precision=fp32"]
-        self._words += ["method.layers=layer4"]
         self.world = world
 
     def recipe(self, *words: str) -> Recipe:

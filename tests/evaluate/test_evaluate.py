@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torchvision
 from torch import Tensor, nn
 
@@ -32,6 +30,7 @@ from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
 from adafilter_dist.recipe.sections.model import Gate
+from tests.distributed import forked
 from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures
 
 CLASSES = 7
@@ -281,8 +280,9 @@ def measured(rank: int, world_size: int) -> dict[str, Any]:
 WORLDS = (3, 2)
 
 
-def run_rank(rank: int, folder: str) -> None:
+def run_rank(own: str, folder: str) -> None:
     """One process, which joins each world that has a place for it."""
+    rank = int(own)
     torch.set_num_threads(1)
     for world_size in WORLDS:
         if rank < world_size:
@@ -296,16 +296,17 @@ def run_rank(rank: int, folder: str) -> None:
 def test_the_same_figures_on_one_two_and_three_ranks(tmp_path: Path) -> None:
     alone = measured(0, 1)
     assert alone["3"]["plain"]["n"] == 12
-    context = mp.spawn(run_rank, args=(str(tmp_path),), nprocs=max(WORLDS), join=False)
-    assert context is not None
-    end = time.monotonic() + TIMEOUT
-    try:
-        while not context.join(timeout=max(0.0, end - time.monotonic())):
-            assert time.monotonic() < end, f"the ranks did not finish in {TIMEOUT:g} s"
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
+    ranks = [
+        forked.server().fork(
+            [],
+            folder=tmp_path,
+            output=tmp_path / f"printed.{rank}",
+            before=[__name__, run_rank.__name__, str(rank), str(tmp_path)],
+        )
+        for rank in range(max(WORLDS))
+    ]
+    for each in ranks:
+        assert each.wait(TIMEOUT) == 0, each.printed()
     for world_size in WORLDS:
         for rank in range(world_size):
             # Same batches, same sums in the same order: equal to the last bit.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.distributed.launch import ROOT, kill_tree
+from tests.distributed.launch import ENVIRONMENT, ROOT, kill_tree
 
 PATIENCE = 300.0
 """Seconds after which what was waited for will not come."""
@@ -72,7 +71,7 @@ class ForkServer:
     def start(cls) -> ForkServer:
         """Start one; it takes the seconds that importing takes."""
         here, there = socket.socketpair()
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.kills.forkserver", str(there.fileno())],
             pass_fds=[there.fileno()],
@@ -111,7 +110,8 @@ class ForkServer:
         """Start ``adafilter WORDS`` in ``folder``; what it prints is added to ``output``.
 
         ``stopped``: it waits for SIGCONT. ``before`` names a module and a function in it, called
-        with the words after them in the forked process. ``clean``: it has the variables of
+        with the words after them in the forked process; without ``words`` it is all that is called,
+        and what it returns is the exit code. ``clean``: it has the variables of
         ``environment`` alone and not the server's beside them. ``figures``: they are drawn.
         """
         output = output or folder / "printed.txt"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.distributed import forked
 from tests.kills.attempts import ForkServer
 from tests.kills.chain import Chain, Kill
 
@@ -17,11 +18,9 @@ LOADERS = ("torchvision", "ffcv")
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[ForkServer]:
+def server() -> ForkServer:
     """Forks attempts that need not wait for their imports."""
-    started = ForkServer.start()
-    yield started
-    started.close()
+    return forked.server()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ before: a thread that was started there would not exist in a child.
 One JSON object a line on the socket whose number is the only argument. Asked is ``words``,
 ``folder``, ``environment``, ``clean`` (without the server's own environment), ``output`` (a file),
 ``stopped`` (begin with SIGSTOP, for a tracer), ``figures`` (whether they are drawn) and ``before``
-(empty, or a module and its function, called with the words after them). Told are process
+(empty, or a module and its function, called with the words after them; the whole attempt where
+``words`` is empty). Told are process
 ids: ``forked``; ``stopped`` where that was asked for; ``ended`` with the exit ``code`` (negative:
 the signal); and ``gone`` once nothing that an ended attempt has started is left.
 """
@@ -142,7 +143,9 @@ def _attempt(request: dict[str, Any], output: int) -> int:
         os.kill(os.getpid(), signal.SIGSTOP)
     if request["before"]:
         module, function, *words = request["before"]
-        getattr(importlib.import_module(module), function)(*words)
+        code = getattr(importlib.import_module(module), function)(*words)
+        if not request["words"]:
+            return int(code or 0)
     return int(importlib.import_module("adafilter_dist.__main__").main(request["words"]))
 
 

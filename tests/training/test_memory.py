@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import resource
 import weakref
 from pathlib import Path
 
@@ -15,22 +14,17 @@ from PIL import Image
 from adafilter_dist import convert
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.training.memory import explain, is_out_of_memory, release
+from tests.distributed import forked
+from tests.distributed.launch import adafilter
 from tests.shared.real_pictures import real_pictures
 
-# Takes what is mapped once everything is imported, and allows little more.
-_LIMITED = """
-import resource, sys
-import adafilter_dist.training.attempt
-import torch
-torch.set_num_threads(1)
-from adafilter_dist.__main__ import main
-if main(["prepare", *sys.argv[1:]]):
-    sys.exit("not prepared")
-pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + 900 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-sys.exit(main(["train", *sys.argv[1:], *MODE]))
-"""
+
+def limit_memory() -> None:
+    """Allow this process little more than what is mapped once everything is imported."""
+    torch.set_num_threads(1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 1800 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def test_several_micro_batches_in_a_forward_are_lowered_first() -> None:
@@ -104,15 +98,12 @@ def test_the_line_names_a_micro_batch_and_what_it_means(mode: list[str], tmp_pat
         "optim.warmup_epochs=0",
         "engine.device=cpu",
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", f"MODE = {mode}\n{_LIMITED}", *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
+    ended = adafilter("prepare", *words, folder=tmp_path)
+    assert ended.code == 0, ended.output
+    attempt = forked.server().fork(
+        ["train", *words, *mode], folder=tmp_path, before=[__name__, limit_memory.__name__]
     )
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert "train.micro_batch=8 should fit" in done.stderr
-    assert "another run with other numbers" in done.stderr
+    assert attempt.wait() == 2, attempt.printed()
+    assert "Traceback" not in attempt.printed()
+    assert "train.micro_batch=8 should fit" in attempt.printed()
+    assert "another run with other numbers" in attempt.printed()
