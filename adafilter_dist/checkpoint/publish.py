@@ -15,10 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.checkpoint.layout import FORMAT, FROZEN_COPIES, folder_name
 from adafilter_dist.run.ownership import LostRunError, Ownership
 from adafilter_dist.system.files import fsync_folder
 from adafilter_dist.system.sealed_files import write_durable, write_manifest, write_record
+
+FORMAT = 1
+FROZEN_COPIES = ("frozen.0.safetensors", "frozen.1.safetensors")
+
+
+def folder_name(step: int) -> str:
+    """The name of the checkpoint at ``step``; names sort as steps do."""
+    return f"step-{step:09d}"
 
 
 @dataclass(frozen=True)

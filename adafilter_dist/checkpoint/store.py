@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adafilter_dist.checkpoint.image import fill, lay_out
-from adafilter_dist.checkpoint.layout import FORMAT, FROZEN_COPIES
+from adafilter_dist.checkpoint.publish import FORMAT, FROZEN_COPIES
 from adafilter_dist.engine.base import FullState
 from adafilter_dist.errors import UserError
 from adafilter_dist.run.files import RunFiles

@@ -21,8 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.checkpoint.layout import FROZEN_COPIES
-from adafilter_dist.checkpoint.publish import Content, publish
+from adafilter_dist.checkpoint.publish import FROZEN_COPIES, Content, publish
 from adafilter_dist.run.ownership import LostRunError, Ownership
 from adafilter_dist.system.disk import no_space
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafilter_dist.commands.options import add_gates
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe import Recipe
@@ -50,7 +49,7 @@ def run(words: list[str]) -> int:
         help="a run on the same data, such as one with a frozen gate: its accuracy on the same "
         "pictures is subtracted, with an interval (evaluate.control)",
     )
-    add_gates(parser)
+    parser.add_gates()
     parser.add_argument(
         "words", nargs="+", metavar="RUN | key=value", help="run folder or recipe=NAME; overrides"
     )

@@ -35,6 +35,12 @@ class Parser(argparse.ArgumentParser):
         )
         self.examples = tuple(examples)
 
+    def add_gates(self) -> None:
+        """Add the option that shows all gates where a line about them is the default."""
+        self.add_argument(
+            "--gates", action="store_true", help="show the gates of every layer at the end"
+        )
+
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         raise UserError(f"{shown(message)}; {self.prog} --help says what there is")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adafilter_dist.commands.options import add_gates
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import load_recipe
@@ -31,7 +30,7 @@ def run(words: list[str]) -> int:
         "overrides", nargs="*", metavar="key=value", help="what is to be different from here on"
     )
     add_allow_mismatch(parser)
-    add_gates(parser)
+    parser.add_gates()
     options = parser.parse_intermixed_args(words)
     require_known(options.allow_mismatch)
     if wrong := no_run(options.run, options.overrides):

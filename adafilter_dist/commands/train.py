@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from adafilter_dist.commands.options import add_gates
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
 from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
@@ -31,7 +30,7 @@ def run(words: list[str]) -> int:
     )
     parser.add_argument("--cfg", action="store_true", help="print the resolved recipe and leave")
     add_allow_mismatch(parser)
-    add_gates(parser)
+    parser.add_gates()
     options = parser.parse_intermixed_args(words)
     recipe = load_recipe(options.recipe)
     require_known(options.allow_mismatch)

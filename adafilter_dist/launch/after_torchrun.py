@@ -14,17 +14,18 @@ from __future__ import annotations
 import math
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from adafilter_dist.launch.comeback import requeue_run
-from adafilter_dist.launch.requeue import RequeueDecision, decide_for_own_job
+from adafilter_dist.launch.requeue import RequeueDecision, decide_for_own_job, requeue_run
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import newest_owner
 from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.json_files import text, whole
 
 _ANSWER_SECONDS = 60.0
+_say = partial(print, flush=True)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,3 @@ def nodes_answer() -> bool:
     except subprocess.TimeoutExpired:
         return False
     return asked.returncode == 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -12,16 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from adafilter_dist.errors import LostPeerError
-from adafilter_dist.launch.comeback import requeue_run
 from adafilter_dist.launch.requeue import (
     RequeueDecision,
     claim_requeue,
     decide_for_own_job,
     limits,
+    requeue_run,
 )
 from adafilter_dist.slurm.environment import SlurmEnvironment, own_job
 from adafilter_dist.system.exit_code import exit_code
@@ -30,6 +31,7 @@ from adafilter_dist.training.preemption import StopFlag, stop_on_signal
 from adafilter_dist.training.stop_policy import StopPolicy
 
 _STOPPED = 75
+_say = partial(print, flush=True)
 # Where a rank failed by itself, srun ends the others within a second or two.
 _WAIT_FOR_SRUN = 30.0
 
@@ -162,7 +164,3 @@ def _until_ended(longest: float) -> None:
         time.sleep(longest)
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Decides who requeues an interrupted job, from what SLURM says about it.
+"""Decides who requeues an interrupted job, from what SLURM says about it, and requeues it.
 
 JobState                  beside it                    what happened      who requeues
 any                       Restarts has grown           SLURM requeued it  SLURM has
@@ -16,10 +16,11 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adafilter_dist.run.files import RunFiles, new_event
 from adafilter_dist.slurm.environment import own_job
 from adafilter_dist.training.preemption import TIME_LIMIT
 
@@ -154,3 +155,24 @@ def _scontrol(*words: str) -> str:
     if done.returncode:
         raise OSError(" ".join(done.stderr.split()) or f"scontrol: exit code {done.returncode}")
     return done.stdout
+
+
+def requeue_run(run: Path, job: str, decision: RequeueDecision, say: Callable[[str], None]) -> bool:
+    """Record the decision and requeue the job if that is ours to do; returns if it runs again."""
+    if decision.by == "nobody":
+        return False
+    files = RunFiles(run)
+    before = files.read_status()
+    # Recorded first: once SLURM has the request, the next attempt may begin at any time.
+    files.note_state(before, "queued", decision.reason)
+    files.add_event(new_event("requeued", reason=decision.reason, by=decision.by, job=job))
+    try:
+        if decision.by == "we":
+            requeue(job)
+    except OSError as error:
+        files.note_state(before, str(before.get("state", "stopped")), f"{decision.reason}; {error}")
+        files.add_event(new_event("not_requeued", error=str(error), job=job))
+        say(f"{decision.reason}: SLURM does not requeue job {job}: {error}")
+        return False
+    say(f"{decision.reason}: job {job} was requeued and goes on from here")
+    return True

@@ -110,12 +110,10 @@ def estimate_memory(model: nn.Module, costs: Costs, recipe: Recipe) -> Memory:
     """Memory of training ``model`` with the recipe's optimizer, EMA and micro-batch."""
     parameters = sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    sgd_states = 1 if recipe.optim.momentum else 0
-    states = 2 if recipe.optim.name == "adamw" else sgd_states
     return Memory(
         weights=parameters + sum(b.nbytes for b in model.buffers()),
         gradients=trained,
-        optimizer=states * trained,
+        optimizer=recipe.optim.states * trained,
         ema=trained if recipe.ema.decay else 0,
         activations=costs.activations * recipe.train.micro_batch,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.console import Console
 from adafilter_dist.report.results import Bar, Results
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.console import print_plain
+from adafilter_dist.system.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +55,9 @@ def draw(run_dir: Path, results: Results, console: Console) -> Path | None:
         _gates(means, figure.add_subplot(grid[2, :], sharex=means), results)
     path = RunFiles(run_dir).figures / "gates.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_bytes(path, picture.getvalue())
     return path
 
 

@@ -20,9 +20,8 @@ def space_of_run(state: Mapping[str, Tensor], recipe: Recipe) -> int:
     ``state`` is that of the model.
     """
     weights = sum(tensor.nbytes for tensor in state.values())
-    moments = 2 if recipe.optim.name == "adamw" else 1
     averaged = 1 if recipe.ema.decay else 0
-    one = weights * (1 + moments + averaged)
+    one = weights * (1 + recipe.optim.states + averaged)
     return one * (recipe.checkpoint.keep + 1) + 3 * weights
 
 

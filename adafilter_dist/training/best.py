@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adafilter_dist.checkpoint.layout import folder_name
+from adafilter_dist.checkpoint.publish import folder_name
 from adafilter_dist.checkpoint.store import Checkpoints, Loaded, Position
 from adafilter_dist.distributed.lost_peer import from_rank0
 from adafilter_dist.errors import UserError, resume_line

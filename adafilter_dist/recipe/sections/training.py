@@ -43,6 +43,11 @@ class Optim(Section):
     warmup_epochs: Annotated[float, Field(ge=0.0, le=1e5)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
+    @property
+    def states(self) -> int:
+        """Tensors that the optimizer keeps for each parameter."""
+        return 2 if self.name == "adamw" else int(self.momentum > 0)
+
     @model_validator(mode="after")
     def _check(self) -> Optim:
         if self.schedule == "step" and not self.step_epochs:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adafilter_dist.launch.comeback import requeue_run
-from adafilter_dist.launch.requeue import RequeueDecision
+from adafilter_dist.launch.requeue import RequeueDecision, requeue_run
 from tests.launch.recorded import Cluster
 from tests.shared.following import said, write_status
 
