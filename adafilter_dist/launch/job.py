@@ -1,7 +1,8 @@
 """What each task of a SLURM job runs: one rank of a run, from submission or after a requeue.
 
 submitit pickles an object of this class once and starts it again at every requeue. It holds no
-state: that lies in the run folder.
+state: that lies in the run folder. Jobs queued by earlier releases hold its module, its name and
+its fields: keep these, and give a new field a default.
 """
 
 from __future__ import annotations
