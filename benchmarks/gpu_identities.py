@@ -59,8 +59,8 @@ class Identities:
         with torch.no_grad():  # the branches must differ, or nothing depends on the gates
             for layer in self.base.gated_layers.values():
                 weight = layer.conv.weight
-                weight += 0.1 * weight.std() * torch.randn_like(weight)
-                layer.bn1.weight += 0.1 * torch.randn_like(layer.bn1.weight)
+                weight.add_(0.1 * weight.std() * torch.randn_like(weight))
+                layer.bn1.weight.add_(0.1 * torch.randn_like(layer.bn1.weight))
         self.images = torch.randn(IMAGES, 3, SIZE, SIZE, dtype=torch.float64)
         self.labels = torch.arange(IMAGES)
         self.bits = [

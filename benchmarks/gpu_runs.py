@@ -66,7 +66,9 @@ class Runs:
             "evaluate.gates": "false",
             "engine.device": self.device,
         }
-        small.update(word.split("=", 1) for word in more)
+        for word in more:
+            key, _, value = word.partition("=")
+            small[key] = value
         return [f"{key}={value}" for key, value in small.items()]
 
     def folder(self, name: str) -> Path:

@@ -18,8 +18,9 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,11 @@ def image_folder(path: Path, setting: Setting, folder: Path) -> Iterable[tuple[A
 def make_up(path: Path, count: int, side: int, format: Format) -> Path:
     """Pictures with waves, patches and noise, about as hard to decode as photographs."""
 
-    def pictures() -> Iterator[Callable[[], tuple[np.ndarray[Any, np.dtype[np.uint8]], int]]]:
-        for number in range(count):
-            yield lambda number=number: (picture(number, side), number % 10)
+    def record(number: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
+        return picture(number, side), number % 10
 
-    return write_store(path, list(pictures()), format=format, num_workers=2).path
+    records = [partial(record, number) for number in range(count)]
+    return write_store(path, records, format=format, num_workers=2).path
 
 
 def picture(number: int, side: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -36,6 +36,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from bench.reporting import hardware
 from loader import NAMES, Setting, image_folder, make_up, measure, ours, stock
 
 from adafilter_dist.data.loading.batch import MicroBatch
@@ -211,17 +212,6 @@ def write(folder: Path, rows: list[Row], facts: dict[str, str], hardware: str) -
     return folder / f"{name}.md"
 
 
-def hardware_of(device: torch.device) -> str:
-    """The name of the GPU, or of the processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -255,10 +245,10 @@ def main() -> None:
                 *(store, format, setting, given.repeats, folder),
                 *(given.model, given.training_size, world),
             )
-        hardware = hardware_of(world.device)
+        device_name = hardware(world.device)
         facts = {
             "command": shlex.join(["python", *sys.argv]),
-            "hardware": f"{hardware}, {os.cpu_count()} cores, {given.workers} workers, "
+            "hardware": f"{device_name}, {os.cpu_count()} cores, {given.workers} workers, "
             f"{world.threads} threads of torch",
             "pictures": f"crops of {given.size} px, of {given.training_size} px in training, "
             f"batches of {given.batch}, "
@@ -273,7 +263,7 @@ def main() -> None:
                 + [f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "ffcv")]
             ),
         }
-        path = write(given.out, rows, facts, hardware)
+        path = write(given.out, rows, facts, device_name)
     print(path.read_text())
     print(f"written: {path} and .csv")
 

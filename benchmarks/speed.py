@@ -26,7 +26,7 @@ from collections.abc import Sequence
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from bench.inference import infer
-from bench.reporting import facts, require_folder, say, write
+from bench.reporting import facts, load_average, require_folder, say, write
 from bench.settings import parse
 from bench.step_memory import memory, tell_one
 from bench.training import train
@@ -44,17 +44,12 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     require_folder(settings)
     own = facts(settings)
-    began = load()
+    began = load_average()
     say(f"load average {began}")
     table, notes = WHAT[settings.what](settings)
-    own["load average"] = f"{began} at the start, {load()} at the end"
+    own["load average"] = f"{began} at the start, {load_average()} at the end"
     write(settings, table, notes, own)
     return 0
-
-
-def load() -> str:
-    """Of the last minute."""
-    return f"{os.getloadavg()[0]:.1f}"
 
 
 if __name__ == "__main__":

@@ -74,6 +74,10 @@ class Table:
         ]
         return f"**{self.title}**\n\n" + "\n".join(lines) + "\n"
 
+    def print_markdown(self) -> None:
+        """In Markdown, to be copied into a page."""
+        print(f"\n{self.markdown()}", end="", flush=True)
+
     def csv(self, facts: dict[str, str]) -> str:
         """The whole numbers, behind the facts as comment lines."""
         out = io.StringIO()
@@ -182,11 +186,21 @@ def hardware(device: torch.device) -> str:
     """The name of the GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return processor()
+
+
+def processor() -> str:
+    """The name of the processor."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else ():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def load_average() -> str:
+    """Of the last minute."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def commit() -> str:

@@ -7,12 +7,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 
 Sample = Mapping[str, float]
 """Seconds by phase of one piece of work; the whole of it is one of the phases."""
 Say = Callable[[str], None]
+R = TypeVar("R")
 
 
 class Clock:
@@ -110,6 +113,25 @@ class Ratio:
             statistics.median(these) / statistics.median(those),
             statistics.median(rounds),
         )
+
+
+def median_and_extremes(seconds: Sequence[float], scale: float = 1000.0, digits: int = 0) -> str:
+    """``median (lowest to highest)``, in milliseconds unless ``scale`` says otherwise."""
+    low, middle, high = (
+        f"{scale * pick(seconds):.{digits}f}" for pick in (min, statistics.median, max)
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def timed_on_all_ranks(device: torch.device, work: Callable[[], R]) -> tuple[float, R]:
+    """Seconds until every rank has done its work, and what this rank's work returned."""
+    dist.barrier()
+    began = time.perf_counter()
+    result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    dist.barrier()
+    return time.perf_counter() - began, result
 
 
 def phase(samples: Sequence[Sample], name: str) -> list[float]:
