@@ -20,8 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.system.disk import free_space, gib
-from adafilter_dist.system.shared_memory import shared_memory, shortage
+from adafilter_dist.system.disk import free_space, gib, shared_memory, shortage
 
 HELP = "show what is installed and missing, and how to get it"
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from adafilter_dist.distributed import World
-from adafilter_dist.system.shared_memory import shared_memory, shortage
+from adafilter_dist.system.disk import shared_memory, shortage
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Room on disk: how much is free, and the error where that is too little.
+"""Room on disk and in /dev/shm: how much is free, and what is said where that is too little.
 
 Imports nothing but the standard library: `adafilter doctor` runs where the rest is missing.
 """
@@ -9,6 +9,9 @@ import shutil
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
+
+ENOUGH = 2**30
+"""Bytes of /dev/shm. Docker gives a container 64 MiB; NCCL takes tens of them per pair of GPUs."""
 
 
 def existing_parent(path: Path) -> Path:
@@ -41,3 +44,20 @@ def require_space(folder: Path, needed: float, what: str, advice: str) -> None:
     """UserError, with ``advice``, unless ``needed`` bytes are free where ``folder`` will lie."""
     if free_space(folder) < needed:
         raise UserError(f"{no_space(folder, needed, what)}; {advice}")
+
+
+def shared_memory(place: Path = Path("/dev/shm")) -> tuple[int, int] | None:
+    """(total, free) bytes, None where there is no such place."""
+    if not place.is_dir():
+        return None
+    usage = shutil.disk_usage(place)
+    return usage.total, usage.free
+
+
+def shortage(total: int, free: int) -> str | None:
+    """What is short for NCCL and what to do, None where nothing is."""
+    if total < ENOUGH:
+        return f"{gib(total)}; NCCL needs more: docker run --shm-size=8g"
+    if free < ENOUGH:
+        return f"{gib(free)} of {gib(total)} free; NCCL needs more: remove what ended jobs left"
+    return None

@@ -22,15 +22,15 @@ from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.lr_schedule import lr_factor
 from adafilter_dist.training.seeding import seeded_draws
 
-FIGURES = ("loss", "penalty", "accuracy", "wait", "stop", "save", "gate_mean", "gate_variance")
-"""What a step measures, in the order of its vector; sums over ranks of per-micro-batch means."""
-
 _LOCAL = 6  # the first six are summed over ranks with the running statistics
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Means over the micro-batches of one step; ``stop`` and ``save`` count ranks that ask."""
+    """Means over the micro-batches of one step; ``stop`` and ``save`` count ranks that ask.
+
+    In the order of the vector that a step sums over the ranks.
+    """
 
     step: int
     loss: float

@@ -12,7 +12,7 @@ import pytest
 from adafilter_dist.data.sources.origin import Origin
 from adafilter_dist.data.stored.manifest import Manifest, StoredSplit
 from adafilter_dist.distributed.nodes import NodeInfo, first_rank_of_node, warnings_about
-from adafilter_dist.system.shared_memory import ENOUGH, shared_memory, shortage
+from adafilter_dist.system.disk import ENOUGH, shared_memory, shortage
 from tests.distributed.joining import Rank, outputs, start
 from tests.shared.node_ranks import here
 

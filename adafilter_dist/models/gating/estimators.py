@@ -1,16 +1,14 @@
-"""From logits to hard gates that still pass a gradient."""
+"""From logits to hard gates that still pass a gradient.
+
+Every estimator maps logits (N, C), already divided by the temperature, to gates (N, C).
+"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from adafilter_dist.models.gating.micro_batches import draw
-
-# Every estimator maps logits (N, C), already divided by the temperature, to gates (N, C).
-Estimator = Callable[[Tensor], Tensor]
 
 
 def threshold(logits: Tensor) -> Tensor:
