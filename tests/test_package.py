@@ -76,10 +76,13 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = CLONE / "adafilter_dist"
-    code = [path for kind in ("*.py", "*.c", "*.cpp") for path in package.rglob(kind)]
+    code = [
+        path for kind in ("*.py", "*.c", "*.cpp", "*.safetensors") for path in package.rglob(kind)
+    ]
     sources = {str(path.relative_to(CLONE)) for path in code}
     shipped = [path.relative_to(CLONE) for path in (CLONE / "recipes").rglob("*.yaml")]
     assert Path("recipes/launch/example.yaml") in shipped
+    assert Path("recipes/control/mixed-domains.yaml") in shipped
     recipes = {f"adafilter_dist/{path}" for path in shipped}
     about = {name for name in names if ".dist-info/" in name}
     assert names - about == sources | recipes | {"adafilter_dist/py.typed"}

@@ -50,4 +50,4 @@ def _trainable(recipe: Recipe, run: Path) -> nn.Module:
 
     data = read_run_data(run)
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)
-    return build_method(load_backbone(recipe, len(prepared.classes)), recipe).model
+    return build_method(load_backbone(recipe, prepared.classes), recipe).model

@@ -24,17 +24,28 @@ def shipped_recipes() -> list[Path]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes in ./recipes and in the package, sorted."""
-    return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
+    """Names of the recipes in ./recipes and in the package, sorted; FOLDER/NAME in a folder there.
+
+    The folder launch holds site files, which are no recipes.
+    """
+    names = {
+        path.relative_to(folder).with_suffix("").as_posix()
+        for folder in recipe_folders()
+        for pattern in ("*.yaml", "*/*.yaml")
+        for path in folder.glob(pattern)
+    }
+    return sorted(name for name in names if not name.startswith("launch/"))
 
 
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path as it is, else ./recipes/NAME.yaml, else the package's.
 
+    FOLDER/NAME is a recipe of the package, or in ./recipes, where there is one of that name.
+
     Raises UserError when there is none, naming the nearest.
     """
     names = recipe_names()
-    if name.endswith((".yaml", ".yml")) or "/" in name:
+    if name.endswith((".yaml", ".yml")) or ("/" in name and name not in names):
         return _file(name, names)
     for folder in recipe_folders():
         path = folder / f"{name}.yaml"

@@ -29,12 +29,17 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
     Covers data, augment, model, method, optim, ema, train, seed. An image folder has no name of
     its own, so for it the place of the pictures counts.
     """
-    places = _DATA_PLACES - ({"root", "csv"} if recipe.data.name == "imagefolder" else set())
+    data = recipe.data
+    places = _DATA_PLACES - ({"root", "csv"} if data.name == "imagefolder" else set())
+    # Keys younger than runs that never name them: they keep their hashes.
+    younger = {"test_split"} if data.test_split == "test" else set()
+    younger |= {"mixed"} if data.name != "mixed_domains" else set()
     return recipe.model_dump(
         mode="json",
         include={"data", "augment", "model", "method", "optim", "ema", "train", "seed"},
         exclude={
-            "data": places | ({"test_split"} if recipe.data.test_split == "test" else set()),
+            "data": places | younger,
+            "model": {"head"} if recipe.model.head == "new" else set(),
             "method": _unset(recipe.method),
             "optim": _without(recipe.optim),
             "train": _TRAIN_EXTRA,

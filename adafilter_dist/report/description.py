@@ -17,7 +17,7 @@ from adafilter_dist.recipe.sections.model import FineTune
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
 from adafilter_dist.system.console import print_plain
 
-_CLASSES = {"fashion_mnist": 10, "food101": 101, "caltech256": 256}
+_CLASSES = {"fashion_mnist": 10, "mixed_domains": 10, "food101": 101, "caltech256": 256}
 _UNKNOWN_CLASSES = 10
 
 
@@ -68,7 +68,8 @@ def _classes(recipe: Recipe, wanted: int | None, console: Console) -> int:
 
 
 def _random(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"weights": None})})
+    update = {"weights": None, "head": "new"}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
 
 
 def _backbone(recipe: Recipe, classes: int, console: Console) -> Backbone:

@@ -59,7 +59,7 @@ def measure(
 def _probe(evaluator: Evaluator, split: SplitName) -> Probe | None:
     """On the features of the backbone as it was before training; fitted by rank 0 alone."""
     device, classes = evaluator.world.device, evaluator.num_classes
-    backbone = load_backbone(evaluator.recipe, classes)
+    backbone = load_backbone(evaluator.recipe, evaluator.prepared.classes)
     module = backbone.module.to(device)
     settings = replace(evaluator.settings, precision="fp32")
 

@@ -132,7 +132,7 @@ def build_session(
     # Model: the backbone with its weights and a new head, made trainable by the recipe's method.
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
-    backbone = load_backbone(recipe, len(prepared.classes))
+    backbone = load_backbone(recipe, prepared.classes)
     trainable = build_method(backbone, recipe)
     set_kernels(trainable.model, kernels_of(recipe))
     require_same_random_numbers(trainable, recipe, preprocess)

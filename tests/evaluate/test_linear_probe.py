@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import to_device
-from adafilter_dist.data.sources.datasets import fetch_dataset, labels_of, list_dataset
+from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
+from adafilter_dist.data.sources.listing import labels_of
 from adafilter_dist.evaluate import ForwardSettings
 from adafilter_dist.evaluate.linear_probe import GRID, Features, extract_features, fit_probe
 from adafilter_dist.recipe.sections.data import Data

@@ -23,8 +23,9 @@ SHIPPED = {
     "caltech256-30",
     "caltech256-60",
     "imagefolder",
+    "control/mixed-domains",
 }
-PAPER = sorted(SHIPPED - {"demo", "food101-sparse"})
+PAPER = sorted(SHIPPED - {"demo", "food101-sparse", "control/mixed-domains"})
 
 
 def header_commands(path: Path) -> list[list[str]]:
@@ -58,9 +59,10 @@ def test_header_holds_commands_that_work(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_name_and_sharing(name: str) -> None:
     recipe = load_recipe([f"recipe={name}"])
-    assert recipe.name == name
-    # A job of two nodes of eight GPUs; the demo is for two CPU cores, an image folder may be small.
-    assert recipe.train.micro_batches == {"demo": 2, "imagefolder": 4}.get(name, 16)
+    assert recipe.name == Path(name).name
+    # A job of two nodes of eight GPUs; others are for two CPU cores, an image folder may be small.
+    small = {"demo": 2, "imagefolder": 4, "control/mixed-domains": 1}
+    assert recipe.train.micro_batches == small.get(name, 16)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -9,27 +9,36 @@ from pathlib import Path
 
 import numpy as np
 
-from adafilter_dist.data.sources import caltech256, fashion_mnist, food101, imagefolder
+from adafilter_dist.data.sources import (
+    caltech256,
+    fashion_mnist,
+    food101,
+    imagefolder,
+    mixed_domains,
+)
 from adafilter_dist.data.sources.download import Say
-from adafilter_dist.data.sources.listing import Listing, Sample, SourceListing
-from adafilter_dist.data.sources.split import Indices, SplitPurpose, cut_count, cut_fraction
+from adafilter_dist.data.sources.listing import Listing, Sample, SourceListing, labels_of
+from adafilter_dist.data.sources.split import SplitPurpose, cut_count, cut_fraction
 from adafilter_dist.errors import UserError, nearest, printable, unprintable
 from adafilter_dist.recipe.sections.data import Data
 
 _FIND = {
     "caltech256": caltech256.find,
     "fashion_mnist": fashion_mnist.find,
+    "mixed_domains": mixed_domains.find,
     "food101": food101.find,
     "imagefolder": imagefolder.find,
 }
 _FETCH = {
     "caltech256": caltech256.fetch,
     "fashion_mnist": fashion_mnist.fetch,
+    "mixed_domains": fashion_mnist.fetch,
     "food101": food101.fetch,
 }
 _IS_THERE = {
     "caltech256": caltech256.is_there,
     "fashion_mnist": fashion_mnist.is_there,
+    "mixed_domains": fashion_mnist.is_there,
     "food101": food101.is_there,
     "imagefolder": imagefolder.is_there,
 }
@@ -108,11 +117,6 @@ def list_dataset(data: Data) -> Listing:
     return Listing(
         source.root, source.classes, train, test, notes, source.validation, source.domains
     )
-
-
-def labels_of(samples: Sequence[Sample]) -> Indices:
-    """The labels as an int64 array."""
-    return np.fromiter((sample.label for sample in samples), np.int64, len(samples))
 
 
 def _only(source: SourceListing, wanted: Sequence[str]) -> SourceListing:

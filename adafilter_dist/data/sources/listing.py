@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adafilter_dist.data.sources.split import Indices
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.system.cache_folder import cache_folder
 
@@ -78,8 +80,14 @@ class Listing:
         return [*self.train_store, *self.test]
 
 
+def labels_of(samples: Sequence[Sample]) -> Indices:
+    """The labels as an int64 array."""
+    return np.fromiter((sample.label for sample in samples), np.int64, len(samples))
+
+
 def root_of(data: Data) -> Path:
     """The folder of the pictures: data.root, else the CSV's, else one in the cache folder."""
     if data.root is None and data.csv is not None:
         return data.csv.parent
-    return data.root or cache_folder() / data.name.replace("_", "-")
+    name = "fashion_mnist" if data.name == "mixed_domains" else data.name
+    return data.root or cache_folder() / name.replace("_", "-")

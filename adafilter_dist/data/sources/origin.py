@@ -150,7 +150,7 @@ def sources_hash(listing: Listing) -> str:
 
 def _root_name(data: Data, folder: Path) -> str | None:
     # The files of Fashion-MNIST are the same everywhere, by their sha256.
-    if data.name == "fashion_mnist" or (data.root is None and data.csv is None):
+    if data.name in ("fashion_mnist", "mixed_domains") or (data.root is None and data.csv is None):
         return None
     root = root_of(data)
     return os.path.relpath(root, folder) if folder.is_relative_to(root) else str(root)

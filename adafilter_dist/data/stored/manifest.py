@@ -109,9 +109,11 @@ def settings_of(data: Data) -> dict[str, Any]:
     A key without effect is None: so folders are shared by recipes that differ in it alone.
     """
     pooled = data.name in ("caltech256", "imagefolder")
-    drawn = pooled or data.train_per_class is not None or data.test_per_class is not None
+    mixed = data.name == "mixed_domains"
+    drawn = pooled or mixed or data.train_per_class is not None or data.test_per_class is not None
     # Keys younger than prepared folders that never name them: the folders keep their names.
-    younger = {"test_split": data.test_split} if data.test_split != "test" else {}
+    younger: dict[str, Any] = {"test_split": data.test_split} if data.test_split != "test" else {}
+    younger |= {"mixed": data.mixed.model_dump(mode="json")} if mixed else {}
     return younger | {
         "name": data.name,
         "csv": csv_name(data),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.backbone.head import find_head, replace_head
+from adafilter_dist.models.backbone.head import find_head, keep_head, replace_head
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.backbone.weights import (
     load_trunk,
@@ -26,7 +27,7 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 @dataclass
 class Backbone:
-    """A pre-trained network with a new classifier.
+    """A pre-trained network with a classifier for the data's classes.
 
     `head` is the module path of its nn.Linear; `source` says in words where the weights are from,
     `sha256` is that of their file, or of the state itself where there is none.
@@ -62,11 +63,13 @@ def resolve_preprocess(recipe: Recipe) -> Preprocess:
     )
 
 
-def load_backbone(recipe: Recipe, num_classes: int) -> Backbone:
-    """The recipe's network with its weights from disk and a new head; opens no network.
+def load_backbone(recipe: Recipe, classes: int | Sequence[str]) -> Backbone:
+    """The recipe's network with its weights from disk and its head; opens no network.
 
-    The head, and random weights where model.weights is null, are a function of recipe.seed.
-    Raises UserError with the `adafilter prepare` line where weights are missing.
+    `classes` is their number, or their names, which model.head=pretrained compares with those of
+    the weights. A new head, and random weights where model.weights is null, are a function of
+    recipe.seed. Raises UserError with the `adafilter prepare` line where weights are missing, and
+    where the head of the weights is not one for these classes.
     """
     name, weights = recipe.model.name, recipe.model.weights
     preprocess = resolve_preprocess(recipe)
@@ -74,7 +77,10 @@ def load_backbone(recipe: Recipe, num_classes: int) -> Backbone:
     module = build_architecture(name, preprocess.crop, recipe.seed)
     _require_size(module, recipe, preprocess.crop)
     head = find_head(module)
+    keep = recipe.model.head == "pretrained"
     if weights is None:
+        if keep:
+            raise UserError("model.head=pretrained: model.weights=null has no head; use new")
         source, digest = f"random weights of seed {recipe.seed}", sha256_of_state(module)
     else:
         file = _locate(zoo, weights)
@@ -83,9 +89,15 @@ def load_backbone(recipe: Recipe, num_classes: int) -> Backbone:
                 f"{file.source}: no weights at {file.path}; fetch them with: {prepare_line(recipe)}"
             )
         digest = _verify(file)
-        load_trunk(module, head, zoo.adapt(read_state(file.path)), str(file.path))
+        state = zoo.adapt(read_state(file.path))
+        load_trunk(module, head, state, str(file.path))
+        if keep:
+            known = None if _is_file(weights) else zoo.classes(weights)
+            keep_head(module, head, state, classes, known)
         source = f"{file.source} ({file.path.name})"
-    replace_head(module, head, num_classes, recipe.seed)
+    if not keep:
+        number = classes if isinstance(classes, int) else len(classes)
+        replace_head(module, head, number, recipe.seed)
     if not recipe.model.dropout:
         zoo.switch_off_dropout(module)
     if recipe.model.bn_momentum is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, nearest, printable
 
 
 def find_head(model: nn.Module) -> str:
@@ -40,4 +42,41 @@ def replace_head(model: nn.Module, head: str, num_classes: int, seed: int) -> No
         values = torch.rand(new.weight.shape, generator=generator)
         new.weight.copy_((2 * values - 1) * old.in_features**-0.5)
         nn.init.zeros_(new.bias)
+    model.set_submodule(head, new)
+
+
+def keep_head(
+    model: nn.Module,
+    head: str,
+    state: Mapping[str, Tensor],
+    classes: int | Sequence[str],
+    known: Sequence[str] | None,
+) -> None:
+    """Put the classifier of `state` at the path `head`, its rows in the order of `classes`.
+
+    `classes` is their number, or their names, which must be those of the weights where these are
+    `known`. Raises UserError where the weights tell other classes apart, or have no classifier.
+    """
+    weight, bias = state.get(f"{head}.weight"), state.get(f"{head}.bias")
+    if weight is None:
+        raise UserError(f"model.head=pretrained: the weights have no {head}.weight; use new")
+    number = classes if isinstance(classes, int) else len(classes)
+    if len(weight) != number:
+        raise UserError(
+            f"model.head=pretrained: the weights tell {len(weight)} classes apart, the data have "
+            f"{number}; use model.head=new"
+        )
+    if known is not None and not isinstance(classes, int):
+        missing = [name for name in classes if name not in known]
+        if missing:
+            raise UserError(
+                f"model.head=pretrained: the weights know no class {printable(missing[0])!r}"
+                f"{nearest(missing[0], known)}; use model.head=new"
+            )
+        rows = [known.index(name) for name in classes]
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    new = skip_init(nn.Linear, weight.shape[1], number, dtype=weight.dtype)
+    with torch.no_grad():
+        new.weight.copy_(weight)
+        nn.init.zeros_(new.bias) if bias is None else new.bias.copy_(bias)
     model.set_submodule(head, new)

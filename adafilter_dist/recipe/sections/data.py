@@ -23,10 +23,25 @@ Std = tuple[Spread, Spread, Spread]
 Aspect = Annotated[float, Field(gt=0.0, le=100.0)]
 
 
+Change = Literal["inverted", "turned", "shuffled", "edges", "relabelled"]
+
+
+class MixedDomains(Section):
+    """Two domains of Fashion-MNIST: pictures as they are, and changed ones."""
+
+    changes: list[Change] = Field(
+        ["inverted", "turned"],
+        description="what is done to the pictures of the second domain, in this order; shuffled: "
+        "their 4x4 patches, relabelled: their classes; [] for one domain",
+    )
+    original_per_class: Count = Field(2, description="training pictures per class as they are")
+    changed_per_class: Count = Field(10, description="training pictures per class changed")
+
+
 class Data(Section):
     """Which pictures, how they are split and stored, how they are read."""
 
-    name: Literal["fashion_mnist", "food101", "caltech256", "imagefolder"]
+    name: Literal["fashion_mnist", "mixed_domains", "food101", "caltech256", "imagefolder"]
     root: AbsolutePath | None = Field(
         None,
         description="folder of the pictures as published; default below $ADAFILTER_CACHE or "
@@ -40,7 +55,9 @@ class Data(Section):
         description="folder on a disk of each node, where the prepared files are copied before "
         "training; $VARIABLES are those of the node, e.g. $SLURM_TMPDIR",
     )
-    csv: AbsolutePath | None = Field(None, description="imagefolder: a CSV of path,label,split")
+    csv: AbsolutePath | None = Field(
+        None, description="imagefolder: a CSV of path,label,split,domain"
+    )
     download: bool = Field(True, description="let `prepare` fetch what is missing")
     classes: list[str] | None = Field(None, description="use only these classes")
     train_per_class: Count | None = Field(
@@ -54,6 +71,9 @@ class Data(Section):
         "test",
         description="imagefolder: val tests on the data's own validation split, as is usual where "
         "there are only train and val",
+    )
+    mixed: MixedDomains = Field(
+        MixedDomains(), description="mixed_domains: what the two domains are"
     )
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1,
@@ -97,6 +117,18 @@ class Data(Section):
             raise ValueError("csv is only for data.name=imagefolder")
         if self.test_split != "test" and self.name != "imagefolder":
             raise ValueError("test_split is only for data.name=imagefolder")
+        mixed = self.name == "mixed_domains"
+        if self.mixed != MixedDomains() and not mixed:
+            raise ValueError("mixed is only for data.name=mixed_domains")
+        if mixed and self.train_per_class is not None:
+            raise ValueError(
+                "train_per_class is not for data.name=mixed_domains, which has "
+                "mixed.original_per_class and mixed.changed_per_class"
+            )
+        if mixed and self.classes is not None and "relabelled" in self.mixed.changes:
+            raise ValueError(
+                "mixed.changes=[relabelled] exchanges all ten classes; leave out data.classes"
+            )
         if self.stage_to is not None and not self.stage_to.startswith(("/", "$", "~")):
             raise ValueError(
                 f"stage_to={self.stage_to}: must begin with / or a variable such as $SLURM_TMPDIR"

@@ -38,6 +38,11 @@ class Model(Section):
         "DEFAULT",
         description="torchvision's name (IMAGENET1K_V2), a local file, or null for random weights",
     )
+    head: Literal["new", "pretrained"] = Field(
+        "new",
+        description="the classifier at the start: drawn from the seed, or the one of the weights, "
+        "where these tell the same classes apart",
+    )
     ungated: Literal["train", "freeze"] = Field(
         "train", description="what happens to convolutions and BatchNorms that no gate covers"
     )

@@ -11,7 +11,8 @@ from torchvision.datasets import FashionMNIST
 
 from adafilter_dist.data.prepare.prepare import prepare
 from adafilter_dist.data.sources import fashion_mnist
-from adafilter_dist.data.sources.datasets import fetch_dataset, labels_of, list_dataset
+from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
+from adafilter_dist.data.sources.listing import labels_of
 from adafilter_dist.data.stored.store import open_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from adafilter_dist.models.backbone.zoo.base import WeightsFile, Zoo
 from adafilter_dist.models.backbone.zoo.lite import EfficientNetLite
+from adafilter_dist.models.backbone.zoo.small_resnet import SmallResNetZoo
 from adafilter_dist.models.backbone.zoo.timm_zoo import TimmZoo
 from adafilter_dist.models.backbone.zoo.torchvision_zoo import TorchvisionZoo
 
@@ -19,4 +20,6 @@ def zoo_of(name: str) -> Zoo:
         return TimmZoo(name)
     if name == EfficientNetLite.NAME:
         return EfficientNetLite(name)
+    if name == SmallResNetZoo.NAME:
+        return SmallResNetZoo(name)
     return TorchvisionZoo(name)

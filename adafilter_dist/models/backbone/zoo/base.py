@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,10 @@ class Zoo(ABC):
     @abstractmethod
     def download(self, weights: str) -> None:
         """Bring the file of `locate` to its place; UserError if that fails."""
+
+    def classes(self, weights: str) -> Sequence[str] | None:
+        """The classes that the published `weights` tell apart, in order; None where nobody says."""
+        return None
 
     def switch_off_dropout(self, module: nn.Module) -> None:
         """No dropout and no stochastic depth in training, where the network keeps them in modules.

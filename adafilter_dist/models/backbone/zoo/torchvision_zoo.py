@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -33,7 +34,7 @@ class TorchvisionZoo(Zoo):
         if name not in allowed:
             raise UserError(
                 f"model.name={name} is unknown{nearest(name, allowed)}; allowed: the "
-                "classification models of torchvision, timm/NAME, efficientnet_lite0"
+                "classification models of torchvision, timm/NAME, efficientnet_lite0, small_resnet"
             )
 
     def build(self, size: int) -> nn.Module:
@@ -69,6 +70,10 @@ class TorchvisionZoo(Zoo):
             f"torchvision {self.name} {entry.name}",
             digest[1] if digest else None,
         )
+
+    def classes(self, weights: str) -> Sequence[str] | None:
+        categories: list[str] | None = self._entry(weights).meta.get("categories")
+        return categories
 
     def download(self, weights: str) -> None:
         file, url = self.locate(weights), self._entry(weights).url
