@@ -33,7 +33,7 @@ from torchvision.transforms import v2
 from adafilter_dist.data.loading.ffcv_backend import Loader as StockLoader
 from adafilter_dist.data.loading.loader import TrainLoader
 from adafilter_dist.data.stored.prepared import Prepared
-from adafilter_dist.data.stored.store import Format, open_store, write_store
+from adafilter_dist.data.stored.store import Format, Store, write_store
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe.schema import Recipe
 
@@ -126,7 +126,7 @@ def ours(
     path: Path, setting: Setting, kind: str, device: torch.device | None = None
 ) -> TrainLoader:
     """The training loader, micro-batches of a quarter of the batch."""
-    store = open_store(path)
+    store = Store(path)
     labels = store.labels
     prepared = Prepared(path.parent, ["a"], "", path, path, labels, labels, 0.0, 1.0, 0)
     recipe = Recipe.model_validate(
@@ -162,7 +162,7 @@ def stock(path: Path, setting: Setting) -> Iterable[tuple[Any, ...]]:
 
 def image_folder(path: Path, setting: Setting, folder: Path) -> Iterable[tuple[Any, ...]]:
     """The pictures as JPEG files, read the way of torchvision's examples."""
-    store = open_store(path)
+    store = Store(path)
     (folder / "a").mkdir(parents=True)
     for number in range(len(store)):
         file = folder / "a" / f"{number}.jpg"

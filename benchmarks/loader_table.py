@@ -43,7 +43,7 @@ from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import TrainLoader
 from adafilter_dist.data.loading.prefetch import CudaPrefetcher, forward_batches
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.distributed import World, join_world, set_arithmetic
 from adafilter_dist.engine import build_engine
 from adafilter_dist.methods import build_method
@@ -135,7 +135,7 @@ def train(
     store: Path, setting: Setting, repeats: int, folder: Path, model: str, world: World
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Speeds and shares of waiting of a training on each loader, in turn, one pass uncounted."""
-    stored = open_store(store)
+    stored = Store(store)
     steps, classes = len(stored) // setting.batch, max(2, int(stored.labels.max()) + 1)
     training = Training(model, setting, classes, world)
     epochs = [

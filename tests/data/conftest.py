@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adafilter_dist.data.loading.loader import TrainLoader
 from adafilter_dist.data.stored.prepared import Prepared
-from adafilter_dist.data.stored.store import Format, Record, open_store, write_store
+from adafilter_dist.data.stored.store import Format, Record, Store, write_store
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe.schema import Recipe
 
@@ -46,7 +46,7 @@ def recipe(**sections: dict[str, Any]) -> Recipe:
 
 def prepared(store: Path) -> Prepared:
     """A data set without validation split; training and test are the same pictures."""
-    labels = open_store(store).labels
+    labels = Store(store).labels
     return Prepared(
         folder=store.parent,
         classes=[f"class{number}" for number in range(7)],

@@ -18,7 +18,7 @@ from adafilter_dist.data.prepare.lists import read_list
 from adafilter_dist.data.prepare.prepare import prepare
 from adafilter_dist.data.stored.manifest import read_manifest
 from adafilter_dist.data.stored.prepared import Domains, Prepared, open_prepared
-from adafilter_dist.data.stored.store import open_store, write_store
+from adafilter_dist.data.stored.store import Store, write_store
 from adafilter_dist.data.stored.views import PreparedSubset
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
@@ -154,7 +154,7 @@ def test_a_store_whose_domains_do_not_fit_its_manifest_is_damaged(root: Path) ->
     path.write_text(json.dumps(manifest | {"domains": NAMES[:1]}))
     with pytest.raises(UserError, match=r"train\.beton: does not fit its manifest"):
         open_prepared(recipe(root, prepared=str(root / "other")))
-    assert np.array_equal(np.unique(open_store(data.train_store).domains), [0, 1])
+    assert np.array_equal(np.unique(Store(data.train_store).domains), [0, 1])
 
 
 @pytest.mark.parametrize(

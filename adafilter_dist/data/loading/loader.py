@@ -26,12 +26,13 @@ from adafilter_dist.data.loading.order import (
 )
 from adafilter_dist.data.loading.policy import policy_of
 from adafilter_dist.data.loading.torchvision_backend import TorchvisionBackend
-from adafilter_dist.data.stored.pool import WorkerPool, default_workers
+from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.prepared import Domains, Prepared, SplitName
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pixels
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.slurm.cpus import cpus_of_rank
 
 __all__ = ["EvalLoader", "MicroBatch", "TrainLoader"]
 
@@ -59,10 +60,10 @@ class TrainLoader:
         self._recipe = recipe
         self._rank, self._world_size = rank, world_size
         self._pin = device.type == "cuda"
-        self._workers = recipe.data.num_workers or default_workers()
+        self._workers = recipe.data.num_workers or cpus_of_rank()
         self._policy = policy_of(recipe.augment, recipe.seed)
         self.steps_per_epoch = steps_per_epoch(len(self._records), recipe.train.global_batch)
-        self._store = open_store(path)
+        self._store = Store(path)
         self._backend, self.notice = self._choose(preprocess.crop)
         self.kind = self._backend.kind
 
@@ -160,8 +161,8 @@ class EvalLoader:
     ) -> None:
         path, self._records, self._labels = prepared.split(split)
         self.domains = prepared.domains_of(split)
-        self._store = open_store(path)
-        self._workers = recipe.data.num_workers or default_workers()
+        self._store = Store(path)
+        self._workers = recipe.data.num_workers or cpus_of_rank()
         self._batch_size = batch_size
         self._preprocess = preprocess
         self.total = len(self._records)

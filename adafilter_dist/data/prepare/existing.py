@@ -12,13 +12,14 @@ from adafilter_dist.data.prepare.read_pictures import content_hash, read, stored
 from adafilter_dist.data.sources.listing import Listing, Sample, root_of
 from adafilter_dist.data.sources.origin import Entry, Origin, changed_list, fingerprint
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest
-from adafilter_dist.data.stored.pool import WorkerPool, default_workers
+from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.prepared import damage_of, other_settings
 from adafilter_dist.data.stored.verification import DamagedStore, verify
 from adafilter_dist.errors import UserError
 from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.sections.data import Data
+from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.system.console import print_plain
 
 
@@ -125,7 +126,7 @@ def same_pictures(
 ) -> bool:
     """Whether the folder was made of just these pictures, by their content; reads all of them."""
     skipped = _skipped(folder) if manifest.skipped else set()
-    workers = data.num_workers or default_workers()
+    workers = data.num_workers or cpus_of_rank()
 
     def content(entry: tuple[str, Sample]) -> bytes | None:
         split, sample = entry

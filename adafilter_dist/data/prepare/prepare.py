@@ -33,7 +33,6 @@ from adafilter_dist.data.sources.datasets import can_fetch, fetch_dataset, is_th
 from adafilter_dist.data.sources.listing import Listing, Sample, root_of
 from adafilter_dist.data.sources.origin import Origin, fingerprint, origin_of, sources_hash
 from adafilter_dist.data.stored.manifest import Manifest, StoredSplit, settings_of
-from adafilter_dist.data.stored.pool import default_workers
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared, prepared_folder
 from adafilter_dist.data.stored.store import Written, write_store
 from adafilter_dist.data.stored.verification import remember
@@ -41,6 +40,7 @@ from adafilter_dist.errors import UserError, printable
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.data import Data
+from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.version import __version__
 
@@ -160,7 +160,7 @@ def _fill(
                 domains=reader.domains,
                 format=data.stored_format,
                 jpeg_quality=data.jpeg_quality,
-                num_workers=data.num_workers or default_workers(),
+                num_workers=data.num_workers or cpus_of_rank(),
                 progress=progress,
             )
 

@@ -8,15 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from adafilter_dist.slurm.cpus import cpus_of_rank
-
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def default_workers() -> int:
-    """The CPUs of this rank."""
-    return cpus_of_rank()
 
 
 class WorkerPool:

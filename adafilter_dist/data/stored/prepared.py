@@ -15,7 +15,7 @@ from adafilter_dist.data.sources.origin import changed_list, origin_of
 from adafilter_dist.data.sources.split import Indices, SplitPurpose, cut_fraction, keep_fraction
 from adafilter_dist.data.sources.split import SplitName as SplitName
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest, settings_of
-from adafilter_dist.data.stored.store import Damaged, open_store
+from adafilter_dist.data.stored.store import Damaged, Store
 from adafilter_dist.errors import UserError, no_such
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.command import prepare_line
@@ -193,7 +193,7 @@ def damage_of(folder: Path, manifest: Manifest) -> str:
         if size != split.size:
             return f"{path}: damaged, {size} bytes instead of {split.size}"
         try:
-            store = open_store(path)
+            store = Store(path)
         except Damaged as error:  # its tables; no sha256 is needed to see it
             return error.what
         wrong = (store.labels >= len(manifest.classes)) | (
@@ -206,8 +206,8 @@ def damage_of(folder: Path, manifest: Manifest) -> str:
 
 def from_manifest(folder: Path, manifest: Manifest, data: Data) -> Prepared:
     """The prepared data of a folder that has been checked."""
-    train = open_store(folder / manifest.train.file)
-    test = open_store(folder / manifest.test.file)
+    train = Store(folder / manifest.train.file)
+    test = Store(folder / manifest.test.file)
     return Prepared(
         folder=folder,
         classes=manifest.classes,

@@ -145,7 +145,10 @@ def write_store(
 
 
 class Store:
-    """A store opened for reading; threads may share it."""
+    """A store opened for reading; threads may share it.
+
+    Raises UserError where it is missing, cut off or no store.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -211,11 +214,6 @@ class Store:
 
     def _damaged(self, what: str) -> Damaged:
         return Damaged(self.path, what)
-
-
-def open_store(path: Path) -> Store:
-    """Open a store; UserError if it is missing, truncated or not a store."""
-    return Store(path)
 
 
 class Damaged(UserError):

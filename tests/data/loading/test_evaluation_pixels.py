@@ -21,7 +21,7 @@ from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.data.loading.loader import EvalLoader
 from adafilter_dist.data.prepare.read_pictures import stored_pixels
 from adafilter_dist.data.stored.prepared import Prepared
-from adafilter_dist.data.stored.store import open_store, write_store
+from adafilter_dist.data.stored.store import Store, write_store
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from tests.data.conftest import recipe
 from tests.shared.real_pictures import photographs
@@ -69,7 +69,7 @@ def ours(photos: Prepared, weights: WeightsEnum) -> Tensor:
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 def test_equal_to_the_weights_own_transform(photos: Prepared, weights: WeightsEnum) -> None:
-    store, preset = open_store(photos.test_store), weights.transforms()
+    store, preset = Store(photos.test_store), weights.transforms()
     for number, image in enumerate(ours(photos, weights)):
         stored = Image.fromarray(store.read(number))
         assert (image - preset(stored)).abs().max() < 2e-6
@@ -96,7 +96,7 @@ def test_a_smaller_resize_than_stored_is_taken_from_what_is_stored(photos: Prepa
     (batch,) = EvalLoader(photos, "test", recipe(), small, **settings)
     assert batch.images.shape == (20, 3, 56, 56)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    first = Image.fromarray(open_store(photos.test_store).read(0))
+    first = Image.fromarray(Store(photos.test_store).read(0))
     assert min(first.size) == 256
     side = [length * 64 // 256 for length in first.size]
     by_pillow = np.asarray(first.resize(side, Image.Resampling.BILINEAR))
@@ -109,7 +109,7 @@ def test_nothing_but_the_crop_where_sizes_agree(photos: Prepared, tmp_path: Path
     plain = replace(preprocess_of(WEIGHTS[0]), resize=256, crop=256)
     settings = {"rank": 0, "world_size": 1, "batch_size": 20}
     (batch,) = EvalLoader(photos, "test", recipe(), plain, **settings)
-    store = open_store(photos.test_store)
+    store = Store(photos.test_store)
     for number, image in enumerate(batch.images):
         stored = store.read(number)
         top, left = (round((length - 256) / 2) for length in stored.shape[:2])

@@ -21,7 +21,7 @@ from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
 from adafilter_dist.data.loading.order import epoch_order
 from adafilter_dist.data.loading.resize import resize_box
 from adafilter_dist.data.stored.prepared import Prepared
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import UserError
 from tests.data.conftest import (
     PREPROCESS,
@@ -97,7 +97,7 @@ def test_what_a_micro_batch_is(kind: str, loaders: Loaders) -> None:
 def test_pixels_are_those_of_the_box(kind: str, format: str, loaders: Loaders) -> None:
     loader = loaders[kind, format]
     found = read(loader)
-    store, worst = open_store(loader._store.path), 0
+    store, worst = Store(loader._store.path), 0
     mirrored = 0
     for batch in found:
         which = batch.index.numpy()
@@ -174,7 +174,7 @@ def test_indices_into_the_store_are_followed(kind: str, jpg: Prepared) -> None:
     _, indices, labels = some.split("train")
     assert 12 <= len(indices) < SAMPLES
     loader = train_loader(some, kind, augment={"scale": (1.0, 1.0), "flip": 0.0})
-    store = open_store(jpg.train_store)
+    store = Store(jpg.train_store)
     for batch in read(loader):
         for image, index, label in zip(batch.images, batch.index, batch.labels, strict=True):
             assert label == labels[index]
@@ -260,7 +260,7 @@ def test_an_error_in_a_worker_reaches_the_loop(kind: str, loaders: Loaders) -> N
 
 def test_a_damaged_picture_is_noticed(kind: str, jpg: Prepared, tmp_path: Path) -> None:
     content = bytearray(jpg.train_store.read_bytes())
-    store = open_store(jpg.train_store)
+    store = Store(jpg.train_store)
     first, size = int(store._offsets[17]), int(store._sizes[17])
     content[first + size // 2 : first + size] = bytes(size - size // 2)
     path = tmp_path / "train.beton"

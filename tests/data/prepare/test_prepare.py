@@ -19,7 +19,7 @@ from adafilter_dist.data.prepare.read_pictures import stored_pixels
 from adafilter_dist.data.prepare.summary import summarise
 from adafilter_dist.data.stored.manifest import read_manifest
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared, prepared_folder
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.data.stored.verification import remember
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
@@ -76,7 +76,7 @@ def test_official_layouts_end_to_end(tmp_path: Path, name: str) -> None:
     assert done.folder.parent == root and only_prepared_left(done)
     base = root / {"food101": "food-101", "caltech256": "caltech256/256_ObjectCategories"}[name]
     for split, path in (("train", done.train_store), ("test", done.test_store)):
-        store, rows = open_store(path), read_list(done.folder / f"{split}.csv")
+        store, rows = Store(path), read_list(done.folder / f"{split}.csv")
         assert len(store) == len(rows) > 0
         for i, row in enumerate(rows):
             assert done.classes[store.labels[i]] == row["label"]
@@ -314,7 +314,7 @@ def test_damaged_tables_are_written_again_however_it_is_verified(root: Path, ver
         open_prepared(recipe(root, verify=verify))
     again, said = prepared(root, verify=verify)
     assert "its tables contradict each other: preparing again" in said
-    assert again.fingerprint == first.fingerprint and len(open_store(again.train_store)) == 9
+    assert again.fingerprint == first.fingerprint and len(Store(again.train_store)) == 9
 
 
 @pytest.mark.parametrize("change", [{"validation": -3}, {"validation": 9}, {"origins": []}])
@@ -370,7 +370,7 @@ def test_splits_are_disjoint_stratified_and_nested(tmp_path: Path) -> None:
         assert store == (done.test_store if name == "test" else done.train_store)
         assert indices.dtype == labels.dtype == np.int64
         assert np.bincount(labels).tolist() == counts
-        assert (open_store(store).labels[indices] == labels).all()
+        assert (Store(store).labels[indices] == labels).all()
         assert (np.diff(indices) > 0).all()
         parts[name] = set(indices.tolist())
     assert not parts["train"] & parts["val"]

@@ -13,7 +13,7 @@ from adafilter_dist.data.prepare.prepare import prepare
 from adafilter_dist.data.sources import fashion_mnist
 from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
 from adafilter_dist.data.sources.listing import labels_of
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.data import Data
@@ -77,7 +77,7 @@ def test_prepared_small(fetched: Data, tmp_path: Path) -> None:
     done = prepare(recipe, Console(file=io.StringIO()))
     assert np.bincount(done.train_labels).tolist() == [5] * 10
     assert np.bincount(done.test_labels).tolist() == [2] * 10
-    picture = open_store(done.test_store).read(0)
+    picture = Store(done.test_store).read(0)
     assert picture.shape == (64, 64, 3)
     # gray stays gray, up to JPEG's rounding
     assert np.ptp(picture.astype(int), axis=2).max() <= 2

@@ -14,7 +14,7 @@ from adafilter_dist.data.sources import fashion_mnist
 from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
 from adafilter_dist.data.sources.listing import Listing, Sample, SourceListing
 from adafilter_dist.data.stored.manifest import settings_of
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.identity import run_dir
@@ -122,7 +122,7 @@ def test_prepared_pictures_are_those_of_the_recipe(tmp_path: Any) -> None:
     data = prepare(recipe, Console(quiet=True))
     listing = listed()
     for path, samples in ((data.train_store, listing.train_store), (data.test_store, listing.test)):
-        store = open_store(path)
+        store = Store(path)
         assert store.domains.tolist() == [sample.domain for sample in samples]
         for number in (0, 19, 20, len(samples) - 1):
             assert np.array_equal(store.read(number)[..., 1], samples[number].pixels)

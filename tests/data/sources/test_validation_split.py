@@ -19,7 +19,7 @@ from adafilter_dist.data.prepare.prepare import prepare
 from adafilter_dist.data.prepare.read_pictures import stored_pixels
 from adafilter_dist.data.prepare.summary import summarise
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from tests.data import trees
@@ -61,8 +61,8 @@ def test_it_is_stored_behind_training_and_used(root: Path) -> None:
     assert [row["path"].split("/")[0] for row in rows] == ["valid"] * 5
     for i, row in zip(val, rows, strict=True):
         content = (root / row["path"]).read_bytes()
-        assert (open_store(store).read(i) == stored_pixels(content, 32)).all()
-        assert done.classes[open_store(store).labels[i]] == row["label"]
+        assert (Store(store).read(i) == stored_pixels(content, 32)).all()
+        assert done.classes[Store(store).labels[i]] == row["label"]
     assert done.split("train")[1].tolist() == list(range(10))
     assert len(read_list(done.folder / "train.csv")) == 10
     assert read_list(done.folder / "classes.csv")[1] == {

@@ -20,7 +20,7 @@ from adafilter_dist.data.stored import staging
 from adafilter_dist.data.stored.manifest import Manifest, StoredSplit, read_manifest
 from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.data.stored.staging import NotStaged, copy_folder, expanded, is_good, stage
-from adafilter_dist.data.stored.store import open_store, write_store
+from adafilter_dist.data.stored.store import Store, write_store
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.changes import check_changes
 from adafilter_dist.recipe.identity import run_hash
@@ -117,7 +117,7 @@ def test_data_prepared_anew_have_another_copy(shared: Prepared, tmp_path: Path) 
     manifest.model_copy(update={"test": test}).write(shared.folder)
     copy = stage(shared, tmp_path / "node", silent)
     assert not copy.reused and copy.folder != old and same(shared, copy.folder)
-    assert len(open_store(old / "test.beton")) == 5  # a job may still read it
+    assert len(Store(old / "test.beton")) == 5  # a job may still read it
 
 
 def test_a_damaged_source_is_not_passed_on(shared: Prepared, tmp_path: Path) -> None:

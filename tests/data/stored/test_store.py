@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 
 from adafilter_dist.data.stored.prepared import Prepared
-from adafilter_dist.data.stored.store import Record, open_store, write_store
+from adafilter_dist.data.stored.store import Record, Store, write_store
 from adafilter_dist.errors import UserError
 from tests.data.conftest import SAMPLES, needs_ffcv, picture, records
 from tests.distributed.launch import ROOT
 
 
 def test_raw_pictures_come_back(raw: Prepared) -> None:
-    store = open_store(raw.train_store)
+    store = Store(raw.train_store)
     assert len(store) == SAMPLES
     for number in range(SAMPLES):
         assert np.array_equal(store.read(number), picture(number))
@@ -29,7 +29,7 @@ def test_raw_pictures_come_back(raw: Prepared) -> None:
 
 
 def test_jpeg_pictures_come_back_nearly(jpg: Prepared) -> None:
-    store = open_store(jpg.train_store)
+    store = Store(jpg.train_store)
     for number in range(SAMPLES):
         found = store.read(number)
         assert np.abs(found.astype(int) - picture(number)).mean() < 6
@@ -55,7 +55,7 @@ def test_records_that_are_none_are_left_out(tmp_path: Path) -> None:
     written = write_store(tmp_path / "x", some, format="raw", progress=done.append)
     assert written.kept.tolist() == [0, 1, 3]
     assert written.labels.tolist() == [0, 1, 0]
-    store = open_store(written.path)
+    store = Store(written.path)
     assert [store.read(k).shape for k in range(3)] == [picture(k).shape for k in (0, 1, 0)]
     assert np.array_equal(store.read(2), picture(0))
     assert done == [1, 2, 3, 4, 5]
@@ -80,7 +80,7 @@ def test_pages_are_not_crossed_and_too_large_a_record_is_refused(
 ) -> None:
     monkeypatch.setattr("adafilter_dist.data.stored.store._PAGE", 1 << 15)
     written = write_store(tmp_path / "x", records(12), format="raw")
-    store = open_store(written.path)
+    store = Store(written.path)
     for k in range(12):
         first = int(store._offsets[k])
         assert first >> 15 == (first + int(store._sizes[k]) - 1) >> 15
@@ -92,7 +92,7 @@ def test_pages_are_not_crossed_and_too_large_a_record_is_refused(
 
 def test_missing_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.beton is missing; run `adafilter prepare`"):
-        open_store(tmp_path / "train.beton")
+        Store(tmp_path / "train.beton")
 
 
 def _cut(content: bytes) -> bytes:
@@ -141,16 +141,16 @@ def test_a_damaged_file_is_noticed_on_opening(
     path = tmp_path / "train.beton"
     path.write_bytes(damage(jpg.train_store.read_bytes()))
     with pytest.raises(UserError, match=r"is damaged: .*; run `adafilter prepare`"):
-        open_store(path)
+        Store(path)
 
 
 def test_a_jpeg_that_is_none(jpg: Prepared, tmp_path: Path) -> None:
     path = tmp_path / "train.beton"
     content = bytearray(jpg.train_store.read_bytes())
-    first = int(open_store(jpg.train_store)._offsets[5])
+    first = int(Store(jpg.train_store)._offsets[5])
     content[first : first + 2] = b"xx"
     path.write_bytes(content)
-    store = open_store(path)
+    store = Store(path)
     store.read(4)
     with pytest.raises(UserError, match="record 5 cannot be decoded"):
         store.read(5)
@@ -164,7 +164,7 @@ def test_stock_ffcv_reads_the_file(
     """Its own reader and its own decoder, with both of its ways of reading."""
     needs_ffcv()
     prepared: Prepared = request.getfixturevalue(format)
-    store = open_store(prepared.train_store)
+    store = Store(prepared.train_store)
     command = [
         sys.executable,
         "-m",

@@ -14,7 +14,7 @@ import pytest
 from adafilter_dist.data.stored import verification
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest
 from adafilter_dist.data.stored.prepared import Prepared
-from adafilter_dist.data.stored.store import open_store
+from adafilter_dist.data.stored.store import Store
 from adafilter_dist.data.stored.verification import DamagedStore, verify
 from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.system import sealed_files
@@ -48,7 +48,7 @@ def read_again(done: Prepared, *, always: bool = False) -> int:
 def flip(path: Path, *, keep_mtime: bool = False) -> None:
     """Change a bit in the last picture."""
     before = path.stat()
-    store = open_store(path)
+    store = Store(path)
     content = bytearray(path.read_bytes())
     content[content.index(store.encoded(len(store) - 1).tobytes()) + 100] ^= 4
     path.write_bytes(content)
