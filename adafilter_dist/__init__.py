@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adafilter_dist.methods.base import parameter_groups
     from adafilter_dist.methods.export import load
     from adafilter_dist.models.gating.convert import convert
+    from adafilter_dist.models.gating.decide import decide
     from adafilter_dist.models.gating.step_statistics import update_statistics
     from adafilter_dist.models.inference.cuda_graph import capture
     from adafilter_dist.models.inference.selected_conv import for_inference
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "capture",
     "convert",
+    "decide",
     "for_inference",
     "load",
     "parameter_groups",
@@ -32,6 +34,7 @@ __all__ = [
 _HOME = {
     "capture": "adafilter_dist.models.inference.cuda_graph",
     "convert": "adafilter_dist.models.gating.convert",
+    "decide": "adafilter_dist.models.gating.decide",
     "for_inference": "adafilter_dist.models.inference.selected_conv",
     "load": "adafilter_dist.methods.export",
     "parameter_groups": "adafilter_dist.methods.base",

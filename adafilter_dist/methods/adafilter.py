@@ -55,4 +55,6 @@ def rebuild_adafilter(module: nn.Module, head: str, config: Mapping[str, Any]) -
         tuple((name, reason) for name, reason in config["left_out"]),
         "given",
     )
-    return convert_pairs(module, pairs, gate=Gate(**config["gate"]), head=head)
+    # An export without the key is older than decisions on pictures.
+    settings = {"recipe": "paper"} | config["gate"]
+    return convert_pairs(module, pairs, gate=Gate(**settings), head=head)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.recipe.schema import Recipe
-from adafilter_dist.recipe.sections.model import AdaFilter, Method
 from adafilter_dist.recipe.sections.training import Optim
+from adafilter_dist.recipe.younger_keys import without_younger
 
 # Where things lie and who reads them does not change the numbers.
 _DATA_PLACES = {
@@ -34,23 +34,17 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
     # Keys younger than runs that never name them: they keep their hashes.
     younger = {"test_split"} if data.test_split == "test" else set()
     younger |= {"mixed"} if data.name != "mixed_domains" else set()
-    return recipe.model_dump(
+    numbers = recipe.model_dump(
         mode="json",
         include={"data", "augment", "model", "method", "optim", "ema", "train", "seed"},
         exclude={
             "data": places | younger,
             "model": {"head"} if recipe.model.head == "new" else set(),
-            "method": _unset(recipe.method),
             "optim": _without(recipe.optim),
             "train": _TRAIN_EXTRA,
         },
     )
-
-
-def _unset(method: Method) -> set[str]:
-    # A key younger than runs that never name it: they keep their hashes.
-    default = isinstance(method, AdaFilter) and method.fixed_statistics == "none"
-    return {"fixed_statistics"} if default else set()
+    return numbers | {"method": without_younger(numbers["method"], "method")}
 
 
 def _without(optim: Optim) -> set[str]:

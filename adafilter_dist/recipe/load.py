@@ -21,6 +21,7 @@ from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.tree import put_words, read_tree
 from adafilter_dist.recipe.word import as_word, read_word
 from adafilter_dist.recipe.yaml_loader import YamlError
+from adafilter_dist.recipe.younger_keys import filled_in
 
 
 def load_recipe(words: Sequence[str]) -> Recipe:
@@ -66,7 +67,7 @@ def load_recipe(words: Sequence[str]) -> Recipe:
         mistakes.append(f"which recipe? add recipe=NAME, one of: {', '.join(recipe_names())}")
     if mistakes or not named:
         raise UserError("\n".join(limited(mistakes)))
-    tree = read_tree(find_recipe(named[0]))
+    tree = filled_in(read_tree(find_recipe(named[0])))
     put_words(tree, overrides)
     return _validated(tree)
 

@@ -17,6 +17,7 @@ from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.changes import covers
 from adafilter_dist.recipe.identity import flat, numbers_of, run_hash
 from adafilter_dist.recipe.word import as_word
+from adafilter_dist.recipe.younger_keys import filled_in
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.files import write_bytes, write_text
 from adafilter_dist.system.sealed_files import DamagedError, read_manifest, sealed
@@ -83,7 +84,7 @@ def _kept(run: Path) -> list[Recipe]:
     """What recipe.json holds, the newest last; nothing where it is missing, damaged or too old."""
     try:
         content = read_manifest(RunFiles(run).kept_recipe)
-        return [Recipe.model_validate(each) for each in content["recipes"]]
+        return [Recipe.model_validate(filled_in(each)) for each in content["recipes"]]
     except (DamagedError, KeyError, TypeError, ValidationError):
         return []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from adafilter_dist.checkpoint.store import Position
@@ -19,6 +19,7 @@ from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.training.best import write_best
 from adafilter_dist.training.checkpointing import CheckpointSchedule
 from adafilter_dist.training.delayed_metrics import DelayedMetrics
+from adafilter_dist.training.gate_decision import decide_on_pictures, decision_step
 from adafilter_dist.training.gate_watch import GateWatch
 from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import Session
@@ -79,6 +80,7 @@ class Trainer:
         # A short run has its curve too.
         self._row_every = min(session.recipe.log.every, max(1, session.total_steps // _ROWS))
         self._step_seconds = 0.0
+        self._decision_step = decision_step(session.trainable, session.total_steps)
         self._asked_to_stop = False  # by any rank, as the figures of any step said
         self._done_at: dict[int, float] = {}  # when each step ended whose figures are not yet read
 
@@ -97,10 +99,18 @@ class Trainer:
                 self._save_schedule.note(wait=True)
                 return "finished"
 
+            # The gate's decision on pictures, also when resumed just there: it comes out the same.
+            until = per_epoch
+            if self._decision_step is not None:
+                if self.position.step == self._decision_step:
+                    self._decide()
+                elif first < self._decision_step - epoch * per_epoch < per_epoch:
+                    until = self._decision_step - epoch * per_epoch
+
             # The steps that are left of this epoch. A wish to save or to stop travels with the
             # figures of a step, so all ranks see it after the same step and act together.
             with self.session.epoch(epoch, first) as batches:
-                for _ in range(first, per_epoch):
+                for _ in range(first, until):
                     began = time.monotonic()
                     self._train_step(epoch, batches)
                     asked_to_save = self._read()
@@ -193,6 +203,28 @@ class Trainer:
         epoch = figures.step // self.session.steps_per_epoch
         self._metrics.train(figures.step + 1, epoch, row)
         self._row_at, self._row_step, self._row_wait = now, figures.step + 1, 0.0
+
+    def _decide(self) -> None:
+        """Let the gate decide on pictures, by the losses that each choice has on them now."""
+        began = time.monotonic()
+        decided = decide_on_pictures(self.session, self._on_decision_batch)
+        self._metrics.event(
+            "gate_decision",
+            step=self.position.step,
+            seconds=round(time.monotonic() - began, 3),
+            **asdict(decided),
+        )
+        self._metrics.say(
+            f"step {self.position.step}: the gate decides by the losses of {decided.pictures:,} "
+            f"training pictures: {decided.frozen_loss:.3f} with pre-trained filters, "
+            f"{decided.tuned_loss:.3f} with fine-tuned ones, {decided.decided_loss:.3f} as decided "
+            f"({decided.tuned:.1%} fine-tuned)"
+        )
+        self._row_at += time.monotonic() - began  # no time of the steps'
+
+    def _on_decision_batch(self) -> None:
+        self._run.tick(phase="deciding")
+        self._save_schedule.note()
 
     def _finish_epoch(self, epoch: int) -> None:
         """Validate, export the best model so far, and warn if the gates no longer decide."""

@@ -25,6 +25,7 @@ from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.gating.look_ahead import LookAhead
 from adafilter_dist.models.gating.random_modules import find_random_modules
 from adafilter_dist.models.ops import passes
 from adafilter_dist.models.ops.passes import Kernels
@@ -209,7 +210,16 @@ def require_same_random_numbers(
 
 
 def frozen_tensor_names(model: nn.Module) -> frozenset[str]:
-    """Tensors of the state that training never changes: frozen parameters and frozen twins."""
+    """Tensors of the state that training never changes.
+
+    Frozen parameters and frozen twins, and the pre-trained layers that the gate looks ahead with.
+    """
     parameters = {name for name, p in model.named_parameters() if not p.requires_grad}
     twins = {n for n, _ in model.named_buffers() if n.rpartition(".")[2].startswith("frozen_")}
-    return frozenset(parameters | twins)
+    look_ahead = {
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, LookAhead)
+        for name, _ in module.named_buffers()
+    }
+    return frozenset(parameters | twins | look_ahead)

@@ -57,7 +57,7 @@ def gated_resnet18() -> AdaFilterNet:
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    gated = convert(net, size=SIDE, gate=Gate(hidden=16))
+    gated = convert(net, size=SIDE, gate=Gate(decision="filter", hidden=16))
     with torch.no_grad():
         for name, parameter in gated.named_parameters():
             if name.endswith("conv.weight"):

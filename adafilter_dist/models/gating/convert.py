@@ -25,6 +25,7 @@ from adafilter_dist.models.gating.equality import SourceNetwork
 from adafilter_dist.models.gating.find_pairs import Pair, Pairs, find_pairs
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.gating.look_ahead import LookAhead
 from adafilter_dist.models.gating.modes import trial_copy
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.recipe.sections.model import Gate
@@ -37,11 +38,17 @@ class AdaFilterNet(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, gate: RecurrentGate, report: ConversionReport, head: str | None
+        self,
+        backbone: nn.Module,
+        gate: RecurrentGate,
+        report: ConversionReport,
+        head: str | None,
+        look_ahead: LookAhead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.gate = gate
+        self.look_ahead = look_ahead
         self.report = report
         self.head = head
 
@@ -56,7 +63,7 @@ class AdaFilterNet(nn.Module):
         return layers
 
     def forward(self, images: Tensor) -> Tensor:
-        self.gate.start()
+        self.gate.start(None if self.look_ahead is None else self.look_ahead(images))
         try:
             logits: Tensor = self.backbone(images)
         finally:
@@ -81,7 +88,9 @@ def convert(
     in training mode, before and afterwards, to check that it still computes the same. Every Conv2d
     directly followed by a BatchNorm2d whose path matches `layers` (re.search) is gated; `ungated`
     says what happens to the other convolutions and BatchNorms; `head` is the classifier's path
-    (default the last nn.Linear); `seed` draws the gate's initial weights. Raises UserError if
+    (default the last nn.Linear); `seed` draws the gate's initial weights. `gate` is the recipe's
+    section; its default here has no decision on pictures, for which losses must be measured during
+    training (`adafilter_dist.decide`). Raises UserError if
     nothing can be gated or the network computes something else afterwards, naming the layer.
     """
     example = _example(model, size) if example_input is None else example_input
@@ -104,10 +113,15 @@ def convert_pairs(
 ) -> AdaFilterNet:
     """`convert` for pairs that are known already: nothing is traced, run or checked."""
     reference = next(model.parameters())
+    gate = gate or Gate(decision="filter")
+    head = head or _head_or_none(model)
+    # Before any module is replaced: the picture's decision sees the network as it was pre-trained.
+    look_ahead = _look_ahead(model, pairs, gate, head) if gate.decides_pictures else None
     described = tuple(_describe(model, pair) for pair in pairs.gated)
     recurrent = RecurrentGate(
         [(layer.name, layer.in_channels, layer.out_channels) for layer in described],
-        gate or Gate(),
+        gate,
+        features=None if look_ahead is None else look_ahead.width,
         generator=torch.Generator().manual_seed(seed),
         device=reference.device,
         dtype=accumulation_dtype(reference.dtype),
@@ -119,15 +133,23 @@ def convert_pairs(
     if ungated == "freeze":
         _freeze(model, [name for name, _ in pairs.left_out])
     recurrent.train(model.training)
-    head = head or _head_or_none(model)
+    recurrent.requires_grad_(gate.is_trained)
     counts = _count(model, recurrent, head)
     conv_weights = sum(layer.weights for layer in described)
     left_weights = sum(_conv(model, name).weight.numel() for name, _ in pairs.left_out)
     share = conv_weights / (conv_weights + left_weights)
     report = ConversionReport(described, pairs.left_out, pairs.found_by, share, counts)
-    net = AdaFilterNet(model, recurrent, report, head)
+    net = AdaFilterNet(model, recurrent, report, head, look_ahead)
     net.training = model.training
     return net
+
+
+def _look_ahead(model: nn.Module, pairs: Pairs, gate: Gate, head: str | None) -> LookAhead:
+    """A frozen copy of the layers up to the last one whose output the decision sees."""
+    count = max(1, round(gate.look_ahead * len(pairs.gated)))
+    behind_last = [name for pair in pairs.gated[count:] for name in (pair.conv, pair.batchnorm)]
+    unused = [*behind_last, *([head] if head else [])]
+    return LookAhead(model, [pair.batchnorm for pair in pairs.gated[:count]], unused)
 
 
 def _gate_pair(model: nn.Module, pair: Pair, gate: RecurrentGate, index: int) -> None:

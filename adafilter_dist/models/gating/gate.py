@@ -2,6 +2,8 @@
 
 For layer i with input x: u_i = P_i GAP(x); (h_i, c_i) = LSTM(u_i, (h_{i-1}, c_{i-1}));
 logits = Q_i h_i; gate = binarise(logits), 1 for the fine-tuned filter, 0 for the pre-trained one.
+With `decision=picture` the logits of all filters of a group of layers start from the decision on
+the whole picture (`picture_decision.py`), and Q_i h_i is added.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.nn.utils import skip_init
 
 from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.estimators import binarise
+from adafilter_dist.models.gating.picture_decision import PictureDecision, group_of_layers
 from adafilter_dist.models.gating.pooled_means import PooledMeans
 from adafilter_dist.models.gating.step_statistics import StepStatistics
 from adafilter_dist.recipe.sections.model import Gate
@@ -36,6 +39,8 @@ class GateDecisions:
 
     gates: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+    """What the decision on each picture saw (N, D), where there is one."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateDecisions:
         # The tensors hang in an autograd graph, which cannot be copied and belongs to the original.
@@ -64,10 +69,12 @@ class RecurrentGate(nn.Module, StepStatistics):
         layers: Sequence[tuple[str, int, int]],
         settings: Gate,
         *,
+        features: int | None = None,
         generator: torch.Generator | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """`features`: how many the decision on a picture sees; None where there is none."""
         super().__init__()
         self.names = [name for name, _, _ in layers]
         self.settings = settings
@@ -79,7 +86,12 @@ class RecurrentGate(nn.Module, StepStatistics):
         self.cell = skip_init(nn.LSTMCell, hidden, hidden, **kind)
         self.outputs = nn.ModuleList(linear(hidden, c_out) for _, _, c_out in layers)
         self._initialise(generator)
-        start = torch.full((len(layers),), 1 / (1 + math.exp(-settings.bias)), **kind)
+        self.picture: PictureDecision | None = None
+        if features is not None:
+            self.picture = PictureDecision(features, settings.groups, **kind)
+        self.group_of_layer = group_of_layers(len(layers), settings.groups)
+        mean = 1.0 if self.picture is not None else 1 / (1 + math.exp(-settings.bias))
+        start = torch.full((len(layers),), mean, **kind)
         self.register_buffer("running_mean", start)
         self.register_buffer("last_mean", start.clone(), persistent=False)
         self.register_buffer("last_variance", torch.zeros_like(start), persistent=False)
@@ -90,6 +102,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         self.decisions = GateDecisions()
         self._in_forward = False
         self._state: tuple[Tensor, Tensor] | None = None
+        self._picture_logits: Tensor | None = None
         self._means = PooledMeans()
 
     @torch.no_grad()
@@ -111,15 +124,21 @@ class RecurrentGate(nn.Module, StepStatistics):
             draw(linear.weight, settings.hidden, settings.init_scale)
             linear.bias.fill_(settings.bias)
 
-    def start(self) -> None:
-        """Begin a forward of the network: the recurrent state is zero."""
-        self.decisions = GateDecisions()
-        self._in_forward, self._state = True, None
+    def start(self, features: Tensor | None = None) -> None:
+        """Begin a forward of the network: the recurrent state is zero.
+
+        `features` (N, D) are what the decision on each picture sees, where there is one.
+        """
+        self.decisions = GateDecisions(features=features)
+        self._in_forward, self._state, self._picture_logits = True, None, None
         self._means.clear()
+        if self.picture is not None and features is not None:
+            with torch.autocast(features.device.type, enabled=False):
+                self._picture_logits = self.picture(features)
 
     def stop(self) -> None:
         """End a forward of the network; its gates and logits stay in `decisions`."""
-        self._in_forward, self._state = False, None
+        self._in_forward, self._state, self._picture_logits = False, None, None
         self._means.clear()
 
     def discard(self) -> None:
@@ -150,7 +169,7 @@ class RecurrentGate(nn.Module, StepStatistics):
             self._state = self.cell(self.inputs[index](pooled), self._state)
 
             # Projection out, then one bit for each image and filter.
-            logits = self.outputs[index](self._state[0])
+            logits = self.with_picture(index, self.outputs[index](self._state[0]))
             gates = binarise(logits, settings.estimator, settings.temperature, self.training)
             for override in self.overrides:
                 gates = override(index, gates)
@@ -162,6 +181,14 @@ class RecurrentGate(nn.Module, StepStatistics):
             for observer in self.observers:
                 observer(index, self.names[index], gates, self.probabilities(logits))
         return gates
+
+    def with_picture(self, index: int, logits: Tensor) -> Tensor:
+        """Logits (N, C_out) of layer `index`, on top of the decision on the picture."""
+        picture = self._picture_logits
+        if picture is None:
+            return logits
+        group = self.group_of_layer[index]
+        return logits + picture[:, group : group + 1]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The noise-free soft gate, sigmoid(logits / temperature)."""

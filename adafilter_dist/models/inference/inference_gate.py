@@ -28,7 +28,12 @@ class InferenceGate(RecurrentGate):
         like = source.running_mean
         drawn = torch.Generator().manual_seed(0)  # not torch's own, which others draw from
         super().__init__(
-            shapes, source.settings, generator=drawn, device=like.device, dtype=like.dtype
+            shapes,
+            source.settings,
+            features=None if source.picture is None else len(source.picture.feature_mean),
+            generator=drawn,
+            device=like.device,
+            dtype=like.dtype,
         )
         self.load_state_dict(source.state_dict())
         self.requires_grad_(False)
@@ -74,6 +79,7 @@ class InferenceGate(RecurrentGate):
         """Bits (N, C_out) of layer ``index`` for its input x (N, C_in, H, W)."""
         logits = self._guarded(index, x, decide=True)
         assert logits is not None
+        logits = self.with_picture(index, logits)
         gates = logits > 0
         if self.overrides:
             gates = gates.to(logits.dtype)

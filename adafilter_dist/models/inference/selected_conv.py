@@ -15,6 +15,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
+from adafilter_dist.models.gating.look_ahead import LookAhead
 from adafilter_dist.models.inference.choose_kernel import (
     Epilogue,
     choose,
@@ -164,11 +165,17 @@ class InferenceNet(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, gate: InferenceGate, report: ConversionReport, head: str | None
+        self,
+        backbone: nn.Module,
+        gate: InferenceGate,
+        report: ConversionReport,
+        head: str | None,
+        look_ahead: LookAhead | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.gate = gate
+        self.look_ahead = look_ahead
         self.report = report
         self.head = head
         self.requires_grad_(False)
@@ -193,7 +200,7 @@ class InferenceNet(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        self.gate.start()
+        self.gate.start(None if self.look_ahead is None else self.look_ahead(images))
         try:
             logits: Tensor = self.backbone(images)
         finally:
@@ -225,7 +232,8 @@ def for_inference(net: nn.Module, constant: Mapping[str, Tensor] | None = None) 
                 selected.fix_gates(constant[name])
                 gate.fix_gates(layer.index, constant[name])
             memo[id(layer)] = selected
-    fast = InferenceNet(copy.deepcopy(net.backbone, memo), gate, net.report, net.head)
+    look_ahead = copy.deepcopy(net.look_ahead)
+    fast = InferenceNet(copy.deepcopy(net.backbone, memo), gate, net.report, net.head, look_ahead)
     classes = getattr(net, "classes", None)
     if classes is not None:
         fast.classes = list(classes)  # type: ignore[assignment]

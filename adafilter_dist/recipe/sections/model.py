@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -55,8 +55,48 @@ class Model(Section):
 
 
 class Gate(Section):
-    """The recurrent gate shared by all gated layers."""
+    """What chooses between fine-tuned and pre-trained filters."""
 
+    recipe: Literal["staged", "paper"] = Field(
+        "staged",
+        description="paper: the paper's form, as far as it is known (decision=filter, "
+        "method.batchnorm=all); staged: a decision on each picture first, this project's own",
+    )
+    mode: Literal["learned", "frozen", "oracle", "partition", "bernoulli", "constant"] = Field(
+        "learned",
+        description="learned, or a control: frozen (random start, never trained), oracle (the "
+        "picture's domain: pre-trained in the first), partition (a fixed random bit a filter), "
+        "bernoulli (bits drawn anew in training), constant (a blend of both filters)",
+    )
+    probability: Fraction = Field(
+        0.5, description="of mode partition and bernoulli, and the blend of mode constant"
+    )
+    decision: Literal["picture", "filter"] = Field(
+        "picture",
+        description="picture: one decision a picture, measured by its losses, in front of the "
+        "filters' own; filter: only each filter's own, by gradient",
+    )
+    groups: Annotated[int, Field(ge=1, le=3)] = Field(
+        1, description="groups of consecutive layers that decision=picture decides on"
+    )
+    warmup: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.15, description="share of the steps with all gates 1, before the picture's decision"
+    )
+    lean: Annotated[float, Field(ge=-100.0, le=100.0)] = Field(
+        0.1, description="nats by which fine-tuned filters must beat pre-trained ones"
+    )
+    ridge: Positive = Field(3e-4, description="penalty on the weights of the picture's decision")
+    look_ahead: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5,
+        description="share of the gated layers whose pre-trained outputs the picture's decision "
+        "sees: as much of one more forward",
+    )
+    margin: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
+        4.0, description="logits that the picture's decision adds to each filter's own"
+    )
+    pictures: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
+        4096, description="training pictures measured for the decision, at most"
+    )
     hidden: Annotated[int, Field(ge=1, le=65_536)] = Field(
         128, description="common size d and LSTM width"
     )
@@ -67,6 +107,31 @@ class Gate(Section):
     bias: Annotated[float, Field(ge=-1e4, le=1e4)] = Field(
         0.0, description="logit bias at the start; 0 is balanced"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_paper(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("recipe") == "paper":
+            return {"decision": "filter"} | value
+        return value
+
+    @model_validator(mode="after")
+    def _check_paper(self) -> Gate:
+        if self.recipe == "paper" and self.decision != "filter":
+            raise ValueError(
+                "recipe=paper has no decision=picture; leave out one of them (decision=filter)"
+            )
+        return self
+
+    @property
+    def decides_pictures(self) -> bool:
+        """Whether pictures are decided on as a whole, once their losses have been measured."""
+        return self.decision == "picture" and self.mode in ("learned", "frozen")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether gradients train the gate of each filter."""
+        return self.mode == "learned"
 
 
 class Sparsity(Section):

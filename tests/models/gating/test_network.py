@@ -20,7 +20,7 @@ from tests.models.networks import images, network, pairs
 
 
 def small(seed: int = 0) -> AdaFilterNet:
-    return convert(pairs(), size=16, gate=Gate(hidden=16), seed=seed)
+    return convert(pairs(), size=16, gate=Gate(decision="filter", hidden=16), seed=seed)
 
 
 def trained(net: AdaFilterNet) -> AdaFilterNet:
@@ -92,7 +92,11 @@ def test_same_draws_same_bits_in_training() -> None:
     """Dropout, stochastic depth and gate noise are all torch's default generator's."""
 
     def run() -> torch.Tensor:
-        net = convert(network("mnasnet0_5"), size=32, gate=Gate(hidden=16, estimator="gumbel"))
+        net = convert(
+            network("mnasnet0_5"),
+            size=32,
+            gate=Gate(decision="filter", hidden=16, estimator="gumbel"),
+        )
         torch.manual_seed(7)
         loss = net.train()(images(4)).square().sum()
         loss.backward()
@@ -125,7 +129,9 @@ def test_hooks_and_penalties_reach_through_a_wrapper() -> None:
 
 @pytest.mark.slow
 def test_compiled_network_computes_the_same() -> None:
-    net = convert(network("resnet18", torch.float32), size=32, gate=Gate(hidden=16)).train()
+    net = convert(
+        network("resnet18", torch.float32), size=32, gate=Gate(decision="filter", hidden=16)
+    ).train()
     set_kernels(net, "reference")  # as the graph of a CPU has it; two images magnify rounding
     x = images(2, 32, torch.float32)
     compiled = torch.compile(copy.deepcopy(net), backend="eager", fullgraph=True)

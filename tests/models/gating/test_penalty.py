@@ -15,7 +15,9 @@ from tests.models.networks import images, pairs
 
 
 def net(**settings: object) -> AdaFilterNet:
-    converted = convert(pairs(), size=16, gate=Gate(hidden=16, **settings)).train()
+    converted = convert(
+        pairs(), size=16, gate=Gate(decision="filter", hidden=16, **settings)
+    ).train()
     converted(images(8, 16))
     return converted
 
@@ -76,7 +78,7 @@ def test_decide_has_a_finite_gradient_where_the_sigmoid_saturates() -> None:
 def follow(kind: str, target: float) -> list[float]:
     """Mean gate after each of some steps of gradient descent on the penalty alone."""
     torch.manual_seed(0)
-    model = convert(pairs(), size=16, gate=Gate(hidden=16)).train()
+    model = convert(pairs(), size=16, gate=Gate(decision="filter", hidden=16)).train()
     optimizer = torch.optim.SGD(model.gate.parameters(), lr=1.0)
     means = []
     for _ in range(60):

@@ -33,7 +33,7 @@ def test_what_never_draws_is_not_named() -> None:
 
 
 def test_a_gate_with_noise_has_generators_for_it() -> None:
-    net = convert(pairs(), size=16, gate=Gate(estimator="gumbel", hidden=8))
+    net = convert(pairs(), size=16, gate=Gate(decision="filter", estimator="gumbel", hidden=8))
     assert find_random_modules(net, 16) == []
     net = convert(network("mobilenet_v3_large", torch.float32), size=32)
     assert find_random_modules(net, 32) == ["backbone.classifier.2"]
