@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,20 +41,10 @@ def mix_each(
     each = zip(
         micro_batches, images.split(size), labels.split(size), index.split(size), strict=True
     )
-    mixed = [
-        mix(
-            part,
-            part_labels,
-            part_index,
-            augment,
-            seed=seed,
-            epoch=epoch,
-            step=step,
-            micro_batch=micro_batch,
-            num_classes=num_classes,
-        )
-        for micro_batch, part, part_labels, part_index in each
-    ]
+    mix_one = partial(
+        mix, augment=augment, seed=seed, epoch=epoch, step=step, num_classes=num_classes
+    )
+    mixed = [mix_one(*parts, micro_batch=micro_batch) for micro_batch, *parts in each]
     if len(mixed) == 1:
         return mixed[0]
     return torch.cat([part for part, _ in mixed]), torch.cat([targets for _, targets in mixed])

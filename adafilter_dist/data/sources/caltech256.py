@@ -22,11 +22,10 @@ def find(data: Data) -> SourceListing:
     data.root may be ``256_ObjectCategories``, the folder that holds it, or the one above with a
     folder ``caltech256``, as torchvision has it.
     """
-    root = root_of(data)
-    base = next((folder for folder in _places(root) if _is_here(folder)), None)
+    base = _base(data)
     if base is None:
         raise UserError(
-            f"data.root={root}: Caltech-256 is not there; expected the unpacked "
+            f"data.root={root_of(data)}: Caltech-256 is not there; expected the unpacked "
             f"{_PICTURES_FOLDER}.tar: folders such as {_PICTURES_FOLDER}/001.ak47 in it; or "
             "data.download=true"
         )
@@ -53,13 +52,11 @@ def find(data: Data) -> SourceListing:
 
 def is_there(data: Data) -> bool:
     """Whether its folders are there."""
-    return any(_is_here(folder) for folder in _places(root_of(data)))
+    return _base(data) is not None
 
 
 def fetch(data: Data, say: Say) -> None:
-    """Download Caltech-256 through torchvision unless it is there. Raises UserError."""
-    if is_there(data):
-        return
+    """Download Caltech-256 through torchvision. Raises UserError."""
     root = root_of(data)
     target = root if root.name == _PICTURES_FOLDER else root / "caltech256" / _PICTURES_FOLDER
     say(f"downloading Caltech-256 (1.2 GB) into {target}")
@@ -73,12 +70,13 @@ def _download(scratch: Path) -> Path:
     return Path(Caltech256(str(scratch), download=True).root, _PICTURES_FOLDER)
 
 
-def _places(root: Path) -> tuple[Path, Path, Path]:
-    return root, root / _PICTURES_FOLDER, root / "caltech256" / _PICTURES_FOLDER
-
-
-def _is_here(folder: Path) -> bool:
-    return folder.is_dir() and any(_CLASS.fullmatch(entry.name) for entry in folder.iterdir())
+def _base(data: Data) -> Path | None:
+    """The folder that holds those of the classes; None where there is none."""
+    root = root_of(data)
+    for place in (root, root / _PICTURES_FOLDER, root / "caltech256" / _PICTURES_FOLDER):
+        if place.is_dir() and any(_CLASS.fullmatch(entry.name) for entry in place.iterdir()):
+            return place
+    return None
 
 
 def _pictures(folder: Path) -> list[Path]:

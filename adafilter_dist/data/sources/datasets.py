@@ -46,7 +46,7 @@ _IS_THERE = {
 
 def fetch_dataset(data: Data, say: Say) -> None:
     """Download what is missing, if ``data.download`` and the data set can be; UserError if not."""
-    if can_fetch(data):
+    if can_fetch(data) and not is_there(data):
         _FETCH[data.name](data, say)
 
 

@@ -58,12 +58,10 @@ def is_there(data: Data) -> bool:
 
 
 def fetch(data: Data, say: Say) -> None:
-    """Get the four files unless they are there: the Debian package, else torchvision's download.
+    """Get the four files: from the Debian package, else through torchvision's download.
 
     Needs no root. Raises UserError saying what to do by hand.
     """
-    if is_there(data):
-        return
     root = root_of(data)
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,10 @@ _LAYOUT = "the unpacked food-101.tar.gz (folders images/ and meta/)"
 
 def find(data: Data) -> SourceListing:
     """The published splits. data.root may be the folder ``food-101`` or the one that holds it."""
-    root = root_of(data)
-    base = next((folder for folder in _places(root) if _is_here(folder)), None)
+    base = _base(data)
     if base is None:
         raise UserError(
-            f"data.root={root}: Food-101 is not there; expected {_LAYOUT} in it or in its "
+            f"data.root={root_of(data)}: Food-101 is not there; expected {_LAYOUT} in it or in its "
             "folder food-101; or data.download=true"
         )
     # torchvision insists on the folder's name, so it gets a link of that name.
@@ -44,19 +43,17 @@ def find(data: Data) -> SourceListing:
 
 def is_there(data: Data) -> bool:
     """Whether its folders are there."""
-    return any(_is_here(folder) for folder in _places(root_of(data)))
+    return _base(data) is not None
 
 
 def lists_of(data: Data) -> dict[str, Path]:
     """The files in meta/ that say which pictures belong to which class and split."""
-    base = next((folder for folder in _places(root_of(data)) if _is_here(folder)), root_of(data))
+    base = _base(data) or root_of(data)
     return {f"meta/{split}.json": base / "meta" / f"{split}.json" for split in ("train", "test")}
 
 
 def fetch(data: Data, say: Say) -> None:
-    """Download Food-101 through torchvision unless it is there. Raises UserError."""
-    if is_there(data):
-        return
+    """Download Food-101 through torchvision. Raises UserError."""
     root = root_of(data)
     target = root if root.name == "food-101" else root / "food-101"
     say(f"downloading Food-101 (5 GB) into {target}")
@@ -70,12 +67,10 @@ def _download(scratch: Path) -> Path:
     return scratch / "food-101"
 
 
-def _places(root: Path) -> tuple[Path, Path]:
-    return root, root / "food-101"
-
-
-def _is_here(folder: Path) -> bool:
-    return (folder / "images").is_dir() and (folder / "meta").is_dir()
+def _base(data: Data) -> Path | None:
+    """The folder that holds images/ and meta/; None where there is none."""
+    places = (root_of(data), root_of(data) / "food-101")
+    return next((p for p in places if (p / "images").is_dir() and (p / "meta").is_dir()), None)
 
 
 def _split(link: Path, base: Path, split: str) -> tuple[list[Sample], list[str]]:
