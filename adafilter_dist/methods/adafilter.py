@@ -16,6 +16,7 @@ from adafilter_dist.models.gating.gated_conv import fix_statistics
 from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.model import AdaFilter, Gate
+from adafilter_dist.recipe.younger_keys import BEFORE
 
 
 def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:
@@ -30,6 +31,7 @@ def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         gate=method.gate,
         layers=method.layers,
         ungated=recipe.model.ungated,
+        batchnorm=method.batchnorm,
         head=backbone.head,
         seed=recipe.seed,
     )
@@ -55,6 +57,7 @@ def rebuild_adafilter(module: nn.Module, head: str, config: Mapping[str, Any]) -
         tuple((name, reason) for name, reason in config["left_out"]),
         "given",
     )
-    # An export without the key is older than decisions on pictures.
-    settings = {"recipe": "paper"} | config["gate"]
-    return convert_pairs(module, pairs, gate=Gate(**settings), head=head)
+    # An export without these keys is older than them.
+    gate = Gate(**{"recipe": "paper"} | config["gate"])
+    batchnorm = config.get("batchnorm", BEFORE["method.batchnorm"])
+    return convert_pairs(module, pairs, gate=gate, batchnorm=batchnorm, head=head)

@@ -65,6 +65,7 @@ def export_model(
     if isinstance(trainable.model, AdaFilterNet):
         config |= {
             "gate": trainable.model.gate.settings.model_dump(mode="json"),
+            "batchnorm": trainable.model.batchnorm,
             "layers": [[layer.name, layer.batchnorm] for layer in trainable.model.report.gated],
             "left_out": [list(entry) for entry in trainable.model.report.left_out],
         }

@@ -11,6 +11,7 @@ from typing import Any
 
 # The value that every run had before the key existed.
 BEFORE: dict[str, Any] = {
+    "method.batchnorm": "all",
     "method.fixed_statistics": "none",
     "method.gate.recipe": "paper",
     "method.gate.mode": "learned",

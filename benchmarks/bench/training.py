@@ -14,7 +14,7 @@ from bench.peaks import Machine, measure_machine
 from bench.reporting import Column, Table, say
 from bench.settings import Settings
 from bench.timing import Clock, Ratio, Sample, Spread, interleave, phase
-from bench.variants import FUSED, PLAIN, TRAINED, Networks
+from bench.variants import FUSED, OF_ALL, PLAIN, TRAINED, Networks
 
 BATCHES = (16,)
 PHASES = ("step", "forward", "backward", "update")
@@ -117,19 +117,25 @@ def train(settings: Settings) -> tuple[Table, list[str]]:
 def same_start(steps: Mapping[str, TrainingStep], batch: int, settings: Settings) -> str:
     """Check that AdaFilter's variants have one loss, before any step; a line that says so.
 
-    RuntimeError if they do not: a variant that computes something else is no variant.
+    One for each kind of statistics. RuntimeError if they do not: a variant that computes something
+    else is no variant.
     """
-    ours: dict[str, float] = {}
-    for name, step in steps.items():
-        if not name.startswith(PLAIN):
-            with torch.no_grad():
-                ours[name] = float(step.forward())
-    low, high = min(ours.values()), max(ours.values())
-    # A gate that rounding flips moves the loss a little.
-    allowed = 0.01 if settings.precision == "fp32" else 0.1
-    if not high - low <= allowed * max(1.0, abs(low)):
-        raise RuntimeError(f"the variants of AdaFilter have different losses at the start: {ours}")
-    return f"Batch {batch}: losses of AdaFilter's variants at the start {low:.5f} to {high:.5f}."
+    lines = []
+    for of_all in (False, True):
+        ours: dict[str, float] = {}
+        for name, step in steps.items():
+            if not name.startswith(PLAIN) and (name in OF_ALL) == of_all:
+                with torch.no_grad():
+                    ours[name] = float(step.forward())
+        low, high = min(ours.values()), max(ours.values())
+        # A gate that rounding flips moves the loss a little.
+        allowed = 0.01 if settings.precision == "fp32" else 0.1
+        if not high - low <= allowed * max(1.0, abs(low)):
+            raise RuntimeError(
+                f"the variants of AdaFilter have different losses at the start: {ours}"
+            )
+        lines.append(f"{', '.join(ours)} {low:.5f} to {high:.5f}")
+    return f"Batch {batch}: losses at the start: {'; '.join(lines)}."
 
 
 def add_rows(table: Table, batch: int, samples: Mapping[str, Sequence[Sample]]) -> None:

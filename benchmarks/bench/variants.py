@@ -17,13 +17,18 @@ from adafilter_dist.models.backbone.zoo import zoo_of
 from adafilter_dist.models.gating.batchnorm import has_activation
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind
 from bench.naive import naive
 from bench.settings import Settings
 
 PLAIN, FOLDED = "plain", "plain, folded"
 NAIVE, REFERENCE, FUSED = "naive", "reference", "fused"
+ALL = "fused, batchnorm=all"
 SELECTED = "for_inference"
-TRAINED = (PLAIN, NAIVE, REFERENCE, FUSED)
+TRAINED = (PLAIN, NAIVE, ALL, REFERENCE, FUSED)
+OF_ALL = (NAIVE, ALL)
+"""Those whose BatchNorms take statistics of all images; the others' are of the choosers."""
+KINDS: tuple[BatchNormKind, BatchNormKind] = ("selected", "all")
 INFERRED = (PLAIN, FOLDED, NAIVE, SELECTED)
 
 
@@ -39,7 +44,10 @@ class Networks:
         self.settings = settings
         self.missing: list[str] = []
         self.base = _base(settings)
-        self._converted = _moved(convert(copy.deepcopy(self.base), size=settings.size), settings)
+        self._converted, self._of_all = (
+            _moved(convert(copy.deepcopy(self.base), size=settings.size, batchnorm=kind), settings)
+            for kind in KINDS
+        )
         self.pairs = [(layer.name, layer.batchnorm) for layer in self._converted.report.gated]
         self.channels = [layer.out_channels for layer in self._converted.report.gated]
         self.hidden = self._converted.gate.settings.hidden
@@ -55,12 +63,12 @@ class Networks:
         if name == FOLDED:
             return folded(copy.deepcopy(self.base), self.pairs)
         if name == NAIVE:
-            return naive(self._converted)
-        net = copy.deepcopy(self._converted)
+            return naive(self._of_all)
+        net = copy.deepcopy(self._of_all if name in OF_ALL else self._converted)
         if name == SELECTED:
             for_inference = self._of_package("adafilter_dist", "for_inference")
             return for_inference(self._placed(net).eval()) if for_inference else net
-        set_kernels(net, "auto" if name == FUSED else "reference")
+        set_kernels(net, "reference" if name == REFERENCE else "auto")
         return net
 
     def _of_package(self, module: str, name: str) -> Callable[..., Any] | None:

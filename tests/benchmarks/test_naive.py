@@ -20,7 +20,7 @@ from tests.models.networks import images, network, pairs, randomise
 def converted(name: str) -> AdaFilterNet:
     """In float64; the fine-tuned filters and BatchNorms differ from the frozen ones."""
     source = pairs() if name == "pairs" else network(name)
-    net = convert(source, size=32)
+    net = convert(source, size=32, batchnorm="all")
     buffers = {key: value.clone() for key, value in net.state_dict().items() if "frozen" in key}
     randomise(net.backbone, seed=3)
     for key, value in buffers.items():

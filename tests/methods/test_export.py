@@ -77,6 +77,20 @@ def test_round_trip(method: object, dtype: torch.dtype, tmp_path: Path) -> None:
         assert type(model) is type(trainable.model)
 
 
+def test_it_trains_on_with_the_batchnorm_it_had(tmp_path: Path) -> None:
+    for kind in ("selected", "all"):
+        trainable = build(METHODS[0] | {"batchnorm": kind})
+        export_model(tmp_path, trainable, classes=CLASSES, preprocess=PREPROCESS)
+        model, _ = load(tmp_path)
+        assert isinstance(model, AdaFilterNet) and model.batchnorm == kind
+    # As versions wrote it that knew statistics of all images alone.
+    config = json.loads((tmp_path / "config.json").read_text())
+    old = {key: value for key, value in config.items() if key not in ("batchnorm", "sha256")}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    model, _ = load(tmp_path)
+    assert isinstance(model, AdaFilterNet) and model.batchnorm == "all"
+
+
 def test_a_run_folder_will_do_and_an_export_replaces_the_last(tmp_path: Path) -> None:
     trainable = build(METHODS[1])
     for _ in range(2):

@@ -17,6 +17,7 @@ from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.norm import Norm
 from adafilter_dist.models.ops.passes import Passes
 
+Rate = Tensor | float
 _HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -38,6 +39,7 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
 
     step_sums: Tensor
     frozen = False
+    _rows = 2  # of step_sums: mean and variance
 
     def __init__(
         self,
@@ -50,9 +52,9 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        # [mean | variance | micro-batches]: a module that did not run (a branch that is left out,
+        # [a row each | micro-batches]: a module that did not run (a branch that is left out,
         # evaluation mode) has a count of zero and keeps its running statistics.
-        sums = torch.zeros(2 * num_features + 1, device=device, dtype=dtype)
+        sums = torch.zeros(self._rows * num_features + 1, device=device, dtype=dtype)
         self.register_buffer("step_sums", sums, persistent=False)
 
     @classmethod
@@ -80,21 +82,23 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         self.frozen = True
         self.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """x normalised. Gates (N, C) of a gated layer are for a subclass that weighs by them."""
         if self.frozen and self.running_mean is not None:
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         if not self.training:
             return super().forward(x)
-        parts = micro_batches.current.split(x)
+        split = micro_batches.current.split_or_none
+        parts = list(zip(split(x), split(gates), strict=True))
         if len(parts) == 1:
-            return self._micro_batch(x)
+            return self._micro_batch(x, gates)
         # Slice by slice, not one call with micro-batches folded into channels: that fold would copy
         # x in either memory layout, just as the joining here does.
-        return torch.cat([self._micro_batch(part) for part in parts])
+        return torch.cat([self._micro_batch(*part) for part in parts])
 
-    def _micro_batch(self, x: Tensor) -> Tensor:
+    def _micro_batch(self, x: Tensor, gates: Tensor | None) -> Tensor:
         if self.running_mean is None:
             return super().forward(x)
         self._check_input_dim(x)
@@ -107,39 +111,51 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
             self.step_sums[-1] += 1
         return y
 
-    def norm_of(self, x: Tensor, passes: Passes) -> Norm:
+    def norm_of(self, x: Tensor, passes: Passes, gates: Tensor) -> Norm:
         """The statistics by which a fused layer normalises x; in training they are added up too."""
-        if not self.training or self.frozen:
-            assert self.running_mean is not None and self.running_var is not None
-            wide = accumulation_dtype(x.dtype)
-            mean, var = self.running_mean.to(wide), self.running_var.to(wide)
-            return Norm(self.weight, self.bias, mean, var, self.eps, batch=False)
-        with torch.no_grad():
-            mean, var = passes.moments(x)
-            count = x.numel() // self.num_features
-            unbiased = var * (count / (count - 1)) if count > 1 else var
-            self.step_sums[:-1] += torch.cat((mean, unbiased))
-            self.step_sums[-1] += 1
+        if self.training and not self.frozen:
+            with torch.no_grad():
+                return self._norm_of_micro_batch(x, passes, gates)
+        assert self.running_mean is not None and self.running_var is not None
+        wide = accumulation_dtype(x.dtype)
+        mean, var = self.running_mean.to(wide), self.running_var.to(wide)
+        return Norm(self.weight, self.bias, mean, var, self.eps, batch=False)
+
+    def _norm_of_micro_batch(self, x: Tensor, passes: Passes, gates: Tensor) -> Norm:
+        mean, var = passes.moments(x)
+        count = x.numel() // self.num_features
+        unbiased = var * (count / (count - 1)) if count > 1 else var
+        self.step_sums[:-1] += torch.cat((mean, unbiased))
+        self.step_sums[-1] += 1
         return Norm(self.weight, self.bias, mean, var, self.eps, batch=True)
 
     def step_statistics(self) -> list[Tensor]:
-        return list(self.step_sums.split([self.num_features, self.num_features, 1]))
+        return list(self.step_sums.split([*[self.num_features] * self._rows, 1]))
 
     @torch.no_grad()
     def apply_step_statistics(self, means: list[Tensor]) -> None:
         self.discard_step_statistics()
         if self.running_mean is None or self.running_var is None:
             return
-        mean, variance, count = means
-        ran = count > 0
-        count = torch.where(ran, count, torch.ones_like(count))
+        *rows, count = means
         tracked = self.num_batches_tracked
         assert tracked is not None
-        tracked += ran[0]
-        rate = self.momentum if self.momentum is not None else 1 / tracked.clamp(min=1).to(mean)
-        for running, value in ((self.running_mean, mean), (self.running_var, variance)):
-            moved = (1 - rate) * running + rate * (value / count)
-            running.copy_(torch.where(ran, moved, running))
+        tracked += count[0] > 0
+        rate = self.momentum if self.momentum is not None else 1 / tracked.clamp(min=1).to(count)
+        weight, kept, rate = self._rates(rows, count, 1 - rate, rate)
+        for running, value in zip((self.running_mean, self.running_var), rows, strict=False):
+            running.copy_(_moved(running, value, weight, kept, rate))
+
+    @staticmethod
+    def _rates(
+        rows: Sequence[Tensor], count: Tensor, kept: Rate, rate: Rate
+    ) -> tuple[Tensor, Rate, Rate]:
+        """What `rows` are divided by, what is kept of the running statistics, and the rest.
+
+        From the rows of `step_statistics`, how many micro-batches they are of, and the same two
+        numbers by `momentum` alone. Where the first is zero nothing moves.
+        """
+        return count, kept, rate
 
     @classmethod
     @torch.no_grad()
@@ -147,27 +163,36 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         cls, modules: Sequence[MicroBatchNorm2d], parts: Sequence[list[Tensor]]
     ) -> None:
         """Update all modules in a dozen operations instead of a dozen each, to the same bits."""
-        usual = [m.running_mean is not None and m.momentum is not None for m in modules]
-        if len({(m.step_sums.dtype, m.step_sums.device) for m in modules}) > 1 or not all(usual):
+        if not _alike(modules):
             return super().apply_together(modules, parts)
         torch._foreach_zero_([m.step_sums for m in modules])
-        counts = torch.cat([count for _, _, count in parts])
-        ran = counts > 0
+        counts = torch.cat([count for *_, count in parts])
         tracked = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
-        torch._foreach_add_(tracked, [each.long() for each in ran.unbind()])
+        torch._foreach_add_(tracked, [each.long() for each in (counts > 0).unbind()])
         widths = tuple(m.num_features for m in modules)
         rates = tuple(m.momentum or 0.0 for m in modules)
         places, kept, rate = _by_channel(widths, rates, counts.dtype, counts.device)
-        count, ran = torch.where(ran, counts, torch.ones_like(counts))[places], ran[places]
-        for which, name in enumerate(("running_mean", "running_var")):
+        rows = [torch.cat(row) for row in zip(*(means[:-1] for means in parts), strict=True)]
+        weight, *by_filter = cls._rates(rows, counts[places], kept, rate)
+        for name, value in zip(("running_mean", "running_var"), rows, strict=False):
             buffers = [getattr(m, name) for m in modules]
-            running, value = torch.cat(buffers), torch.cat([means[which] for means in parts])
-            moved = torch.where(ran, kept * running + rate * (value / count), running)
+            moved = _moved(torch.cat(buffers), value, weight, *by_filter)
             torch._foreach_copy_(buffers, list(moved.split(widths)))
         return None
 
     def discard_step_statistics(self) -> None:
         self.step_sums.zero_()
+
+
+def _alike(modules: Sequence[MicroBatchNorm2d]) -> bool:
+    usual = [m.running_mean is not None and m.momentum is not None for m in modules]
+    return all(usual) and len({(m.step_sums.dtype, m.step_sums.device) for m in modules}) == 1
+
+
+def _moved(running: Tensor, value: Tensor, weight: Tensor, kept: Rate, rate: Rate) -> Tensor:
+    some = weight > 0
+    moved = kept * running + rate * (value / torch.where(some, weight, torch.ones_like(weight)))
+    return torch.where(some, moved, running)
 
 
 # Kept, because bringing a list of numbers to a GPU makes the host wait for it.
@@ -188,8 +213,8 @@ class MicroBatchNormAct2d(MicroBatchNorm2d):
     drop: nn.Module
     act: nn.Module
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.act(self.drop(super().forward(x)))
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        y: Tensor = self.act(self.drop(super().forward(x, gates)))
         return y
 
 

@@ -27,6 +27,7 @@ from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.look_ahead import LookAhead
 from adafilter_dist.models.gating.modes import trial_copy
+from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.recipe.sections.model import Gate
 
@@ -62,6 +63,11 @@ class AdaFilterNet(nn.Module):
             layers[name] = layer
         return layers
 
+    @property
+    def batchnorm(self) -> BatchNormKind:
+        """Whose statistics the BatchNorms of its gated layers take in training."""
+        return next(iter(self.gated_layers.values())).batchnorm
+
     def forward(self, images: Tensor) -> Tensor:
         self.gate.start(None if self.look_ahead is None else self.look_ahead(images))
         try:
@@ -79,6 +85,7 @@ def convert(
     gate: Gate | None = None,
     layers: str = ".*",
     ungated: Literal["train", "freeze"] = "train",
+    batchnorm: BatchNormKind = "selected",
     head: str | None = None,
     seed: int = 0,
 ) -> AdaFilterNet:
@@ -87,17 +94,20 @@ def convert(
     A copy is run on `example_input` (N, C, H, W), or on noise (2, 3, size, size), in evaluation and
     in training mode, before and afterwards, to check that it still computes the same. Every Conv2d
     directly followed by a BatchNorm2d whose path matches `layers` (re.search) is gated; `ungated`
-    says what happens to the other convolutions and BatchNorms; `head` is the classifier's path
-    (default the last nn.Linear); `seed` draws the gate's initial weights. `gate` is the recipe's
-    section; its default here has no decision on pictures, for which losses must be measured during
-    training (`adafilter_dist.decide`). Raises UserError if
+    says what happens to the other convolutions and BatchNorms; `batchnorm` of which images the two
+    BatchNorms of a gated layer take their statistics in training, of those that chose the filter or
+    of all; `head` is the classifier's path (default the last nn.Linear); `seed` draws the gate's
+    initial weights. `gate` is the recipe's section; its default here has no decision on pictures,
+    for which losses must be measured during training (`adafilter_dist.decide`). Raises UserError if
     nothing can be gated or the network computes something else afterwards, naming the layer.
     """
     example = _example(model, size) if example_input is None else example_input
     source = trial_copy(model)
     pairs = find_pairs(source, example, layers)
     before = SourceNetwork.of(source, example, copied=source is not model)
-    net = convert_pairs(model, pairs, gate=gate, ungated=ungated, head=head, seed=seed)
+    net = convert_pairs(
+        model, pairs, gate=gate, ungated=ungated, batchnorm=batchnorm, head=head, seed=seed
+    )
     before.check(net, pairs)
     return net
 
@@ -108,6 +118,7 @@ def convert_pairs(
     *,
     gate: Gate | None = None,
     ungated: Literal["train", "freeze"] = "train",
+    batchnorm: BatchNormKind = "selected",
     head: str | None = None,
     seed: int = 0,
 ) -> AdaFilterNet:
@@ -127,7 +138,7 @@ def convert_pairs(
         dtype=accumulation_dtype(reference.dtype),
     )
     for index, pair in enumerate(pairs.gated):
-        _gate_pair(model, pair, recurrent, index)
+        _gate_pair(model, pair, recurrent, index, batchnorm)
     replace_batchnorm(model)
     absorb(model)
     if ungated == "freeze":
@@ -152,15 +163,17 @@ def _look_ahead(model: nn.Module, pairs: Pairs, gate: Gate, head: str | None) ->
     return LookAhead(model, [pair.batchnorm for pair in pairs.gated[:count]], unused)
 
 
-def _gate_pair(model: nn.Module, pair: Pair, gate: RecurrentGate, index: int) -> None:
-    batchnorm = model.get_submodule(pair.batchnorm)
-    assert isinstance(batchnorm, nn.BatchNorm2d)
-    layer = GatedConvBN(_conv(model, pair.conv), batchnorm, gate, index)
-    model.set_submodule(pair.conv, layer.train(batchnorm.training))
+def _gate_pair(
+    model: nn.Module, pair: Pair, gate: RecurrentGate, index: int, batchnorm: BatchNormKind
+) -> None:
+    norm = model.get_submodule(pair.batchnorm)
+    assert isinstance(norm, nn.BatchNorm2d)
+    layer = GatedConvBN(_conv(model, pair.conv), norm, gate, index, batchnorm)
+    model.set_submodule(pair.conv, layer.train(norm.training))
     rest: nn.Module = nn.Identity()
-    if has_activation(batchnorm):
-        rest = nn.Sequential(batchnorm.get_submodule("drop"), batchnorm.get_submodule("act"))
-    model.set_submodule(pair.batchnorm, rest.train(batchnorm.training))
+    if has_activation(norm):
+        rest = nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
+    model.set_submodule(pair.batchnorm, rest.train(norm.training))
 
 
 def _conv(model: nn.Module, name: str) -> nn.Conv2d:

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind, SelectedBatchNorm2d
 from adafilter_dist.models.ops.gated_norm import gated_norm
 from adafilter_dist.models.ops.passes import Kernels, Passes, pick
 from adafilter_dist.models.ops.selected_filters import selected_filters
@@ -21,7 +22,8 @@ class GatedConvBN(nn.Module):
     """y = G * BN1(F x) + (1 - G) * BN2(S x), with G one bit per image and filter.
 
     F is `conv` (trained), S its pre-trained twin held in buffers, so that no optimizer and no
-    weight decay can reach it. x (N, C_in, H, W) -> y (N, C_out, H', W').
+    weight decay can reach it. x (N, C_in, H, W) -> y (N, C_out, H', W'). In training a BatchNorm
+    takes its statistics from the images that chose the filter, or, ``batchnorm="all"``, from all.
     """
 
     frozen_weight: Tensor
@@ -31,7 +33,12 @@ class GatedConvBN(nn.Module):
     """Its forward can also add the block's `residual` and apply its `relu`."""
 
     def __init__(
-        self, conv: nn.Conv2d, batchnorm: nn.BatchNorm2d, gate: RecurrentGate, index: int
+        self,
+        conv: nn.Conv2d,
+        source: nn.BatchNorm2d,
+        gate: RecurrentGate,
+        index: int,
+        batchnorm: BatchNormKind = "selected",
     ) -> None:
         super().__init__()
         self.conv = conv
@@ -40,8 +47,11 @@ class GatedConvBN(nn.Module):
         self.register_buffer("frozen_weight", conv.weight.detach().clone())
         bias = None if conv.bias is None else conv.bias.detach().clone()
         self.register_buffer("frozen_bias", bias)
-        self.bn1 = MicroBatchNorm2d.from_batchnorm(batchnorm)
-        self.bn2 = MicroBatchNorm2d.from_batchnorm(batchnorm)
+        kind = SelectedBatchNorm2d if batchnorm == "selected" else MicroBatchNorm2d
+        self.bn1, self.bn2 = kind.from_batchnorm(source), kind.from_batchnorm(source)
+        if isinstance(self.bn2, SelectedBatchNorm2d):
+            self.bn2.tuned = False
+        self.batchnorm = batchnorm
         self.index = index
         # In a tuple, so that the shared gate does not become a submodule of every layer.
         self._gate = (gate,)
@@ -76,7 +86,7 @@ class GatedConvBN(nn.Module):
                 out, mean = (torch.cat(each) for each in zip(*made, strict=True))
             self._gate[0].remember_mean(out, mean)
             return out
-        tuned, frozen = self.bn1(tuned), self.bn2(frozen)
+        tuned, frozen = self.bn1(tuned, gates), self.bn2(frozen, gates)
         # lerp is exact at 0 and 1 and where both branches agree; fractions are used in ablations.
         out = torch.lerp(frozen, tuned, gates.to(tuned.dtype)[:, :, None, None])
         if residual is not None:
@@ -103,7 +113,7 @@ class GatedConvBN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What follows the convolutions, for one micro-batch, and its mean over pixels."""
         tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
-        norms = self.bn1.norm_of(tuned, passes), self.bn2.norm_of(frozen, passes)
+        norms = self.bn1.norm_of(tuned, passes, gates), self.bn2.norm_of(frozen, passes, gates)
         return gated_norm(passes, y1, y2, gates, *norms, residual, relu)
 
     def _passes(self, y: Tensor, residual: Tensor | None) -> Passes | None:

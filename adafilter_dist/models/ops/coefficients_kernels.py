@@ -71,6 +71,8 @@ def gradients_kernel(
     weight2: tl.tensor,
     bias2: tl.tensor,
     rstd2: tl.tensor,
+    total1: tl.tensor,
+    total2: tl.tensor,
     by_image: tl.tensor,
     by_channel: tl.tensor,
     images: int,
@@ -78,11 +80,13 @@ def gradients_kernel(
     pixels: int,
     BATCH1: tl.constexpr,
     BATCH2: tl.constexpr,
+    TOTAL1: tl.constexpr,
+    TOTAL2: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """by_image (3, N, C): dgates, p1, p2; by_channel (8, C): dw1 db1 dw2 db2 q1 r1 q2 r2."""
+    """by_image (7, N, C): dgates p1 q1 r1 p2 q2 r2; by_channel (4, C): dw1 db1 dw2 db2."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = c < channels
     w1, b1 = _row(weight1, c, in_c, ACC), _row(bias1, c, in_c, ACC)
@@ -108,21 +112,33 @@ def gradients_kernel(
         dgates = w1 * between + (w1 - w2) * s2 + (b1 - b2) * s0
         tl.store(by_image + at, dgates, mask=mask)
         tl.store(by_image + apart + at, g * w1 * k1, mask=mask)
-        tl.store(by_image + 2 * apart + at, (1 - g) * w2 * k2, mask=mask)
+        tl.store(by_image + 4 * apart + at, (1 - g) * w2 * k2, mask=mask)
         dw1 += g * s1
         db1 += g * s0
         dw2 += (1 - g) * s2
         db2 += (1 - g) * s0
-    each1 = w1 * k1 / pixels if BATCH1 else w1 * 0
-    each2 = w2 * k2 / pixels if BATCH2 else w2 * 0
-    total1, total2 = tl.sum(dw1, 0)[None, :], tl.sum(dw2, 0)[None, :]
-    offset1, offset2 = tl.sum(db1, 0)[None, :], tl.sum(db2, 0)[None, :]
-    to, mask = by_channel + c[None, :], in_c[None, :]
-    tl.store(to, total1, mask=mask)
-    tl.store(to + channels, offset1, mask=mask)
-    tl.store(to + 2 * channels, total2, mask=mask)
-    tl.store(to + 3 * channels, offset2, mask=mask)
-    tl.store(to + 4 * channels, -each1 * k1 * total1, mask=mask)
-    tl.store(to + 5 * channels, -each1 * offset1, mask=mask)
-    tl.store(to + 6 * channels, -each2 * k2 * total2, mask=mask)
-    tl.store(to + 7 * channels, -each2 * offset2, mask=mask)
+    dweight1, dbias1 = tl.sum(dw1, 0)[None, :], tl.sum(db1, 0)[None, :]
+    dweight2, dbias2 = tl.sum(dw2, 0)[None, :], tl.sum(db2, 0)[None, :]
+    to, row = by_channel + c[None, :], in_c[None, :]
+    tl.store(to, dweight1, mask=row)
+    tl.store(to + channels, dbias1, mask=row)
+    tl.store(to + 2 * channels, dweight2, mask=row)
+    tl.store(to + 3 * channels, dbias2, mask=row)
+    # q and r by an image's weight in the statistics, which are those of `total` images' worth.
+    of1 = tl.load(total1 + c, mask=in_c, other=1).to(ACC)[None, :] if TOTAL1 else images
+    of2 = tl.load(total2 + c, mask=in_c, other=1).to(ACC)[None, :] if TOTAL2 else images
+    each1 = w1 * k1 / (of1 * pixels) if BATCH1 else w1 * 0
+    each2 = w2 * k2 / (of2 * pixels) if BATCH2 else w2 * 0
+    q1, r1 = -each1 * k1 * dweight1, -each1 * dbias1
+    q2, r2 = -each2 * k2 * dweight2, -each2 * dbias2
+    for step in range(0, tl.cdiv(images, BLOCK_N)):
+        n = step * BLOCK_N + tl.arange(0, BLOCK_N)
+        mask = (n < images)[:, None] & in_c[None, :]
+        at = n[:, None] * channels + c[None, :]
+        g = tl.load(gates + at, mask=mask, other=0).to(ACC)
+        chose1 = g if TOTAL1 else g * 0 + 1
+        chose2 = 1 - g if TOTAL2 else g * 0 + 1
+        tl.store(by_image + 2 * apart + at, chose1 * q1, mask=mask)
+        tl.store(by_image + 3 * apart + at, chose1 * r1, mask=mask)
+        tl.store(by_image + 5 * apart + at, chose2 * q2, mask=mask)
+        tl.store(by_image + 6 * apart + at, chose2 * r2, mask=mask)

@@ -41,9 +41,10 @@ def gradients(
     """All small gradients, and the coefficients of `spread`, from `sums`."""
     tensors = [gates, s0, s1, s2]
     tensors += [first.weight, first.bias, first.rstd, second.weight, second.bias, second.rstd]
-    by_image, by_channel = _gradients(tensors, pixels, first.batch, second.batch)
-    dgates, p1, p2 = by_image.unbind()
-    dweight1, dbias1, dweight2, dbias2, q1, r1, q2, r2 = by_channel.unbind()
+    totals = (first.total, second.total)
+    by_image, by_channel = _gradients(tensors, *totals, pixels, first.batch, second.batch)
+    dgates, p1, q1, r1, p2, q2, r2 = by_image.unbind()
+    dweight1, dbias1, dweight2, dbias2 = by_channel.unbind()
     return Gradients(dgates, dweight1, dbias1, dweight2, dbias2, (p1, q1, r1), (p2, q2, r2))
 
 
@@ -83,15 +84,21 @@ def _(
 
 @custom_op("adafilter::gradients", mutates_args=())
 def _gradients(
-    tensors: list[Tensor], pixels: int, batch1: bool, batch2: bool
+    tensors: list[Tensor],
+    total1: Tensor | None,
+    total2: Tensor | None,
+    pixels: int,
+    batch1: bool,
+    batch2: bool,
 ) -> tuple[Tensor, Tensor]:
     images, channels = tensors[0].shape
     wide, accumulate = accumulation(tensors[1].dtype)
-    by_image = torch.empty(3, images, channels, dtype=wide, device=tensors[0].device)
-    by_channel = torch.empty(8, channels, dtype=wide, device=tensors[0].device)
+    by_image = torch.empty(7, images, channels, dtype=wide, device=tensors[0].device)
+    by_channel = torch.empty(4, channels, dtype=wide, device=tensors[0].device)
     with torch.cuda.device_of(tensors[0]):
         kernels.gradients_kernel[(triton.cdiv(channels, _BLOCK_C),)](
             *(each.contiguous() for each in tensors),
+            *(tensors[0] if total is None else total.contiguous() for total in (total1, total2)),
             by_image,
             by_channel,
             images,
@@ -99,6 +106,8 @@ def _gradients(
             pixels,
             BATCH1=batch1,
             BATCH2=batch2,
+            TOTAL1=total1 is not None,
+            TOTAL2=total2 is not None,
             ACC=accumulate,
             BLOCK_N=_BLOCK_N,
             BLOCK_C=_BLOCK_C,
@@ -107,8 +116,15 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(tensors: list[Tensor], pixels: int, batch1: bool, batch2: bool) -> tuple[Tensor, Tensor]:
+def _(
+    tensors: list[Tensor],
+    total1: Tensor | None,
+    total2: Tensor | None,
+    pixels: int,
+    batch1: bool,
+    batch2: bool,
+) -> tuple[Tensor, Tensor]:
     gates, sums = tensors[0], tensors[1]
     wide, _ = accumulation(sums.dtype)
-    by_channel = gates.new_empty(8, gates.shape[1], dtype=wide)
-    return gates.new_empty(3, *gates.shape, dtype=wide), by_channel
+    by_channel = gates.new_empty(4, gates.shape[1], dtype=wide)
+    return gates.new_empty(7, *gates.shape, dtype=wide), by_channel

@@ -84,32 +84,34 @@ class _GatedNorm(torch.autograd.Function):
             gates,
             *(weight1, bias1, weight2, bias2),
             *(norm1.mean, norm2.mean, rstd1, rstd2),
+            *(norm1.total, norm2.total),
         )
         ctx.passes, ctx.batch = passes, (norm1.batch, norm2.batch)
-        ctx.pixels = y1.shape[0] * y1.shape[2] * y1.shape[3]
         return out, mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, dmean: Tensor | None) -> tuple[Tensor | None, ...]:
-        y1, y2, out, gates, weight1, bias1, weight2, bias2, m1, m2, rstd1, rstd2 = ctx.saved_tensors
+        y1, y2, out, gates, *small, total1, total2 = ctx.saved_tensors
+        weight1, bias1, weight2, bias2, m1, m2, rstd1, rstd2 = small
         passes: Passes = ctx.passes
         if dout is None:
             dout = torch.zeros_like(y1)
-        more = None if dmean is None else dmean / (y1.shape[2] * y1.shape[3])
-        first = Affine(weight1, bias1, rstd1, ctx.batch[0])
-        second = Affine(weight2, bias2, rstd2, ctx.batch[1])
+        pixels = y1.shape[2] * y1.shape[3]
+        more = None if dmean is None else dmean / pixels
+        first = Affine(weight1, bias1, rstd1, ctx.batch[0], total1)
+        second = Affine(weight2, bias2, rstd2, ctx.batch[1], total2)
         sums = passes.sums(dout, more, out, y1, y2, m1, m2)
-        grads = passes.gradients(gates, *sums, first, second, ctx.pixels)
+        grads = passes.gradients(gates, *sums, first, second, pixels)
         *dy, dz = passes.spread(
             *(dout, more, out, y1, y2, m1, m2, *grads.first, *grads.second),
             want_residual=ctx.needs_input_grad[7],
             stacked=ctx.stacked,
         )
         dy1, dy2 = (*dy, None)[:2]
-        small = (grads.weight1, grads.bias1, grads.weight2, grads.bias2)
+        of_affine = (grads.weight1, grads.bias1, grads.weight2, grads.bias2)
         affine = (
             cast(grad, of.dtype)
-            for grad, of in zip(small, (weight1, bias1, weight2, bias2), strict=True)
+            for grad, of in zip(of_affine, (weight1, bias1, weight2, bias2), strict=True)
         )
         return dy1, dy2, cast(grads.gates, gates.dtype), *affine, dz, None, None, None, None

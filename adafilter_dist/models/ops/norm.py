@@ -12,7 +12,8 @@ from torch import Tensor
 class Norm:
     """Its affine pair, (C,) each or None, and the statistics it takes.
 
-    `batch`: they are this batch's own, so that the gradient runs through them too.
+    `batch`: they are this batch's own, so that the gradient runs through them too. ``total`` (C,):
+    they are of so many images' worth, each weighing as its gate says; None: of all alike.
     """
 
     weight: Tensor | None
@@ -21,6 +22,7 @@ class Norm:
     var: Tensor
     eps: float
     batch: bool
+    total: Tensor | None = None
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """Weight and bias, one and zero where it has none."""
@@ -36,13 +38,42 @@ class Affine:
     bias: Tensor
     rstd: Tensor
     batch: bool
+    total: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Choosers:
+    """Whose statistics a branch takes: those of the images that chose the filter.
+
+    An image weighs its gate in the tuned branch, 1 - its gate in the other; gates (N, C), fractions
+    too. The running statistics ``mean`` and ``var`` (C,) stand in for who is missing: they weigh
+    ``prior`` images times the share that chose otherwise.
+    """
+
+    gates: Tensor
+    tuned: bool
+    mean: Tensor
+    var: Tensor
+    prior: float
+
+
+@dataclass(frozen=True)
+class ChosenMoments:
+    """Of one batch: ``taken`` (3, C), mean, variance and weight, in images, of all that count.
+
+    ``sums`` (3, C), for the running statistics: mean and unbiased variance of the choosers alone
+    times their share of the batch, and that share.
+    """
+
+    taken: Tensor
+    sums: Tensor
 
 
 @dataclass(frozen=True)
 class Gradients:
     """Of gates (N, C) and both affine pairs (C,), and the coefficients of `spread`.
 
-    ``first`` and ``second`` are p (N, C), q and r (C,) of dy = p dz + q (y - mean) + r.
+    ``first`` and ``second`` are p, q and r (N, C) of dy = p dz + q (y - mean) + r.
     """
 
     gates: Tensor

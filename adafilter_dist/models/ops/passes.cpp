@@ -92,7 +92,46 @@ void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *mea
             vars[n * C + first + c] = A(std::max(0.0, squares[c] / P - off * off));
         }
     }
-    combine(means, vars, N, C, mean, var);
+    if (mean) combine(means, vars, N, C, mean, var);
+}
+
+// Of the images that chose each filter, from the moments of each image: an image weighs g, or 1 - g
+// in the other branch, and the running statistics weigh `prior` images times the share that chose
+// otherwise. Six rows of C: mean, variance and weight of all these; then the choosers' own mean and
+// unbiased variance times their share, and that share.
+template <class A>
+void choosers(const A *means, const A *vars, const A *g, int tuned, const A *rm, const A *rv,
+              double prior, int64_t N, int64_t P, int64_t C, A *rows) {
+    std::vector<double> total(C), middle(C), spread(C);
+    for (int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const double weight = tuned ? g[n * C + c] : A(1) - g[n * C + c];
+            total[c] += weight, middle[c] += weight * means[n * C + c];
+        }
+    for (int64_t c = 0; c < C; ++c) middle[c] /= total[c] > 0 ? total[c] : 1;
+    for (int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const double weight = tuned ? g[n * C + c] : A(1) - g[n * C + c];
+            const double off = means[n * C + c] - middle[c];
+            spread[c] += weight * (vars[n * C + c] + off * off);
+        }
+    for (int64_t c = 0; c < C; ++c) {
+        const double share = total[c] / N, own = spread[c] / (total[c] > 0 ? total[c] : 1);
+        const double added = std::max(0.0, prior * (1 - share)), all = total[c] + added;
+        // As a step from the choosers' own: exactly theirs if all chose, the running ones if none.
+        const double part = added / all, off = rm[c] - middle[c];
+        const double var = own + part * (rv[c] - own) + part * (1 - part) * off * off;
+        rows[c] = A(middle[c] + part * off);
+        rows[C + c] = A(std::max(0.0, var));
+        rows[2 * C + c] = A(all);
+        // A single value has no variance: then the running one stays.
+        const double count = total[c] * P, factor = count / std::max(count - 1, 1.0);
+        rows[3 * C + c] = A(share) * A(middle[c]);
+        rows[4 * C + c] = A(share) * (count > 1 ? A(own) * A(factor) : rv[c]);
+        rows[5 * C + c] = A(share);
+    }
 }
 
 template <class A>
@@ -117,22 +156,31 @@ void coefficients(const A *g, const A *w1, const A *b1, const A *m1, const A *v1
         }
 }
 
-// q and r of dy = p dz + q (y - mean) + r; zero where the statistics are not the batch's own.
+// q and r of dy = p dz + q (y - mean) + r: by an image's weight in the statistics, which are those
+// of `total` images' worth, or of all alike without it; zero where they are not the batch's own.
 template <class A>
-void input_gradient(const A *w, const A *rstd, const A *dw, const A *db, int batch, int64_t pixels,
-                    int64_t C, A *q, A *r) {
-#pragma omp simd
-    for (int64_t c = 0; c < C; ++c) {
-        const A each = batch ? w[c] * rstd[c] / A(pixels) : A(0);
-        q[c] = -each * rstd[c] * dw[c], r[c] = -each * db[c];
+void input_gradient(const A *g, bool tuned, const A *w, const A *rstd, const A *dw, const A *db,
+                    int batch, const A *total, int64_t pixels, int64_t N, int64_t C, A *q, A *r) {
+    std::vector<A> both(2 * C);
+    A *of_q = both.data(), *of_r = of_q + C;
+    for (int64_t c = 0; batch && c < C; ++c) {
+        const A each = w[c] * rstd[c] / ((total ? total[c] : A(N)) * A(pixels));
+        of_q[c] = -each * rstd[c] * dw[c], of_r[c] = -each * db[c];
     }
+    for (int64_t n = 0; n < N; ++n)
+#pragma omp simd
+        for (int64_t c = 0; c < C; ++c) {
+            const int64_t at = n * C + c;
+            const A weight = !total ? A(1) : tuned ? g[at] : 1 - g[at];
+            q[at] = weight * of_q[c], r[at] = weight * of_r[c];
+        }
 }
 
 template <class A>
 void gradients(const A *g, const A *s0, const A *s1, const A *s2, const A *w1, const A *b1,
-               const A *rstd1, int batch1, const A *w2, const A *b2, const A *rstd2, int batch2,
-               int64_t pixels, int64_t N, int64_t C, A *dg, A *dw1, A *db1, A *dw2, A *db2, A *p1,
-               A *q1, A *r1, A *p2, A *q2, A *r2) {
+               const A *rstd1, int batch1, const A *total1, const A *w2, const A *b2,
+               const A *rstd2, int batch2, const A *total2, int64_t pixels, int64_t N, int64_t C,
+               A *dg, A *dw1, A *db1, A *dw2, A *db2, A *p1, A *q1, A *r1, A *p2, A *q2, A *r2) {
     for (A *sum : {dw1, db1, dw2, db2}) std::fill(sum, sum + C, A(0));
     for (int64_t n = 0; n < N; ++n)
 #pragma omp simd
@@ -147,8 +195,8 @@ void gradients(const A *g, const A *s0, const A *s1, const A *s2, const A *w1, c
             dw1[c] += on * t1, db1[c] += on * t0, dw2[c] += off * t2, db2[c] += off * t0;
             p1[at] = on * w1[c] * rstd1[c], p2[at] = off * w2[c] * rstd2[c];
         }
-    input_gradient(w1, rstd1, dw1, db1, batch1, pixels, C, q1, r1);
-    input_gradient(w2, rstd2, dw2, db2, batch2, pixels, C, q2, r2);
+    input_gradient(g, true, w1, rstd1, dw1, db1, batch1, total1, pixels, N, C, q1, r1);
+    input_gradient(g, false, w2, rstd2, dw2, db2, batch2, total2, pixels, N, C, q2, r2);
 }
 
 template <bool RESIDUAL, bool RELU, class T, class A>
@@ -269,8 +317,8 @@ void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t str
     for (int64_t item = 0; item < N * pieces; ++item) {
         const int64_t n = item / pieces, from = item % pieces * RUN, at = n * P + from;
         rows(grad + at * C, more ? more + n * C : nothing.data(), out ? out + at * C : nullptr,
-             y1 + at * stride1, stride1, y2 + at * stride2, stride2, m1, q1, r1, m2, q2, r2,
-             p1 + n * C, p2 + n * C, std::min(RUN, P - from), C, dy1 + at * stride,
+             y1 + at * stride1, stride1, y2 + at * stride2, stride2, m1, q1 + n * C, r1 + n * C, m2,
+             q2 + n * C, r2 + n * C, p1 + n * C, p2 + n * C, std::min(RUN, P - from), C, dy1 + at * stride,
              dy2 + at * stride, stride, dz ? dz + at * C : nullptr);
     }
 }
@@ -316,11 +364,16 @@ void spread(const T *grad, const A *more, const T *out, const T *y1, int64_t str
     }                                                                                              \
     extern "C" void gradients_##NAME(                                                              \
         const A *g, const A *s0, const A *s1, const A *s2, const A *w1, const A *b1,               \
-        const A *rstd1, int batch1, const A *w2, const A *b2, const A *rstd2, int batch2,          \
-        int64_t pixels, int64_t N, int64_t C, A *dg, A *dw1, A *db1, A *dw2, A *db2, A *p1, A *q1, \
-        A *r1, A *p2, A *q2, A *r2) {                                                              \
-        gradients(g, s0, s1, s2, w1, b1, rstd1, batch1, w2, b2, rstd2, batch2, pixels, N, C, dg,   \
-                  dw1, db1, dw2, db2, p1, q1, r1, p2, q2, r2);                                     \
+        const A *rstd1, int batch1, const A *total1, const A *w2, const A *b2, const A *rstd2,     \
+        int batch2, const A *total2, int64_t pixels, int64_t N, int64_t C, A *dg, A *dw1, A *db1,  \
+        A *dw2, A *db2, A *p1, A *q1, A *r1, A *p2, A *q2, A *r2) {                                \
+        gradients(g, s0, s1, s2, w1, b1, rstd1, batch1, total1, w2, b2, rstd2, batch2, total2,     \
+                  pixels, N, C, dg, dw1, db1, dw2, db2, p1, q1, r1, p2, q2, r2);                   \
+    }                                                                                              \
+    extern "C" void choosers_##NAME(const A *means, const A *vars, const A *g, int tuned,          \
+                                    const A *rm, const A *rv, double prior, int64_t N, int64_t P,  \
+                                    int64_t C, A *rows) {                                          \
+        choosers(means, vars, g, tuned, rm, rv, prior, N, P, C, rows);                             \
     }
 
 SMALL(float32, float)

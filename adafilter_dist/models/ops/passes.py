@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops import passes_cpu
-from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
+from adafilter_dist.models.ops.norm import Affine, Choosers, ChosenMoments, Gradients, Norm
 
 Kernels = Literal["auto", "reference"]
 
@@ -19,6 +19,9 @@ class Passes(Protocol):
 
     def moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, (C,) each."""
+
+    def chosen_moments(self, y: Tensor, choosers: Choosers) -> ChosenMoments:
+        """Mean and variance over the images that chose each filter."""
 
     def coefficients(
         self, gates: Tensor, norm1: Norm, norm2: Norm

@@ -17,19 +17,20 @@ from torch import Tensor
 
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.native import library
-from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
+from adafilter_dist.models.ops.norm import Affine, Choosers, ChosenMoments, Gradients, Norm
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 _ARGUMENTS = {
     "moments": "p l lll pppp i",
+    "choosers": "pp p i pp d lll p",
     "coefficients": "p ppppd ppppd ll ppp pp",
-    "gradients": "pppp pppi pppi l ll p pppp ppp ppp",
+    "gradients": "pppp pppip pppip l ll p pppp ppp ppp",
     "blend": "pl pl ppp p i lll pp i",
     "sums": "ppp pl pl pp lll ppp i",
     "spread": "ppp pl pl ppp ppp pp lll pp l p i",
 }
-_SMALL = ("coefficients", "gradients")  # on what is as wide as sums
+_SMALL = ("choosers", "coefficients", "gradients")  # on what is as wide as sums
 _TYPES: dict[str, Any] = {"p": c_void_p, "l": c_int64, "i": c_int, "d": c_double}
 
 
@@ -40,14 +41,31 @@ def available(y: Tensor) -> bool:
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over images and pixels: y (N, C, H, W) -> (C,) each."""
+    mean, var = y.new_empty((2, y.shape[1]), dtype=accumulation_dtype(y.dtype)).unbind()
+    _moments(y, mean, var)
+    return mean, var
+
+
+def chosen_moments(y: Tensor, choosers: Choosers) -> ChosenMoments:
+    """Mean and variance over the images that chose each filter, of y (N, C, H, W)."""
+    means, variances = _moments(y)
+    (images, channels), pixels = y.shape[:2], y.shape[2] * y.shape[3]
+    rows = means.new_empty(6, channels)
+    given = (means, variances, _for_c(choosers.gates, means))
+    running = (_for_c(choosers.mean, means), _for_c(choosers.var, means))
+    who = (*map(_ptr, given), int(choosers.tuned), *map(_ptr, running), choosers.prior)
+    _call("choosers", means, *who, images, pixels, channels, _ptr(rows))
+    return ChosenMoments(rows[:3], rows[3:])
+
+
+def _moments(y: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -> Tensor:
+    """Mean and variance of each image, (2, N, C); of all images into `mean` and `var`."""
     (images, channels), pixels = y.shape[:2], y.shape[2] * y.shape[3]
     y, stride = pixel_rows(y)
-    wide = accumulation_dtype(y.dtype)
-    means, variances = y.new_empty((2, images, channels), dtype=wide).unbind()  # of each image
-    mean, var = y.new_empty((2, channels), dtype=wide).unbind()
-    to = map(_ptr, (means, variances, mean, var))
+    each = y.new_empty((2, images, channels), dtype=accumulation_dtype(y.dtype))
+    to = map(_ptr, (each[0], each[1], mean, var))
     _call("moments", y, _ptr(y), stride, images, pixels, channels, *to, torch.get_num_threads())
-    return mean, var
+    return each
 
 
 def coefficients(
@@ -144,13 +162,16 @@ def gradients(
     """All small gradients, and the coefficients of `spread`, from `sums`."""
     images, channels = gates.shape
     g = _for_c(gates, s0)
-    dgates, p1, p2 = s0.new_empty((3, images, channels)).unbind()
-    rows = s0.new_empty((8, channels)).unbind()
+    dgates, p1, q1, r1, p2, q2, r2 = s0.new_empty((7, images, channels)).unbind()
     affine = [
         [_for_c(tensor, s0) for tensor in (of.weight, of.bias, of.rstd)] for of in (first, second)
     ]
-    norms = (*map(_ptr, affine[0]), first.batch, *map(_ptr, affine[1]), second.batch)
-    dweight1, dbias1, dweight2, dbias2, q1, r1, q2, r2 = rows
+    totals = [None if of.total is None else _for_c(of.total, s0) for of in (first, second)]
+    norms = (
+        *(*map(_ptr, affine[0]), first.batch, _ptr(totals[0])),
+        *(*map(_ptr, affine[1]), second.batch, _ptr(totals[1])),
+    )
+    dweight1, dbias1, dweight2, dbias2 = s0.new_empty((4, channels)).unbind()
     to = (dgates, dweight1, dbias1, dweight2, dbias2, p1, q1, r1, p2, q2, r2)
     sums_at = map(_ptr, (g, s0, s1, s2))
     _call("gradients", s0, *sums_at, *norms, pixels, images, channels, *map(_ptr, to))
@@ -175,11 +196,16 @@ def spread(
     want_residual: bool = False,
     stacked: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k."""
+    """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k.
+
+    p, q, r (N, C), or q, r (C,) that all images share.
+    """
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
     dout, output = _dense(dout, y1), None if out is None else _dense(out, y1)
     y1, stride1 = pixel_rows(y1)
     y2, stride2 = pixel_rows(y2.to(y1.dtype))
+    of_image = [each.expand(images, channels) for each in (q1, r1, q2, r2, p1, p2)]
+    q1, r1, q2, r2, p1, p2 = of_image
     small = [_for_c(each, y1) for each in (m1, q1, r1, m2, q2, r2, p1, p2)]
     if stacked:
         both = empty_rows(y1, 2 * channels)

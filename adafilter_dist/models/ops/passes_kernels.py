@@ -38,17 +38,22 @@ def moments_kernel(
     y: tl.tensor,
     means: tl.tensor,
     squares: tl.tensor,
-    rows: tl.int64,
+    pixels: tl.int64,
     channels: int,
     stride: int,
+    splits: int,
     share: int,
     ACC: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """Mean and sum of squared distances from it, over the `share` rows of this program."""
-    c, in_c, split = _columns(channels, BLOCK_C)
-    first = split.to(tl.int64) * share
+    """Mean and sum of squared distances from it, over `share` pixels of one image.
+
+    All images may stand as one, whose pixels are all rows.
+    """
+    c, in_c, part = _columns(channels, BLOCK_C)
+    start = (part % splits).to(tl.int64) * share
+    first = (part // splits).to(tl.int64) * pixels + start
     lane = tl.arange(0, BLOCK_R)
     # The distance from the first row is exact where y is far from zero. Of it, Welford's recurrence
     # in each lane of the tile, then all lanes about their common mean.
@@ -58,9 +63,11 @@ def moments_kernel(
     square = tl.zeros((BLOCK_R, BLOCK_C), ACC)
     for step in range(0, tl.cdiv(share, BLOCK_R)):
         within = step * BLOCK_R + lane
-        r = first + within
-        in_r = (within < share) & (r < rows)
-        x = _load_rows(y, r, stride, c, in_r[:, None] & in_c[None, :], ACC) - pivot[None, :]
+        in_r = (within < share) & (start + within < pixels)
+        x = (
+            _load_rows(y, first + within, stride, c, in_r[:, None] & in_c[None, :], ACC)
+            - pivot[None, :]
+        )
         count += in_r.to(ACC)
         delta = tl.where(in_r[:, None], x - mean, 0)
         mean += delta * (1 / tl.maximum(count, 1))[:, None]
@@ -69,7 +76,7 @@ def moments_kernel(
     common = tl.sum(mean * count[:, None], 0) / total
     away = mean - common[None, :]
     square = tl.sum(square + count[:, None] * away * away, 0)
-    at = split.to(tl.int64) * channels + c
+    at = part.to(tl.int64) * channels + c
     tl.store(means + at, pivot.to(tl.float64) + common, mask=in_c)
     tl.store(squares + at, square, mask=in_c)
 
@@ -108,6 +115,90 @@ def combine_kernel(
         spread += tl.sum(square + weight[:, None] * away * away, 0)
     tl.store(mean + c, common, mask=in_c)
     tl.store(var + c, spread, mask=in_c)
+
+
+@triton.jit
+def _weights(
+    gates: tl.tensor,
+    part: tl.tensor,
+    splits: int,
+    channels: int,
+    c: tl.tensor,
+    mask: tl.tensor,
+    TUNED: tl.constexpr,
+) -> tl.tensor:
+    """How much the images of these parts weigh: their gates, or what is left of one."""
+    g = _load_rows(gates, part // splits, channels, c, mask, tl.float64)
+    return g if TUNED else tl.where(mask, 1 - g, 0)
+
+
+@triton.jit
+def choosers_kernel(
+    means: tl.tensor,
+    squares: tl.tensor,
+    gates: tl.tensor,
+    running_mean: tl.tensor,
+    running_var: tl.tensor,
+    to: tl.tensor,
+    images: int,
+    pixels: tl.int64,
+    channels: int,
+    splits: int,
+    share: int,
+    prior: float,
+    TUNED: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """Of the images that chose each filter, and the running statistics, from shares of images.
+
+    Six rows of channels: mean, variance and weight of all that; the choosers' own mean and unbiased
+    variance times their share, and that share.
+    """
+    c, in_c, _ = _columns(channels, BLOCK_C)
+    lane = tl.arange(0, BLOCK_R)
+    parts = images * splits
+    # The choosers' mean, weighing each part by its pixels too.
+    total = tl.zeros((BLOCK_C,), tl.float64)
+    middle = tl.zeros((BLOCK_C,), tl.float64)
+    for step in range(0, tl.cdiv(parts, BLOCK_R)):
+        part = (step * BLOCK_R + lane).to(tl.int64)
+        mask = (part < parts)[:, None] & in_c[None, :]
+        weight = _weights(gates, part, splits, channels, c, mask, TUNED)
+        # An image's own weight once, so that the sum over all is exactly their number.
+        total += tl.sum(tl.where((part % splits == 0)[:, None], weight, 0), 0)
+        size = tl.minimum(pixels - part % splits * share, share).to(tl.float64) / pixels
+        mean = _load_rows(means, part, channels, c, mask, tl.float64)
+        middle += tl.sum(weight * size[:, None] * mean, 0)
+    safe = tl.where(total > 0, total, 1)
+    middle = middle / safe
+    own = tl.zeros((BLOCK_C,), tl.float64)
+    for step in range(0, tl.cdiv(parts, BLOCK_R)):
+        part = (step * BLOCK_R + lane).to(tl.int64)
+        mask = (part < parts)[:, None] & in_c[None, :]
+        weight = _weights(gates, part, splits, channels, c, mask, TUNED)
+        size = tl.minimum(pixels - part % splits * share, share).to(tl.float64) / pixels
+        away = _load_rows(means, part, channels, c, mask, tl.float64) - middle[None, :]
+        square = _load_rows(squares, part, channels, c, mask, tl.float64) / pixels
+        own += tl.sum(weight * (square + size[:, None] * away * away), 0)
+    own = own / safe
+    # As a step from the choosers' own: exactly theirs if all chose, the running ones if none.
+    chose = total / images
+    added = tl.maximum(prior * (1 - chose), 0)
+    taken = added / (total + added)
+    old_mean = tl.load(running_mean + c, mask=in_c, other=0).to(tl.float64)
+    old_var = tl.load(running_var + c, mask=in_c, other=0).to(tl.float64)
+    off = old_mean - middle
+    var = own + taken * (old_var - own) + taken * (1 - taken) * off * off
+    # A single value has no variance: then the running one stays.
+    count = total * pixels
+    unbiased = tl.where(count > 1, own * (count / tl.maximum(count - 1, 1)), old_var)
+    tl.store(to + c, middle + taken * off, mask=in_c)
+    tl.store(to + channels + c, tl.maximum(var, 0), mask=in_c)
+    tl.store(to + 2 * channels + c, total + added, mask=in_c)
+    tl.store(to + 3 * channels + c, chose * middle, mask=in_c)
+    tl.store(to + 4 * channels + c, chose * unbiased, mask=in_c)
+    tl.store(to + 5 * channels + c, chose, mask=in_c)
 
 
 @triton.jit
@@ -265,14 +356,14 @@ def spread_kernel(
     if RESIDUAL:
         _store_rows(dz_out, rows, channels, c, mask, dz)
     p = tl.load(p1 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    q = tl.load(q1 + c, mask=in_c, other=0).to(ACC)[None, :]
-    constant = tl.load(r1 + c, mask=in_c, other=0).to(ACC)[None, :]
+    q = tl.load(q1 + nc, mask=in_c, other=0).to(ACC)[None, :]
+    constant = tl.load(r1 + nc, mask=in_c, other=0).to(ACC)[None, :]
     mean = tl.load(m1 + c, mask=in_c, other=0).to(ACC)[None, :]
     x = _load_rows(y1, rows, stride1, c, mask, ACC)
     _store_rows(dy1, rows, stride_dy, c, mask, p * dz + q * (x - mean) + constant)
     p = tl.load(p2 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    q = tl.load(q2 + c, mask=in_c, other=0).to(ACC)[None, :]
-    constant = tl.load(r2 + c, mask=in_c, other=0).to(ACC)[None, :]
+    q = tl.load(q2 + nc, mask=in_c, other=0).to(ACC)[None, :]
+    constant = tl.load(r2 + nc, mask=in_c, other=0).to(ACC)[None, :]
     mean = tl.load(m2 + c, mask=in_c, other=0).to(ACC)[None, :]
     x = _load_rows(y2, rows, stride2, c, mask, ACC)
     _store_rows(dy2, rows, stride_dy, c, mask, p * dz + q * (x - mean) + constant)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
-from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
+from adafilter_dist.models.ops.norm import Affine, Choosers, ChosenMoments, Gradients, Norm
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -29,6 +29,36 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over images and pixels: y (N, C, H, W) -> (C,) each."""
     var, mean = torch.var_mean(_wide(y), (0, 2, 3), correction=0)
     return mean, var
+
+
+def chosen_moments(y: Tensor, choosers: Choosers) -> ChosenMoments:
+    """Mean and variance over the images that chose each filter, of y (N, C, H, W).
+
+    Differentiable in y.
+    """
+    wide = _wide(y)
+    vars_, means = torch.var_mean(wide, (2, 3), correction=0)  # of each image
+    weights = cast(choosers.gates, wide.dtype)
+    weights = weights if choosers.tuned else 1 - weights
+    running = cast(choosers.mean, wide.dtype), cast(choosers.var, wide.dtype)
+
+    # Of the choosers alone; zero where there are none.
+    total = weights.sum(0)
+    share, safe = total / len(y), total.where(total > 0, 1)
+    mean = (weights * means).sum(0) / safe
+    var = (weights * (vars_ + (means - mean).square())).sum(0) / safe
+
+    # With the running statistics. As a step from the choosers' own: exactly theirs if all chose,
+    # exactly the running ones if none did.
+    added = (choosers.prior * (1 - share)).clamp(min=0)
+    part, off = added / (total + added), running[0] - mean
+    taken_var = var + part * (running[1] - var) + part * (1 - part) * off.square()
+    taken = torch.stack((mean + part * off, taken_var.clamp(min=0), total + added))
+
+    # A single value has no variance: then the running one stays.
+    count = total * (y.shape[2] * y.shape[3])
+    unbiased = torch.where(count > 1, var * (count / (count - 1).clamp(min=1)), running[1])
+    return ChosenMoments(taken, torch.stack((share * mean, share * unbiased, share)).detach())
 
 
 def coefficients(
@@ -55,10 +85,7 @@ def gradients(
     second: Affine,
     pixels: int,
 ) -> Gradients:
-    """All small gradients, and the coefficients of `spread`, from `sums` over ``pixels`` a channel.
-
-    ``pixels`` are those of all images together.
-    """
+    """All small gradients, and the coefficients of `spread`, from `sums` over an image's pixels."""
     g = cast(gates, s0.dtype)
     other = 1 - g
     s1, s2 = s1 * first.rstd, s2 * second.rstd  # of the gradient times what was normalised
@@ -134,9 +161,9 @@ def spread(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k.
 
-    p (N, C); q, r, m (C,); dz as in `sums`. Returns (dy1, dy2, dz) or, stacked, (dy, dz) with dy
-    (N, 2C, H, W) holding dy1's channels, then dy2's; dz, the residual's gradient, is None unless
-    wanted. Channels-last, in y1's dtype.
+    p, q, r (N, C), or q, r (C,) that all images share; m (C,); dz as in `sums`. Returns (dy1, dy2,
+    dz) or, stacked, (dy, dz) with dy (N, 2C, H, W) holding dy1's channels, then dy2's; dz, the
+    residual's gradient, is None unless wanted. Channels-last, in y1's dtype.
     """
     dz = _before_relu(dout, more, out)
     dy1 = _over_pixels(p1) * dz + _over_pixels(q1) * _centred(y1, m1) + _over_pixels(r1)
@@ -155,13 +182,16 @@ def _scale_and_shift(norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _gradient_of_input(
-    of: Affine, g: Tensor, dweight: Tensor, dbias: Tensor, pixels: int
+    of: Affine, weights: Tensor, dweight: Tensor, dbias: Tensor, pixels: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = of.weight * of.rstd
     if not of.batch:
-        return g * scale, torch.zeros_like(of.rstd), torch.zeros_like(of.rstd)
-    each = scale / pixels
-    return g * scale, -each * of.rstd * dweight, -each * dbias
+        return weights * scale, torch.zeros_like(weights), torch.zeros_like(weights)
+    each = scale / ((len(weights) if of.total is None else of.total) * pixels)
+    q, r = -each * of.rstd * dweight, -each * dbias
+    if of.total is None:
+        return weights * scale, q.expand_as(weights), r.expand_as(weights)
+    return weights * scale, weights * q, weights * r
 
 
 def _wide(y: Tensor) -> Tensor:

@@ -16,10 +16,11 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.ops import passes_kernels as kernels
 from adafilter_dist.models.ops.coefficients_triton import coefficients, gradients
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
+from adafilter_dist.models.ops.norm import Choosers, ChosenMoments
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
 from adafilter_dist.models.ops.tiles import accumulation, grid, shares, tile
 
-__all__ = ["blend", "coefficients", "gradients", "moments", "spread", "sums"]
+__all__ = ["blend", "chosen_moments", "coefficients", "gradients", "moments", "spread", "sums"]
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,6 +30,16 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean, var = _moments(y)
     return mean, var
+
+
+def chosen_moments(y: Tensor, choosers: Choosers) -> ChosenMoments:
+    """Mean and variance over the images that chose each filter, of y (N, C, H, W).
+
+    Raises UserError where there is nothing to average.
+    """
+    given = (choosers.gates, choosers.mean, choosers.var)
+    taken, sums = _chosen_moments(y, *given, choosers.tuned, choosers.prior).split(3)
+    return ChosenMoments(taken, sums)
 
 
 def blend(
@@ -79,9 +90,11 @@ def spread(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of both convolutions' outputs: dy_k = p_k dz + q_k (y_k - m_k) + r_k.
 
-    Returns (dy1, dy2, dz) or, stacked, (dy, dz); dz is None unless wanted.
+    p, q, r (N, C), or q, r (C,) that all images share. Returns (dy1, dy2, dz) or, stacked,
+    (dy, dz); dz is None unless wanted.
     """
-    small = [m1, m2, p1, q1, r1, p2, q2, r2]
+    of_image = [each.expand(y1.shape[:2]) for each in (p1, q1, r1, p2, q2, r2)]
+    small = [m1, m2, *of_image]
     results = _spread(dout, more, out, y1, y2, small, want_residual, stacked)
     residual = results[-1] if want_residual else None
     return (results[0], residual) if stacked else (results[0], results[1], residual)
@@ -91,28 +104,10 @@ def spread(
 def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
     images, channels, height, width = y.shape
     rows = images * height * width
-    if rows == 0:
-        raise UserError(f"moments of an empty tensor {tuple(y.shape)}: allowed is 1 pixel or more")
-    y, stride = pixel_rows(y)
-    wide, accumulate = accumulation(y.dtype)
-    block_r, block_c = tile(y.dtype, channels, rows)
-    splits, share = shares(rows, 4 * block_r, triton.cdiv(channels, block_c))
-    partial = torch.empty(2, splits, channels, dtype=torch.float64, device=y.device)
+    wide, _ = accumulation(y.dtype)
     mean, var = (torch.empty(channels, dtype=wide, device=y.device) for _ in range(2))
+    partial, splits, share = _partial_moments(y, 1, rows)
     with torch.cuda.device_of(y):
-        kernels.moments_kernel[(splits * triton.cdiv(channels, block_c),)](
-            y,
-            partial[0],
-            partial[1],
-            rows,
-            channels,
-            stride,
-            share,
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
         block_r, block_c = min(256, triton.next_power_of_2(splits)), 8
         kernels.combine_kernel[(triton.cdiv(channels, block_c),)](
             partial[0],
@@ -134,6 +129,69 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
 def _(y: Tensor) -> tuple[Tensor, Tensor]:
     wide = accumulation_dtype(y.dtype)
     return y.new_empty(y.shape[1], dtype=wide), y.new_empty(y.shape[1], dtype=wide)
+
+
+@custom_op("adafilter::chosen_moments", mutates_args=())
+def _chosen_moments(
+    y: Tensor, gates: Tensor, mean: Tensor, var: Tensor, tuned: bool, prior: float
+) -> Tensor:
+    images, channels, height, width = y.shape
+    pixels = height * width
+    wide, _ = accumulation(y.dtype)
+    to = torch.empty(6, channels, dtype=wide, device=y.device)
+    partial, splits, share = _partial_moments(y, images, pixels)
+    block_r, block_c = min(256, triton.next_power_of_2(images * splits)), 8
+    with torch.cuda.device_of(y):
+        kernels.choosers_kernel[(triton.cdiv(channels, block_c),)](
+            partial[0],
+            partial[1],
+            *(each.contiguous() for each in (gates, mean, var)),
+            to,
+            images,
+            pixels,
+            channels,
+            splits,
+            share,
+            prior,
+            TUNED=tuned,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            enable_fp_fusion=True,
+        )
+    return to
+
+
+@_chosen_moments.register_fake
+def _(y: Tensor, gates: Tensor, mean: Tensor, var: Tensor, tuned: bool, prior: float) -> Tensor:
+    return y.new_empty(6, y.shape[1], dtype=accumulation_dtype(y.dtype))
+
+
+def _partial_moments(y: Tensor, images: int, pixels: int) -> tuple[Tensor, int, int]:
+    """Moments of shares of each image's pixels, (2, images * splits, C); splits; a share's size."""
+    channels = y.shape[1]
+    if images * pixels == 0:
+        raise UserError(f"moments of an empty tensor {tuple(y.shape)}: allowed is 1 pixel or more")
+    y, stride = pixel_rows(y)
+    block_r, block_c = tile(y.dtype, channels, pixels)
+    others = images * triton.cdiv(channels, block_c)
+    splits, share = shares(pixels, 4 * block_r, others)
+    partial = torch.empty(2, images * splits, channels, dtype=torch.float64, device=y.device)
+    with torch.cuda.device_of(y):
+        kernels.moments_kernel[(splits * others,)](
+            y,
+            partial[0],
+            partial[1],
+            pixels,
+            channels,
+            stride,
+            splits,
+            share,
+            ACC=accumulation(y.dtype)[1],
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            enable_fp_fusion=True,
+        )
+    return partial, splits, share
 
 
 @custom_op("adafilter::blend", mutates_args=())

@@ -157,11 +157,37 @@ class AdaFilter(Section):
     layers: Annotated[str, AfterValidator(_expression)] = Field(
         ".*", description="regular expression; convolutions it matches are gated"
     )
+    batchnorm: Literal["selected", "all"] = Field(
+        "selected",
+        description="whose statistics a branch's BatchNorm takes in training: of the images that "
+        "chose the filter, or of all images",
+    )
     fixed_statistics: Literal["none", "frozen", "both"] = Field(
         "none",
         description="branches whose BatchNorm keeps the pre-trained statistics in training; there "
         "filters that no image of a micro-batch selects are not computed",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_paper(cls, value: Any) -> Any:
+        return {"batchnorm": "all"} | value if _is_paper(value) else value
+
+    @model_validator(mode="after")
+    def _check_paper(self) -> AdaFilter:
+        if self.gate.recipe == "paper" and self.batchnorm != "all":
+            raise ValueError(
+                f"gate.recipe=paper has no batchnorm={self.batchnorm}; leave out one of them "
+                "(batchnorm=all)"
+            )
+        return self
+
+
+def _is_paper(method: Any) -> bool:
+    gate = method.get("gate") if isinstance(method, dict) else None
+    return (
+        gate.get("recipe") if isinstance(gate, dict) else getattr(gate, "recipe", "")
+    ) == "paper"
 
 
 class FineTune(Section):

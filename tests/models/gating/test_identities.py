@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from adafilter_dist.models.gating.batchnorm import replace_batchnorm
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
 from adafilter_dist.models.gating.gated_conv import GatedConvBN, set_kernels
+from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind
 from adafilter_dist.models.ops.passes import Kernels
 from tests.models.networks import architectures, images, network, pairs
 from tests.models.ops.reference import selected_only
@@ -73,70 +75,82 @@ def gradient(parameter: Tensor | None) -> Tensor:
     return parameter.grad
 
 
-@pytest.fixture(params=["reference", "auto"])
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    kernels: Kernels = request.param
-    return kernels
+@dataclass(frozen=True)
+class Way:
+    """How gated layers train."""
+
+    kernels: Kernels
+    batchnorm: BatchNormKind
+
+    @property
+    def same_code(self) -> bool:
+        """Whether both sides run the same modules."""
+        return self.kernels == "reference" and self.batchnorm == "all"
+
+    def pictures(self) -> Tensor:
+        """Other code rounds elsewhere. Statistics of two pixels make gradients of 1e9 of that, so
+        there are more."""
+        return images(2) if self.same_code else images(4, 64)
+
+    def alike(self, one: Tensor, other: Tensor) -> bool:
+        """Equal to the bit where both run the same modules, else up to rounding (float64)."""
+        if self.same_code:
+            return torch.equal(one, other)
+        return float((one - other).abs().max()) <= 1e-6 * (1 + float(other.abs().max()))
 
 
-def pictures(kernels: Kernels) -> Tensor:
-    """Fused passes round elsewhere. Statistics of two pixels make gradients of 1e9 of that, so
-    there are more."""
-    return images(2) if kernels == "reference" else images(4, 64)
+WAYS = [Way("reference", "all"), Way("auto", "selected")]
 
 
-def alike(one: Tensor, other: Tensor, kernels: Kernels) -> bool:
-    """Equal to the bit where both run the same modules, else up to rounding (float64)."""
-    if kernels == "reference":
-        return torch.equal(one, other)
-    return float((one - other).abs().max()) <= 1e-6 * (1 + float(other.abs().max()))
+@pytest.fixture(params=WAYS, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    way: Way = request.param
+    return way
 
 
-def compare_ungated(plain: nn.Module, net: AdaFilterNet, kernels: Kernels) -> None:
+def compare_ungated(plain: nn.Module, net: AdaFilterNet, way: Way) -> None:
     """Head, ungated convolutions and their BatchNorms: the same gradients on both sides."""
     converted = dict(net.backbone.named_parameters())
     shared = [name for name, _ in plain.named_parameters() if name in converted]
     assert net.head is not None and f"{net.head}.weight" in shared
     for name in shared:
-        assert alike(gradient(converted[name]), gradient(plain.get_parameter(name)), kernels), name
+        assert way.alike(gradient(converted[name]), gradient(plain.get_parameter(name))), name
 
 
-def test_i2_gates_at_one_are_plain_fine_tuning(architecture: nn.Module, kernels: Kernels) -> None:
-    plain, x = copy.deepcopy(architecture), pictures(kernels)
-    net = convert(copy.deepcopy(plain), example_input=x[:1])
-    set_kernels(net, kernels)
+def test_i2_gates_at_one_are_plain_fine_tuning(architecture: nn.Module, way: Way) -> None:
+    plain, x = copy.deepcopy(architecture), way.pictures()
+    net = convert(copy.deepcopy(plain), example_input=x[:1], batchnorm=way.batchnorm)
+    set_kernels(net, way.kernels)
     replace_batchnorm(plain)
     with override_gates(net, constant(1.0)):
-        assert alike(train_once(net, x), train_once(plain, x), kernels)
+        assert way.alike(train_once(net, x), train_once(plain, x))
     for layer, pair in zip(net.gated_layers.values(), net.report.gated, strict=True):
         conv, bn = plain.get_submodule(pair.name), plain.get_submodule(pair.batchnorm)
         for own, other in ((layer.conv, conv), (layer.bn1, bn)):
             for key, parameter in other.named_parameters():
-                assert alike(gradient(own.get_parameter(key)), gradient(parameter), kernels), pair
+                assert way.alike(gradient(own.get_parameter(key)), gradient(parameter)), pair
         assert not any(gradient(parameter).any() for parameter in layer.bn2.parameters())
-    compare_ungated(plain, net, kernels)
+    compare_ungated(plain, net, way)
 
 
-def test_i2_gates_at_zero_train_only_bn2_and_the_ungated(
-    architecture: nn.Module, kernels: Kernels
-) -> None:
-    plain, x = copy.deepcopy(architecture), pictures(kernels)
-    net = convert(copy.deepcopy(plain), example_input=x[:1])
-    set_kernels(net, kernels)
+def test_i2_gates_at_zero_train_only_bn2_and_the_ungated(architecture: nn.Module, way: Way) -> None:
+    plain, x = copy.deepcopy(architecture), way.pictures()
+    net = convert(copy.deepcopy(plain), example_input=x[:1], batchnorm=way.batchnorm)
+    set_kernels(net, way.kernels)
     replace_batchnorm(plain)
     for pair in net.report.gated:
         plain.get_submodule(pair.name).requires_grad_(False)
     with override_gates(net, constant(0.0)):
-        assert alike(train_once(net, x), train_once(plain, x), kernels)
+        assert way.alike(train_once(net, x), train_once(plain, x))
     for layer, pair in zip(net.gated_layers.values(), net.report.gated, strict=True):
         for key, parameter in plain.get_submodule(pair.batchnorm).named_parameters():
-            assert alike(gradient(layer.bn2.get_parameter(key)), gradient(parameter), kernels), pair
+            assert way.alike(gradient(layer.bn2.get_parameter(key)), gradient(parameter)), pair
         still = [*layer.conv.parameters(), *layer.bn1.parameters()]
         assert not any(gradient(parameter).any() for parameter in still)
     for parameter in plain.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    compare_ungated(plain, net, kernels)
+    compare_ungated(plain, net, way)
 
 
 OPTIMISERS: list[Callable[..., torch.optim.Optimizer]] = [

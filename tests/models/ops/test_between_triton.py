@@ -42,20 +42,22 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def check_equal(device: str, shape: tuple[int, int], dtype: torch.dtype, batch: bool) -> None:
+def check_equal(
+    device: str, shape: tuple[int, int], dtype: torch.dtype, batch: bool, chosen: bool
+) -> None:
     from adafilter_dist.models.ops import passes_triton
 
     gates, norms, sums = given(device, shape, dtype, batch)
     found = passes_triton.coefficients(gates, norms[0], norms[1])
     for one, other in zip(found, passes_reference.coefficients(gates, *norms), strict=True):
         close(one, other)
+    totals = [norm.var + 1 if chosen else None for norm in norms]
     affine = [
-        Affine(norms[0].mean, norms[0].var, rstd, norm.batch)
-        for rstd, norm in zip(found[3:], norms, strict=True)
+        Affine(norms[0].mean, norms[0].var, rstd, norm.batch, total)
+        for rstd, norm, total in zip(found[3:], norms, totals, strict=True)
     ]
-    pixels = 70 * shape[0]
-    ours = passes_triton.gradients(gates, *sums, affine[0], affine[1], pixels)
-    theirs = passes_reference.gradients(gates, *sums, *affine, pixels)
+    ours = passes_triton.gradients(gates, *sums, affine[0], affine[1], 70)
+    theirs = passes_reference.gradients(gates, *sums, *affine, 70)
     for name in (field.name for field in fields(Gradients)):
         one, other = getattr(ours, name), getattr(theirs, name)
         for a, b in zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]:
@@ -63,10 +65,10 @@ def check_equal(device: str, shape: tuple[int, int], dtype: torch.dtype, batch: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("batch", [True, False])
-def test_they_are_the_reference_s(run: Run, dtype: torch.dtype, batch: bool) -> None:
+@pytest.mark.parametrize(("batch", "chosen"), [(True, False), (False, True), (True, True)])
+def test_they_are_the_reference_s(run: Run, dtype: torch.dtype, batch: bool, chosen: bool) -> None:
     for shape in SHAPES:
-        run(check_equal, shape, dtype, batch)
+        run(check_equal, shape, dtype, batch, chosen)
 
 
 def check_half(device: str) -> None:
@@ -98,7 +100,7 @@ def check_operators(device: str) -> None:
         (coefficients_triton._coefficients, (gates, first, second, 1e-5, 1e-3)),
         (
             coefficients_triton._gradients,
-            ([gates, *sums, *first[:3], *second[:3]], 70, True, False),
+            ([gates, *sums, *first[:3], *second[:3]], None, second[3], 70, True, True),
         ),
     ]
     for operator, arguments in calls:

@@ -45,8 +45,8 @@ def test_equal_the_reference(shape: tuple[int, ...], layout: str, dtype: torch.d
     n, c = shape[:2]
     close(passes_cpu.moments(y1), passes_reference.moments(y1), dtype)
     a = (small(n, c), small(n, c), small(n, c))
-    m1, m2, q1, r1, q2, r2 = (small(c) for _ in range(6))
-    p1, p2 = small(n, c), small(n, c)
+    m1, m2, q1, r1 = (small(c) for _ in range(4))
+    p1, p2, q2, r2 = (small(n, c) for _ in range(4))
     for kept in (None, out):
         for residual in (None, dout):
             relu = kept is not None
@@ -65,9 +65,9 @@ def test_equal_the_reference(shape: tuple[int, ...], layout: str, dtype: torch.d
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", [(3, 37), (1, 1), (16, 520)])
-@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize(("batch", "chosen"), [(True, False), (False, True), (True, True)])
 def test_what_stands_between_the_passes(
-    shape: tuple[int, int], dtype: torch.dtype, batch: bool
+    shape: tuple[int, int], dtype: torch.dtype, batch: bool, chosen: bool
 ) -> None:
     draw = torch.Generator().manual_seed(0)
     images, channels = shape
@@ -83,12 +83,15 @@ def test_what_stands_between_the_passes(
     found = passes_cpu.coefficients(gates, *norms)
     close(found, passes_reference.coefficients(gates, *norms), dtype)
     affine = [
-        Affine(small(channels), small(channels), rstd, norm.batch)
+        Affine(
+            *(small(channels), small(channels), rstd, norm.batch),
+            total=small(channels).abs() + 1 if chosen else None,
+        )
         for rstd, norm in zip(found[3:], norms, strict=True)
     ]
     sums = [small(images, channels) for _ in range(3)]
-    ours = passes_cpu.gradients(gates, *sums, *affine, 70 * images)
-    theirs = passes_reference.gradients(gates, *sums, *affine, 70 * images)
+    ours = passes_cpu.gradients(gates, *sums, *affine, 70)
+    theirs = passes_reference.gradients(gates, *sums, *affine, 70)
     for name in (field.name for field in fields(Gradients)):
         close(getattr(ours, name), getattr(theirs, name), dtype)
     fixed = ours.second if batch else ours.first

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adafilter_dist.models.ops import passes_reference
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
+from adafilter_dist.models.ops.norm import Choosers
 from tests.models.ops.conftest import Run
 from tests.models.ops.layers import NAMES, by_autograd, by_passes, random_layer
 from tests.models.ops.worker import Worker
@@ -125,7 +126,8 @@ def check_spread(
     dout, out = random_rows(shape, dtype, device, layout)
     more = small(device, dtype, *shape[:2]) if relu and not residual else None
     given = [dout, more, (out - 1).relu() if relu else None, y1, y2]
-    sizes = [shape[1:2], shape[1:2], *[shape[:2], shape[1:2], shape[1:2]] * 2]
+    by_image, by_channel = shape[:2], shape[1:2]
+    sizes = [by_channel, by_channel, by_image, by_channel, by_channel, *[by_image] * 3]
     given += [small(device, dtype, *size) for size in sizes]
     *dys, dz = passes_triton.spread(*given, want_residual=residual)
     dy, dz_too = passes_triton.spread(*given, want_residual=residual, stacked=True)
@@ -253,6 +255,7 @@ def check_operators(device: str) -> None:
     coefficients = [m, m, a, m, m, a, m, m]
     calls = [
         (passes_triton._moments, (y1,)),
+        (passes_triton._chosen_moments, (y1, a, m, m, False, 1.0)),
         (passes_triton._blend, (y1, y2, a, a, a, None, True)),
         (passes_triton._blend, (y1, y2, a, a, a, y2, False)),
         (passes_triton._sums, (y1, a, y2, y1, y2, m, m)),
@@ -273,8 +276,8 @@ def check_compiled(device: str) -> None:
     from adafilter_dist.models.ops import passes_triton
 
     def layer(y1: Tensor, y2: Tensor, a: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        m1, _ = passes_triton.moments(y1)
-        m2, _ = passes_triton.moments(y2)
+        m1, v1 = passes_triton.moments(y1)
+        m2 = passes_triton.chosen_moments(y2, Choosers(a, False, m1, v1, 1.0)).taken[0]
         out, mean = passes_triton.blend(y1, y2, a, 1 - a, a, y1, True)
         s0, s1, s2 = passes_triton.sums(dout, mean, out, y1, y2, m1, m2)
         dy, dz = passes_triton.spread(
@@ -301,14 +304,17 @@ def check_cubins(capability: int, shape: Shape, dtype: torch.dtype) -> None:
 
     y1, y2 = random_rows(shape, dtype, "cpu", "stacked")
     a, m = torch.randn(shape[:2]), torch.randn(shape[1])
+    choosers = [Choosers(a, tuned, m, m, 1.0) for tuned in (True, False)]
     with compiled(capability) as kernels:
         passes_triton.moments(y1)
+        passes_triton.chosen_moments(y1, choosers[0])
+        passes_triton.chosen_moments(y2, choosers[1])
         out, _ = passes_triton.blend(y1, y2, a, a, a, y1, True)
         passes_triton.sums(y1, a, out, y1, y2, m, m)
         passes_triton.spread(
             *(y1, a, out, y1, y2, m, m, a, m, m, a, m, m), want_residual=True, stacked=True
         )
-    assert len(kernels) == 5
+    assert len(kernels) == 9
     for kernel in kernels:
         assert kernel.asm["cubin"], kernel.name
         if shape[1] == 64:  # what all are for: whole vectors
