@@ -73,6 +73,7 @@ def list_dataset(data: Data) -> Listing:
     The test set is the published one, or drawn first, so that training sets of other sizes leave
     it as it is. Raises UserError for anything that cannot be trained on.
     """
+    # The pictures as they are published or lie in folders, of the wanted classes.
     source = _FIND[data.name](data)
     source = source if data.classes is None else _only(source, data.classes)
     _require_names(source)
@@ -80,6 +81,8 @@ def list_dataset(data: Data) -> Listing:
         raise UserError(
             f"{source.root}: only one class ({', '.join(source.classes)}); at least two are needed"
         )
+
+    # The test set: the published one, the validation split, or pictures drawn from training.
     if data.test_split == "val":
         if not source.validation:
             raise UserError(f"data.test_split=val: {source.root} has no validation split")
@@ -102,6 +105,8 @@ def list_dataset(data: Data) -> Listing:
         test = _draw(
             test, data.test_per_class, SplitPurpose.TEST, source, data, "data.test_per_class"
         )
+
+    # The training set, of which every class must have pictures.
     _require_every_class(source, train)
     if not test:
         raise UserError(
@@ -111,6 +116,8 @@ def list_dataset(data: Data) -> Listing:
         train = _draw(
             train, data.train_per_class, SplitPurpose.TRAIN, source, data, "data.train_per_class"
         )
+
+    # What a reader of the summary should know.
     notes += _alike(source.classes)
     for name, part in (("test", test), ("validation", source.validation)):
         notes += _missing(source.classes, name, part) if part else []
