@@ -16,6 +16,7 @@ from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.evaluate.scores import Evaluation, Outcomes
 from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.gating.control_gates import set_domains
 from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 
 Visit = Callable[[Tensor, Tensor, Callable[[], Tensor]], None]
@@ -67,6 +68,9 @@ def sweep(model: nn.Module, loader: EvalBatches, settings: ForwardSettings, visi
     with _evaluating(model):
         for batch in loader:
             images, labels = to_device(batch, preprocess, device, dtype, channels_last)
+            if batch.domain is not None:
+                names = loader.domains.names if loader.domains is not None else None
+                set_domains(model, batch.domain.to(device), names)
 
             def forward(images: Tensor = images) -> Tensor:
                 with autocast(device, settings.precision):

@@ -1,4 +1,4 @@
-"""Checks the gates that `evaluate.oracle` names against the domains of the data."""
+"""Checks the gates that a recipe names for domains against the domains of the data."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from adafilter_dist.errors import UserError, nearest
 _SHOWN = 10
 
 
-def require_oracle(oracle: Mapping[str, float] | None, prepared: Prepared) -> None:
-    """UserError unless ``oracle`` is None, or names a gate for each domain and no other."""
+def require_oracle(
+    oracle: Mapping[str, float] | None, prepared: Prepared, key: str = "evaluate.oracle"
+) -> None:
+    """UserError unless ``oracle`` is None, or names a gate for each domain and no other.
+
+    ``key`` is where it stands in the recipe.
+    """
     names = prepared.domains
     if oracle is None:
         return
     if not names:
         raise UserError(
-            f"evaluate.oracle names gates for domains, and the pictures in {prepared.folder} have "
-            "none; give data.csv a column domain, or leave evaluate.oracle out"
+            f"{key} names gates for domains, and the pictures in {prepared.folder} have "
+            f"none; give data.csv a column domain, or leave {key} out"
         )
     for name in oracle:
         if name not in names:
             raise UserError(
-                f"evaluate.oracle: no domain {name!r} in the data{nearest(name, names)}; there "
+                f"{key}: no domain {name!r} in the data{nearest(name, names)}; there "
                 f"are: {', '.join(names[:_SHOWN])}"
             )
     if missing := [name for name in names if name not in oracle]:
         raise UserError(
-            f"evaluate.oracle: no gate for domain {missing[0]!r}; give each domain a number from 0 "
+            f"{key}: no gate for domain {missing[0]!r}; give each domain a number from 0 "
             "(pre-trained filters) to 1 (fine-tuned ones)"
         )

@@ -16,6 +16,7 @@ BEFORE: dict[str, Any] = {
     "method.gate.recipe": "paper",
     "method.gate.mode": "learned",
     "method.gate.probability": 0.5,
+    "method.gate.oracle": None,
     "method.gate.decision": "filter",
     "method.gate.groups": 1,
     "method.gate.warmup": 0.15,

@@ -21,9 +21,11 @@ from adafilter_dist.engine import Engine, FullState, build_engine
 from adafilter_dist.engine.compiled import keep_compiled
 from adafilter_dist.errors import UserError
 from adafilter_dist.evaluate import Evaluator
+from adafilter_dist.evaluate.oracle import require_oracle
 from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.models.backbone.preprocess import Preprocess
+from adafilter_dist.models.gating.control_gates import set_domains
 from adafilter_dist.models.gating.gated_conv import set_kernels
 from adafilter_dist.models.gating.look_ahead import LookAhead
 from adafilter_dist.models.gating.random_modules import find_random_modules
@@ -31,6 +33,7 @@ from adafilter_dist.models.ops import passes
 from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.engine import DeepSpeed
+from adafilter_dist.recipe.sections.model import AdaFilter
 from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from adafilter_dist.training.step import TrainingStep, forwards_of
@@ -134,7 +137,10 @@ def build_session(
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
     backbone = load_backbone(recipe, prepared.classes)
+    if isinstance(recipe.method, AdaFilter):
+        require_oracle(recipe.method.gate.oracle, prepared, "method.gate.oracle")
     trainable = build_method(backbone, recipe)
+    set_domains(trainable.model, None, prepared.domains)
     set_kernels(trainable.model, kernels_of(recipe))
     require_same_random_numbers(trainable, recipe, preprocess)
 

@@ -17,6 +17,7 @@ from adafilter_dist.distributed import World
 from adafilter_dist.engine import Engine
 from adafilter_dist.methods import TrainableModel
 from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating.control_gates import any_domain, set_domains
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.lr_schedule import lr_factor
@@ -140,6 +141,7 @@ class TrainingStep:
             micro_batches=micro_batches,
             num_classes=self._trainable.num_classes,
         )
+        set_domains(engine.model, batch.domain)
         logits = engine.forward(images)
         smoothing = recipe.optim.label_smoothing
         loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
@@ -167,7 +169,10 @@ class TrainingStep:
             total = self._engine.forward(images.to(self._world.device)).sum()
             return total * 0 + self._trainable.penalty().to(total.dtype) * 0
 
-        with seeded_draws(0, 0, first, self._world.device):
+        with (
+            seeded_draws(0, 0, first, self._world.device),
+            any_domain(self._engine.model, shape[0]),
+        ):
             self._engine.warm_up(loss)
         step_statistics.discard(self._engine.model)
 

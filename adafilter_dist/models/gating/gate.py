@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from adafilter_dist.models.gating import micro_batches
+from adafilter_dist.models.gating.control_gates import ControlGates
 from adafilter_dist.models.gating.estimators import binarise
 from adafilter_dist.models.gating.picture_decision import PictureDecision, group_of_layers
 from adafilter_dist.models.gating.pooled_means import PooledMeans
@@ -89,8 +90,16 @@ class RecurrentGate(nn.Module, StepStatistics):
         self.picture: PictureDecision | None = None
         if features is not None:
             self.picture = PictureDecision(features, settings.groups, **kind)
+        self.control: ControlGates | None = None
+        if settings.is_control:
+            widths = [c_out for _, _, c_out in layers]
+            self.control = ControlGates(settings, widths, generator, **kind)
         self.group_of_layer = group_of_layers(len(layers), settings.groups)
-        mean = 1.0 if self.picture is not None else 1 / (1 + math.exp(-settings.bias))
+        mean = 1 / (1 + math.exp(-settings.bias))
+        if self.picture is not None:
+            mean = 1.0
+        elif self.control is not None:
+            mean = settings.probability
         start = torch.full((len(layers),), mean, **kind)
         self.register_buffer("running_mean", start)
         self.register_buffer("last_mean", start.clone(), persistent=False)
@@ -162,15 +171,16 @@ class RecurrentGate(nn.Module, StepStatistics):
             )
         settings = self.settings
         with torch.autocast(x.device.type, enabled=False):
-            # One step of the LSTM: global average pooling, projection in, recurrent state.
-            pooled = self._means.of(x, self.running_mean.dtype)
-            if settings.input_norm == "layer_norm":
-                pooled = F.layer_norm(pooled, pooled.shape[1:])
-            self._state = self.cell(self.inputs[index](pooled), self._state)
-
-            # Projection out, then one bit for each image and filter.
-            logits = self.with_picture(index, self.outputs[index](self._state[0]))
-            gates = binarise(logits, settings.estimator, settings.temperature, self.training)
+            if self.control is None:
+                logits = self._logits(index, x)
+                gates = binarise(logits, settings.estimator, settings.temperature, self.training)
+            else:
+                like = x.new_zeros(
+                    (len(x), self.outputs[index].out_features),  # type: ignore[arg-type]
+                    dtype=self.running_mean.dtype,
+                )
+                gates = self.control.gates(index, like, self.training)
+                logits = torch.logit(gates, eps=1e-6) * settings.temperature
             for override in self.overrides:
                 gates = override(index, gates)
 
@@ -181,6 +191,16 @@ class RecurrentGate(nn.Module, StepStatistics):
             for observer in self.observers:
                 observer(index, self.names[index], gates, self.probabilities(logits))
         return gates
+
+    def _logits(self, index: int, x: Tensor) -> Tensor:
+        # One step of the LSTM: global average pooling, projection in, recurrent state.
+        pooled = self._means.of(x, self.running_mean.dtype)
+        if self.settings.input_norm == "layer_norm":
+            pooled = F.layer_norm(pooled, pooled.shape[1:])
+        self._state = self.cell(self.inputs[index](pooled), self._state)
+
+        # Projection out, on top of the decision on the picture: one logit an image and filter.
+        return self.with_picture(index, self.outputs[index](self._state[0]))
 
     def with_picture(self, index: int, logits: Tensor) -> Tensor:
         """Logits (N, C_out) of layer `index`, on top of the decision on the picture."""

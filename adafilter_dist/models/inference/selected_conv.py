@@ -221,6 +221,11 @@ def for_inference(net: nn.Module, constant: Mapping[str, Tensor] | None = None) 
             f"for_inference: {type(net).__name__} has no gates to choose by; it takes an "
             "AdaFilterNet, from adafilter_dist.convert or adafilter_dist.load"
         )
+    if net.gate.control is not None:
+        raise UserError(
+            f"for_inference: the gates are a control (method.gate.mode={net.gate.settings.mode}), "
+            "which only the network itself computes; use it as it is"
+        )
     gate = InferenceGate(net.gate)
     # What the copy finds here it takes instead of copying: layer by layer, not the network twice.
     memo: dict[int, Any] = {id(net.gate): gate}

@@ -65,11 +65,16 @@ class Gate(Section):
     mode: Literal["learned", "frozen", "oracle", "partition", "bernoulli", "constant"] = Field(
         "learned",
         description="learned, or a control: frozen (random start, never trained), oracle (the "
-        "picture's domain: pre-trained in the first), partition (a fixed random bit a filter), "
+        "gate named for the picture's domain), partition (a fixed random bit a filter), "
         "bernoulli (bits drawn anew in training), constant (a blend of both filters)",
     )
     probability: Fraction = Field(
         0.5, description="of mode partition and bernoulli, and the blend of mode constant"
+    )
+    oracle: dict[str, Fraction] | None = Field(
+        None,
+        description="of mode oracle: the gate of each domain of the data, 0 pre-trained to 1 "
+        "fine-tuned; {original: 0, changed: 1}",
     )
     decision: Literal["picture", "filter"] = Field(
         "picture",
@@ -116,12 +121,22 @@ class Gate(Section):
         return value
 
     @model_validator(mode="after")
-    def _check_paper(self) -> Gate:
+    def _check(self) -> Gate:
         if self.recipe == "paper" and self.decision != "filter":
             raise ValueError(
                 "recipe=paper has no decision=picture; leave out one of them (decision=filter)"
             )
+        if (self.mode == "oracle") != (self.oracle is not None):
+            raise ValueError(
+                "mode=oracle needs the gate of each domain, and no other mode takes it: "
+                "method.gate.oracle={original: 0, changed: 1}"
+            )
         return self
+
+    @property
+    def is_control(self) -> bool:
+        """Whether nothing of the gate computes: what it gives is drawn, fixed or named."""
+        return self.mode not in ("learned", "frozen")
 
     @property
     def decides_pictures(self) -> bool:
