@@ -27,10 +27,11 @@ demo: setup  ## prepare the data, fine-tune with AdaFilter on real pictures, sho
 	@cd "$(ROOT)" && OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) \
 		-m adafilter_dist train recipe=demo
 
-# A cluster's jobs are interrupted at a step: they come last, with the cores to themselves.
+# Slow tests wait for a third of their time: three share two cores. A cluster's jobs are interrupted
+# at a step: they come last, with the cores to themselves.
 test: lint  ## style, types, every test: the fast ones, those that start processes, a SLURM cluster
 	@cd "$(ROOT)" && $(PYTEST) -n 2 -m "not slow and not distributed and not cluster"
-	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder \
+	@cd "$(ROOT)" && $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "(slow or distributed) and not cluster"
 	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m cluster tests/cluster
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import profile_step
@@ -19,7 +17,9 @@ from bench.variants import FOLDED, NAIVE, TRAINED, Networks
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.exit_code import exit_code
+from tests.benchmarks import by_hand
 from tests.benchmarks.conftest import BENCHMARKS
+from tests.distributed import forked
 
 SMALL = ["--model", "resnet18", "--size", "32", "--threads", "1", "--device", "cpu"]
 
@@ -166,12 +166,8 @@ def test_a_folder_that_cannot_be_made_is_noticed_at_once(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["speed.py", "profile_step.py", "floor.py"])
 def test_help_from_any_folder(script: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / script), "--help"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
+    shown = forked.server().fork(
+        [], folder=tmp_path, before=[by_hand.__name__, "run", str(BENCHMARKS / script), "--help"]
     )
-    assert done.returncode == 0, done.stderr
-    assert "--precision" in done.stdout and "--repeats" in done.stdout
+    assert shown.wait() == 0, shown.printed()
+    assert "--precision" in shown.printed() and "--repeats" in shown.printed()

@@ -19,6 +19,7 @@ from tests.kills.same import differences
 
 EVERY = 10  # checkpoint.every of run.yaml
 GRACE = 60  # longer than it takes on a busy machine: we requeue, not SLURM at the grace's end
+ONE_A_NODE = "launch.tasks_per_node=1"  # half the processes to wait for
 _HIGH = ("--partition=high", "--exclusive", "--nodes=2")
 
 
@@ -38,10 +39,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a scene ended: the folders of finished runs, and its rows of the table."""
+    """How a scene ended: the folders of finished runs, and its rows of the table.
+
+    ``ranks``: of each run, without which its bits cannot be compared.
+    """
 
     runs: list[Path]
     rows: list[dict[str, Any]] = field(default_factory=list)
+    ranks: int = 4
 
 
 def _came_back(run: Run, *reasons: tuple[str, str], lost: int = 0) -> None:
@@ -138,7 +143,7 @@ def _node_lost(run: Run, node: str, interruptions: Interruptions) -> None:
 def preempted_and_cancelled(stage: Stage) -> Ended:
     """A job of a higher partition wants both nodes, USR2 first; then scancel, then resume=RUN."""
     with Cluster(stage.folder / "cluster", Settings(grace=GRACE, kill_wait=15)) as cluster:
-        run = stage.run(cluster)
+        run = stage.run(cluster, ONE_A_NODE)
         done = Interruptions(run)
         _preempted(run, done, "USR2", "preempted")
         run.await_step(35, attempt=2)
@@ -154,7 +159,7 @@ def preempted_and_cancelled(stage: Stage) -> Ended:
         starts = [start.get("after") for start in run.events("start")]
         assert starts == [None, "preempted", "cancelled"]
         assert run.steps_lost == 0
-        return Ended([run.folder], done.rows())
+        return Ended([run.folder], done.rows(), ranks=2)
 
 
 def _preempted(run: Run, done: Interruptions, how: str, reason: str) -> None:
@@ -192,27 +197,36 @@ def preempted_without_grace(stage: Stage) -> Ended:
 
 
 def time_limit_and_requeue(stage: Stage) -> Ended:
-    """Twice the job comes to its end of time; then scontrol requeue."""
+    """The job comes to its end of time; then scontrol requeue."""
+    return _limited(stage, 1, 2, ONE_A_NODE)
+
+
+def time_limit_twice(stage: Stage) -> Ended:
+    """Two tasks a node, and twice the end of time before the requeue."""
+    return _limited(stage, 2, 4)
+
+
+def _limited(stage: Stage, times: int, ranks: int, *words: str) -> Ended:
     with Cluster(stage.folder / "cluster", Settings(kill_wait=15)) as cluster:
-        run = stage.run(cluster)
+        run = stage.run(cluster, *words)
         done = Interruptions(run)
         run.submit()
-        for attempt, step in ((1, 12), (2, 28)):
-            run.await_step(step, attempt=attempt)
+        for attempt in range(1, times + 1):
+            run.await_step(16 * attempt - 4, attempt=attempt)
             run.freeze()
             done.now("time limit" if attempt == 1 else "time limit, again")
             cluster.ends_in(run.job, 40)  # SLURM sends USR2 when it next looks
             cluster.wait_for(lambda n=attempt: run.restarts == n, 90, "the job requeued")
             # What is left of the limit moved is two minutes, for the next turn as well.
             cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=10")
-        run.await_step(42, attempt=3)
+        run.await_step(42, attempt=times + 1)
         run.freeze()
         done.now("`scontrol requeue`")
         cluster.run("scontrol", "requeue", str(run.job))
         run.await_finished()
         limit = ("time limit", "we")
-        _came_back(run, limit, limit, ("requeued by SLURM", "slurm"))
-        return Ended([run.folder], done.rows())
+        _came_back(run, *[limit] * times, ("requeued by SLURM", "slurm"))
+        return Ended([run.folder], done.rows(), ranks)
 
 
 def first_node_lost(stage: Stage) -> Ended:
@@ -244,22 +258,22 @@ def rank_killed(stage: Stage) -> Ended:
 
 
 def sweep(stage: Stage) -> Ended:
-    """An array of four, each of one process; the same words again run none of them."""
+    """An array of two, each of one process; the same words again run none of them."""
     with Cluster(stage.folder / "cluster") as cluster:
         run = stage.run(cluster, name="50%j of %t%A_%a")
         words = [f"recipe={RECIPE}", f"data.prepared={stage.data}", "train.epochs=1"]
-        words += ["launch.nodes=1", "launch.tasks_per_node=1", "optim.lr=0.005,0.01", "seed=0,1"]
+        words += ["launch.nodes=1", "launch.tasks_per_node=1", "optim.lr=0.005,0.01"]
         words += ["engine=deepspeed", "train.precision=fp32"]
         said = run.type(f"python {SUBMIT} {' '.join(words)}")
         found = re.search(r"^status +(.*)", said, re.M)
         assert found, said
         cluster.wait_for(
-            lambda: "4 members: 4 finished" in run.type(found[1]), 240, "the sweep", interval=2
+            lambda: "2 members: 2 finished" in run.type(found[1]), 240, "the sweep", interval=2
         )
         shown = run.type(found[1])
         assert "best of the finished by validation (*): optim.lr=" in shown, shown
         again = run.type(f"python {SUBMIT} {' '.join(words)}")
-        assert again.count("already finished") == 4 and "submitted" not in again, again
+        assert again.count("already finished") == 2 and "submitted" not in again, again
         return Ended([])
 
 
@@ -308,10 +322,10 @@ SCENES: dict[str, Callable[[Stage], Ended]] = {
         *(undisturbed, time_limit_and_requeue, preempted_and_cancelled),
         *(nodes_script_preempted, sweep),
         *(preempted_without_signal, preempted_without_grace, first_node_lost, rank_killed),
-        *(node_script_preempted, zero_preempted),
+        *(node_script_preempted, zero_preempted, time_limit_twice),
     )
 }
 LONG = {
     *("preempted_without_signal", "preempted_without_grace", "first_node_lost", "rank_killed"),
-    *("node_script_preempted", "zero_preempted"),
+    *("node_script_preempted", "zero_preempted", "time_limit_twice"),
 }

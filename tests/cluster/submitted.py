@@ -46,7 +46,7 @@ class Run:
             env=self.cluster.environment | {"PATH": path, "COLUMNS": "200"},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"

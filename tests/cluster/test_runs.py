@@ -1,7 +1,7 @@
 """Runs submitted by launch/submit.py to a real cluster come back from whatever happens to them.
 
 Three scenes play at once, each on a cluster of its own; the tests wait for them. All runs are of
-one recipe and one world size, so all must end with the same bits.
+one recipe, so all of one world size must end with the same bits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tests.cluster.conftest import Table
 from tests.cluster.scenes import LONG, SCENES, Ended, Stage
 from tests.cluster.submitted import RECIPE
 from tests.distributed.launch import adafilter
+from tests.distributed.watching import ranks
 from tests.kills.same import differences
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -24,14 +25,31 @@ Scenes = Callable[[str], Ended]
 
 
 @pytest.fixture(scope="module")
+def data(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared data."""
+    data = tmp_path_factory.mktemp("data") / "x"
+    ended = adafilter("prepare", f"recipe={RECIPE}", f"data.prepared={data}", folder=data.parent)
+    assert ended.code == 0, ended.output
+    return data
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks that nobody disturbed, without a cluster."""
+    folder = tmp_path_factory.mktemp("two")
+    words = [f"recipe={RECIPE}", f"data.prepared={data}", f"run_dir={folder / 'run'}"]
+    with ranks(["train", *words], 2, folder) as both:
+        for rank in both:
+            assert rank.end().code == 0, rank.output
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
 def scenes(
-    slurm: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    data: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scenes]:
     """How a scene ended; those that tests will ask for are started at once."""
     folder = tmp_path_factory.mktemp("scenes")
-    data = folder / "data"
-    ended = adafilter("prepare", f"recipe={RECIPE}", f"data.prepared={data}", folder=folder)
-    assert ended.code == 0, ended.output
     here = [item for item in request.session.items if item.path == request.path]
     asked = {item.callspec.params.get("name") for item in here if hasattr(item, "callspec")}
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -66,9 +84,11 @@ def test_two_jobs_at_once_end_with_the_same_bits(scenes: Scenes, table: Table) -
         if name != "undisturbed"
     ],
 )
-def test_comes_back_with_the_same_bits(scenes: Scenes, table: Table, name: str) -> None:
-    wanted = scenes("undisturbed").runs[0]
+def test_comes_back_with_the_same_bits(
+    scenes: Scenes, two_ranks: Path, table: Table, name: str
+) -> None:
     ended = scenes(name)
+    wanted = two_ranks if ended.ranks == 2 else scenes("undisturbed").runs[0]
     for row in ended.rows:
         table(**row)
     for run in ended.runs:

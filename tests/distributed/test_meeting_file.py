@@ -58,7 +58,7 @@ def test_an_address_that_does_not_answer(tmp_path: Path, silent: int) -> None:
     meeting = tmp_path / "meeting"
     meeting.write_text(json.dumps(place(silent, host=HERE)))
     began = time.monotonic()
-    code, text = start(tmp_path, 1, 2, meeting, ADAFILTER_CONNECT_TIMEOUT="4").end()
+    code, text = start(tmp_path, 1, 2, meeting, ADAFILTER_CONNECT_TIMEOUT="2").end()
     assert time.monotonic() - began < 40
     assert code == 1, text
     assert f"rank 1 on {HERE} cannot reach rank 0 on {HERE} at 127.0.0.1:{silent} (timed o" in text
@@ -95,18 +95,18 @@ def test_the_first_rank_never_comes(tmp_path: Path) -> None:
 
 def test_another_rank_never_comes(tmp_path: Path) -> None:
     meeting = tmp_path / "meeting"
-    short = {"ADAFILTER_CONNECT_TIMEOUT": "8"}
+    short = {"ADAFILTER_CONNECT_TIMEOUT": "4"}
     ranks = [start(tmp_path, rank, 4, meeting, **short) for rank in (0, 1)]
     (first, text), (second, said) = outputs(ranks)
     assert (first, second) == (1, 1), text + said
-    assert f"rank 0 on {HERE} waited 8 s for ranks 2, 3 of 4: their output says why" in text
+    assert f"rank 0 on {HERE} waited 4 s for ranks 2, 3 of 4: their output says why" in text
     assert f"rank 1 on {HERE}: rank 0 on {HERE} waited in vain for ranks 2, 3" in said
 
 
 def test_a_process_group_that_does_not_connect_is_given_up(tmp_path: Path) -> None:
     meeting = tmp_path / "meeting"
     other = start(tmp_path, 1, 2, meeting, what="only_meet")
-    code, text = start(tmp_path, 0, 2, meeting, ADAFILTER_CONNECT_TIMEOUT="10").end()
+    code, text = start(tmp_path, 0, 2, meeting, ADAFILTER_CONNECT_TIMEOUT="4").end()
     other.process.kill()
     assert code == 1, text
     assert f"rank 0 on {HERE}: the ranks have met, but gloo could not connect" in text

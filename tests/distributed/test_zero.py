@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.distributed import zero_worker
 from tests.distributed.conftest import run_folder
-from tests.distributed.launch import free_port, rank_environment, start, wait
+from tests.distributed.launch import free_port, rank_environment
 from tests.distributed.test_elastic import consumed
 from tests.distributed.test_world_sizes import rows
 from tests.distributed.zero_worker import ENGINES, SEEDS, STAGES
@@ -28,24 +29,29 @@ BAND = 0.12
 Results = dict[str, Any]
 
 
-def computed(words: list[str], folder: Path, *more: str) -> Results:
+def computed(server: ForkServer, words: list[str], folder: Path, *more: str) -> Results:
     """What the worker wrote, on two ranks."""
-    prepared, out = words[1].partition("=")[2], folder / "out.json"
-    process = start(
-        [prepared, str(out), *more],
-        world_size=2,
-        folder=folder,
-        module="tests.distributed.zero_worker",
-    )
-    ended = wait(process, 850 if more else 500)
-    assert ended.code == 0, ended.output
+    prepared, out, port = words[1].partition("=")[2], folder / "out.json", free_port()
+    ranks = [
+        server.fork(
+            [],
+            folder=folder,
+            environment=rank_environment(rank, 2, port),
+            before=[zero_worker.__name__, "main", prepared, str(out), *more],
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        assert rank.wait(850 if more else 500) == 0, rank.printed()
     found: Results = json.loads(out.read_text())
     return found
 
 
 @pytest.fixture(scope="module")
-def results(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return computed(words, tmp_path_factory.mktemp("zero"))
+def results(
+    server: ForkServer, words: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Results:
+    return computed(server, words, tmp_path_factory.mktemp("zero"))
 
 
 def test_a_step_from_one_state_is_ddps(results: Results) -> None:
@@ -119,8 +125,10 @@ def test_bf16_learns_as_fp32_does(results: Results) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_bf16_learns_as_fp32_does_at_every_stage(words: list[str], tmp_path: Path) -> None:
-    found = computed(words, tmp_path, "long")["bf16"]
+def test_bf16_learns_as_fp32_does_at_every_stage(
+    server: ForkServer, words: list[str], tmp_path: Path
+) -> None:
+    found = computed(server, words, tmp_path, "long")["bf16"]
     assert list(found) == list(ZERO)
     in_band(found, len(SEEDS))
 

@@ -1,15 +1,13 @@
 """What each ZeRO stage computes, beside DDP, in one process group of two ranks.
 
-    torchrun --nproc-per-node=2 -m tests.distributed.zero_worker PREPARED OUT [LONG]
-
-Each rank runs the same; the first one writes OUT, JSON of what tests/distributed/test_zero.py
-asserts. In one process, because importing and meeting takes longer than all the steps.
+Two ranks run ``main(PREPARED, OUT, LONG)``; the first one writes OUT, JSON of what
+tests/distributed/test_zero.py asserts. All in one process a rank, because starting and meeting take
+longer than the steps.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -273,7 +271,3 @@ def main(prepared: str, out: str, long: str = "") -> None:
             results[name] = part()
     if world.is_rank0:
         Path(out).write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -27,9 +27,8 @@ def test_ranks_agent_and_all(new_chain: NewChain, undisturbed: Reference) -> Non
     chain = new_chain(2)
     chain.folder.mkdir()
     draw = random.Random(SEED)
-    kill_under_torchrun(chain, draw, ["rank", "rank", "all ranks"])
+    kill_under_torchrun(chain, draw, ["rank", "all ranks", "agent"])
     kill_under_torchrun(chain, draw, ["all ranks and the agent"])
-    kill_under_torchrun(chain, draw, ["rank", "agent"])
     assert differences(chain.end(), undisturbed(2, "torchvision")) == []
 
 

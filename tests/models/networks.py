@@ -30,7 +30,8 @@ TIMM = ["timm/regnety_002", "timm/tf_efficientnet_lite0", "timm/resnet26"]
 def architectures(quick: Sequence[str]) -> list[Any]:
     """Names to parametrise a test with: the quick ones at once, the others with the slow tests."""
     marks = dict.fromkeys((*TORCHVISION, *TIMM), pytest.mark.slow)
-    marks["wide_resnet50_2"] = pytest.mark.long  # resnet50 with more filters
+    # resnet50 with more filters, and with groups of them, which regnet has as well
+    marks["wide_resnet50_2"] = marks["resnext50_32x4d"] = pytest.mark.long
     return [pytest.param(name, marks=() if name in quick else mark) for name, mark in marks.items()]
 
 
