@@ -21,6 +21,7 @@ ELSEWHERE = {
     ("launch/script.py", "jobs"),
     ("models/backbone/zoo/torchvision_zoo.py", "checkpoints"),
     ("commands/doctor.py", "figures"),
+    ("evaluate/gates.py", "figures"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import linecache
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +31,9 @@ def statements_of(function: types.FunctionType) -> list[ast.stmt]:
     """The statements of a function; Unreadable unless the source is that of its very code."""
     code = function.__code__
     try:
-        lines, _ = inspect.findsource(code)
+        linecache.checkcache(code.co_filename)
+        # Most sources are files; asking inspect for the module first takes a tenth of a second.
+        lines = linecache.getlines(code.co_filename) or inspect.findsource(code)[0]
         functions, codes = _file("".join(lines))
     except (OSError, SyntaxError, ValueError) as error:
         raise Unreadable from error
