@@ -99,6 +99,7 @@ def _evaluate(
     from adafilter_dist.report.summary import print_summary
     from adafilter_dist.training.best import load_best
     from adafilter_dist.training.control_run import open_control
+    from adafilter_dist.training.gate_start import gates_at_start_of
     from adafilter_dist.training.run_data import read_run_data, require_run_data
     from adafilter_dist.training.stage_data import verify_on_nodes
 
@@ -132,6 +133,7 @@ def _evaluate(
             split=split,
             probe=probe,
             gates=gates,
+            start=None if other_data else gates_at_start_of(run_files, prepared),
             control=control,
         )
         if world.is_rank0:

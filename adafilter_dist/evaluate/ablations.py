@@ -23,16 +23,16 @@ from adafilter_dist.evaluate.gate_groups import GroupCounts, unpacked
 from adafilter_dist.evaluate.scores import Difference, Evaluation, Outcomes
 
 TITLES = {
-    "all_1": "all gates 1 (fine-tuned filters)",
-    "all_0": "all gates 0 (pre-trained filters)",
+    "all_1": "all gates 1 (fine-tuned)",
+    "all_0": "all gates 0 (pre-trained)",
     "mean": "each filter's mean gate",
-    "permuted": "gates of another picture",
-    "same_class": "... of the same class",
-    "other_class": "... of another class",
-    "same_domain": "... of the same domain",
-    "other_domain": "... of another domain",
-    "domain_mean": "each domain's mean gates",
-    "oracle": "the gates named for each domain",
+    "permuted": "another picture's gates",
+    "same_class": "... same class",
+    "other_class": "... another class",
+    "same_domain": "... same domain",
+    "other_domain": "... another domain",
+    "domain_mean": "each domain's mean gate",
+    "oracle": "gates named by domain",
 }
 """What each ablation is, in the order in which they are reported."""
 

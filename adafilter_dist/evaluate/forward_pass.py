@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.data.stored.prepared import Domains
+from adafilter_dist.evaluate.gate_recorder import GateRecorder
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.evaluate.scores import Evaluation, Outcomes
 from adafilter_dist.models.backbone.preprocess import Preprocess
@@ -117,9 +118,15 @@ class OutcomeRows:
 
 
 def outcomes_of(
-    model: nn.Module, loader: EvalBatches, settings: ForwardSettings, num_classes: int
+    model: nn.Module,
+    loader: EvalBatches,
+    settings: ForwardSettings,
+    num_classes: int,
+    recorder: GateRecorder | None = None,
 ) -> Outcomes:
     """The prediction for each image of the data set, the same on every rank.
+
+    ``recorder`` keeps the gates of the pictures that it is made for.
 
     Collective: every rank of the process group calls it. RuntimeError when the ranks together did
     not see each image exactly once; ValueError when the model has another number of classes.
@@ -127,15 +134,21 @@ def outcomes_of(
     rows = OutcomeRows(loader.total, num_classes, settings.device)
 
     def visit(positions: Tensor, labels: Tensor, forward: Callable[[], Tensor]) -> None:
-        rows.add(positions, forward(), labels)
+        with recorder.batch(positions) if recorder is not None else nullcontext():
+            logits = forward()
+        rows.add(positions, logits, labels)
 
     sweep(model, loader, settings, visit)
     return rows.complete()
 
 
 def evaluate(
-    model: nn.Module, loader: EvalBatches, settings: ForwardSettings, num_classes: int
+    model: nn.Module,
+    loader: EvalBatches,
+    settings: ForwardSettings,
+    num_classes: int,
+    recorder: GateRecorder | None = None,
 ) -> Evaluation:
     """Loss, accuracies and confusion matrix over the whole data set; as ``outcomes_of``."""
-    outcomes = outcomes_of(model, loader, settings, num_classes)
+    outcomes = outcomes_of(model, loader, settings, num_classes, recorder)
     return Evaluation.of(outcomes, num_classes, loader.domains)

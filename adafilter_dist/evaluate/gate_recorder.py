@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adafilter_dist.evaluate.rows import Rows
-from adafilter_dist.models.gating.gate import find_gate, observe_gates
+from adafilter_dist.models.gating.gate import RecurrentGate, find_gate, observe_gates
 
 
 def widths_of(model: nn.Module) -> list[int]:
@@ -19,13 +19,37 @@ def widths_of(model: nn.Module) -> list[int]:
     return [one.out_features for one in find_gate(model).outputs if isinstance(one, nn.Linear)]
 
 
-class GateRecorder:
-    """Binary gates of ``n`` pictures: layers side by side, eight gates to the byte."""
+def has_bits(model: nn.Module) -> bool:
+    """Whether the gates of ``model`` are exactly 0 or 1 in evaluation; False without gates.
 
-    def __init__(self, model: nn.Module, n: int, device: torch.device) -> None:
+    Those of some controls (`method.gate.mode`) are a blend of both filters.
+    """
+    gates = [module for module in model.modules() if isinstance(module, RecurrentGate)]
+    if not gates:
+        return False
+    settings = gates[0].settings
+    named = set((settings.oracle or {}).values())
+    return settings.mode not in ("bernoulli", "constant") and named <= {0, 1}
+
+
+class GateRecorder:
+    """Binary gates of ``n`` pictures: layers side by side, eight gates to the byte.
+
+    With ``only`` (m,), ascending positions, just of these.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        n: int,
+        device: torch.device,
+        only: NDArray[np.int64] | None = None,
+    ) -> None:
         self._model = model
         self.filters = sum(widths_of(model))
-        self._rows = Rows(n, device)
+        kept = torch.arange(n) if only is None else torch.from_numpy(only)
+        self._row = torch.full((n,), -1).index_copy(0, kept, torch.arange(len(kept)))
+        self._rows = Rows(len(kept), device)
         self._batch: list[Tensor] = []
 
     @contextmanager
@@ -37,18 +61,20 @@ class GateRecorder:
         self._batch.clear()
         with observe_gates(self._model, self._observe):
             yield
-        gates = torch.cat(self._batch, dim=1)
+        row = self._row[positions.cpu()]
+        kept = row >= 0
+        gates = torch.cat([part[kept.to(part.device)] for part in self._batch], dim=1)
         self._batch.clear()
         bits = gates.bool()
         if not torch.equal(bits.to(gates.dtype), gates):
             raise RuntimeError("at evaluation gates must be exactly 0 or 1")
-        self._rows.add(positions, bits=torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=1)))
+        self._rows.add(row[kept], bits=torch.from_numpy(np.packbits(bits.cpu().numpy(), axis=1)))
 
     def _observe(self, index: int, name: str, gates: Tensor, probabilities: Tensor) -> None:
         self._batch.append(gates.detach())
 
     def complete(self) -> NDArray[np.uint8]:
-        """uint8 (n, bytes): the packed gates in order of position; collective."""
+        """uint8 (n or m, bytes): the packed gates in order of position; collective."""
         empty = torch.empty((0, (self.filters + 7) // 8), dtype=torch.uint8)
         bits: NDArray[np.uint8] = self._rows.complete(bits=empty)["bits"].numpy()
         return bits

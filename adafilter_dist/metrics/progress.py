@@ -41,6 +41,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "top5": lambda value: f"top-5 {value:.1%}",
     "mean_per_class": lambda value: f"mean per class {value:.1%}",
     "mean_of_domains": lambda value: f"mean of domains {value:.1%}",
+    "gate_mean": lambda value: f"gate {value:.2f}",
+    "gate_changed": lambda value: f"bits changed {value:.0%}",
     "images_per_second": lambda value: f"{value:,.0f} images/s",
     "data_wait": lambda value: f"data wait {value:.0%}",
 }

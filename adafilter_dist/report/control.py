@@ -1,7 +1,7 @@
 """A control run: another run's accuracy on the same pictures, subtracted picture by picture.
 
 The control that says whether learned gates are of use is the same recipe with a gate that is never
-trained (`optim.lr_gate=1e-12`); plain fine-tuning (`method=finetune`) is the other one.
+trained (`method.gate.mode=frozen`); plain fine-tuning (`method=finetune`) is the other one.
 """
 
 from __future__ import annotations

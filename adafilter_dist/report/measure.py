@@ -8,10 +8,12 @@ from torch import nn
 
 from adafilter_dist.data.stored.prepared import SplitName
 from adafilter_dist.evaluate import Evaluation, Evaluator, evaluate_gates, outcomes_of
+from adafilter_dist.evaluate.gate_probe import GateMovement, ProbeGates, probe_gates
+from adafilter_dist.evaluate.gate_recorder import has_bits
 from adafilter_dist.evaluate.linear_probe import Features, Probe, extract_features, fit_probe
 from adafilter_dist.evaluate.oracle import require_oracle
 from adafilter_dist.models.backbone.backbones import load_backbone
-from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.recipe.sections.model import AdaFilter
 from adafilter_dist.report.control import ControlModel, compare_with_control
 from adafilter_dist.report.results import Results
 
@@ -23,10 +25,12 @@ def measure(
     split: SplitName = "test",
     probe: bool = True,
     gates: bool = True,
+    start: ProbeGates | None = None,
     control: ControlModel | None = None,
 ) -> Results:
     """Results of ``model`` (not wrapped, on the rank's device) on a split.
 
+    ``start`` holds the gates before the first step, to be compared with those of ``model``.
     Collective; all ranks get the same, except that only rank 0 gets the probe. UserError where
     ``evaluate.oracle`` does not fit the data.
     """
@@ -35,10 +39,13 @@ def measure(
     require_oracle(oracle, evaluator.prepared)
     loader, settings = evaluator.loader(split), evaluator.settings
     classes = evaluator.num_classes
-    gate_results = None
-    if gates and isinstance(model, AdaFilterNet):
+    gate_results = movement = None
+    if gates and has_bits(model):
         gate_results = evaluate_gates(model, loader, settings, classes, recipe.seed, oracle)
         outcomes = gate_results.outcomes
+        if start is not None:
+            now = probe_gates(model, evaluator, start.split)
+            movement = GateMovement.between_probes(start, now)
     else:
         outcomes = outcomes_of(model, loader, settings, classes)
     compared = (
@@ -51,6 +58,8 @@ def measure(
         split=split,
         evaluation=Evaluation.of(outcomes, classes, loader.domains),
         gates=gate_results,
+        gate_learns=isinstance(recipe.method, AdaFilter) and recipe.method.gate.mode == "learned",
+        movement=movement,
         probe=_probe(evaluator, split) if probe else None,
         control=compared,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation
 from adafilter_dist.evaluate.ablations import TITLES
+from adafilter_dist.evaluate.gate_probe import GateMovement
 from adafilter_dist.evaluate.linear_probe import Probe
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.control import ControlResult
@@ -30,7 +31,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Results:
-    """Figures of one run on one split; ``gates`` only for methods that have gates."""
+    """Figures of one run on one split; ``gates`` only for methods that have gates.
+
+    ``gate_learns``: they were to be learned, and are no control (`method.gate.mode`).
+    """
 
     recipe: str
     seed: int
@@ -40,6 +44,15 @@ class Results:
     gates: GateEvaluation | None = None
     probe: Probe | None = None
     control: ControlResult | None = None
+    movement: GateMovement | None = None
+    gate_learns: bool = True
+
+    @property
+    def gate_warning(self) -> str | None:
+        """What to say of a gate that was to learn, and never left its start."""
+        if self.movement is None or not self.gate_learns:
+            return None
+        return self.movement.warning()
 
     def bars(self) -> list[Bar]:
         """The accuracies to compare, in the order of the report."""
@@ -69,6 +82,7 @@ class Results:
             "split": self.split,
             "evaluation": self.evaluation.to_dict(confusion=True),
             "gates": self.gates.to_dict() if self.gates else None,
+            "gate_movement": self.movement.to_dict() if self.movement else None,
             "probe": self.probe.to_dict() if self.probe else None,
             "control": self.control.to_dict() if self.control else None,
         }

@@ -86,7 +86,7 @@ def _accuracy_table(results: Results) -> Table:
     table.add_column("", overflow="fold")
     table.add_column("top-1 %", justify="right", no_wrap=True)
     if differences:
-        table.add_column("run minus this, points", justify="right", no_wrap=True)
+        table.add_column("run minus this", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for bar in bars:
         title = f"  {bar.title}" if bar.nested else bar.title
@@ -101,7 +101,7 @@ def _accuracy_table(results: Results) -> Table:
         others = f"top-5 {100 * evaluation.top5:.1f} %, {others}"
     caption = f"{METHODS[results.method].title}: {others}, loss {evaluation.loss:.3f}"
     if differences:
-        caption += "; in brackets the 95 % bootstrap interval over pictures"
+        caption += "; differences in points with the 95 % bootstrap interval over pictures"
     table.caption = caption
     table.caption_justify = "left"
     return table
@@ -146,6 +146,14 @@ def _gate_lines(results: Results) -> list[str]:
                 f"mean gate in {printable(one.name)} {one.mean:.3f}" for one in gates.domains
             )
         )
+    if (moved := results.movement) is not None:
+        lines.append(
+            f"since the start, on {moved.pictures} pictures of {moved.split}: mean gate "
+            f"{moved.start:.3f} to {moved.mean:.3f}; {moved.changed:.1%} of the bits changed; a "
+            f"picture's share of fine-tuned filters moved by {moved.moved:.3f} on average"
+        )
+        if results.gate_warning:
+            lines.append(f"warning: {results.gate_warning}")
     lines.append(
         f"these figures took {gates.forwards} passes of the network a picture (--no-gates: 1)"
     )

@@ -2,6 +2,7 @@
 
 recipe.yaml, recipe.json     the recipe (kept_recipe)
 environment.json, data.json  what the numbers depend on beside the recipe
+gates_at_start.npz           gates of a few pictures before the first step (evaluate.gate_probe)
 status.json                  how the run stands, for other programs
 submitted.json, jobs/        the job that the run was given to (submission)
 attempts/N/                  who had the run, and how that ended (ownership)
@@ -31,6 +32,7 @@ from adafilter_dist.system.sealed_files import DamagedError, read_manifest
 _MARKS = ("recipe.yaml", "status.json", "attempts")
 PARTS = (
     *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
+    "gates_at_start.npz",
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
     *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
     *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
@@ -83,6 +85,7 @@ class RunFiles:
         self.recipe = run / "recipe.yaml"
         self.kept_recipe = run / "recipe.json"
         self.environment = run / "environment.json"
+        self.gates_at_start = run / "gates_at_start.npz"
         self.data = run / "data.json"
         self.status = run / "status.json"
         self.submitted = run / "submitted.json"

@@ -34,6 +34,7 @@ from adafilter_dist.training.control_run import require_control
 from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
+from adafilter_dist.training.gate_start import gates_at_start
 from adafilter_dist.training.loop import Trainer
 from adafilter_dist.training.plan import AttemptPlan, make_plan
 from adafilter_dist.training.preemption import UNREAD, stop_on_signal
@@ -123,6 +124,7 @@ class _Attempt:
             if recipe.evaluate.control is not None:
                 require_control(recipe.evaluate.control, session.prepared)
             require_oracle(recipe.evaluate.oracle, session.prepared)
+            start = gates_at_start(session, run.files, self._say)
             loaded = self._resume(session, saver)
             position = loaded.position if loaded else Position()
             environment = describe_environment(
@@ -156,14 +158,16 @@ class _Attempt:
             save_schedule = CheckpointSchedule(
                 session, saver, metrics, about, run.checkpoints, position.step
             )
-            trainer = Trainer(session, run, save_schedule, metrics, self._stop_policy, position)
+            trainer = Trainer(
+                session, run, save_schedule, metrics, self._stop_policy, position, start
+            )
             outcome = trainer.run()
 
             # Measure the best model on the test set if this was the end; record how it ended.
             if outcome == "finished":
                 run.tick(phase="finishing")
                 self._stop.answer = "the run is trained; it ends after its last evaluation"
-                finish(session, run, metrics, self._console, every_gate=self._every_gate)
+                finish(session, run, metrics, self._console, start, every_gate=self._every_gate)
             if world.is_rank0:
                 asked = self._stop.reason or "asked on another rank"
                 reason = self._stop_policy.explain(asked) if outcome == "stopped" else ""

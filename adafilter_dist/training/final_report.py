@@ -8,6 +8,7 @@ import io
 import torch.distributed as dist
 from rich.console import Console
 
+from adafilter_dist.evaluate.gate_probe import ProbeGates
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.measure import measure
@@ -26,12 +27,14 @@ def finish(
     run: RunFolder,
     metrics: Metrics,
     console: Console,
+    start: ProbeGates | None = None,
     *,
     every_gate: bool = False,
 ) -> None:
     """Measure the best model on the test set, then print and store the summary and the figure.
 
-    ``every_gate`` also prints the gates of all layers, which are stored in any case.
+    ``start`` holds the gates before the first step. ``every_gate`` also prints the gates of all
+    layers, which are stored in any case.
     """
     recipe, world = session.recipe, session.world
     metrics.say("evaluating the best model on the test set")
@@ -42,10 +45,13 @@ def finish(
         session.evaluator,
         probe=recipe.evaluate.probe,
         gates=recipe.evaluate.gates,
+        start=start,
         control=open_control(recipe.evaluate.control, session.prepared),
     )
     row = results.evaluation.row()
     metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)
+    if results.gate_warning:
+        metrics.event("gates", warning=results.gate_warning)
     metrics.close()
     if world.is_rank0:
         _report(run, results, console, every_gate)

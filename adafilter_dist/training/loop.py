@@ -14,6 +14,7 @@ from adafilter_dist.data.loading.loader import EvalLoader
 from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.evaluate import evaluate
+from adafilter_dist.evaluate.gate_probe import GateMovement, ProbeGates, ValidationProbe
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.training.best import write_best
@@ -64,6 +65,7 @@ class Trainer:
         metrics: Metrics,
         stop_policy: StopPolicy,
         position: Position,
+        start: ProbeGates | None = None,
     ) -> None:
         self.session = session
         self.position = position
@@ -71,9 +73,12 @@ class Trainer:
         self._save_schedule = save_schedule
         self._metrics = metrics
         self._stop_policy = stop_policy
+        self._start = start
         self._stop = stop_policy.stop
         self._delayed = DelayedMetrics(DELAY)
-        self._watch = GateWatch(session.trainable.gates)
+        gates = session.trainable.gates
+        learned = gates is not None and gates.settings.mode == "learned"
+        self._watch = GateWatch(gates if learned else None)
         self._row_at = time.monotonic()
         self._row_step = position.step
         self._row_wait = 0.0
@@ -133,11 +138,14 @@ class Trainer:
             lr_factor_at(session.recipe, step, session.steps_per_epoch),
             stop=self._stop.raised,
             save=self._save_schedule.due(step),
+            gradient=(step + 1) % self._row_every == 0,
         )
         self.position = replace(self.position, step=step + 1)
         self._delayed.push(step, figures)
         self._done_at[step] = time.monotonic()
-        self._watch.step()
+        # Before the decision on pictures all gates are 1, as they should be.
+        if self._decision_step is None or step >= self._decision_step:
+            self._watch.step()
         if skipped:
             self._metrics.event("overflow", step=step)
         self._metrics.advance(step + 1, epoch)
@@ -200,6 +208,10 @@ class Trainer:
         }
         if self.session.trainable.gates is not None:
             row |= {"gate_mean": figures.gate_mean, "gate_variance": figures.gate_variance}
+            if self._start is not None:
+                row["gate_drift"] = figures.gate_mean - self._start.mean
+            if math.isfinite(figures.gate_gradient):
+                row["gate_gradient"] = figures.gate_gradient
         epoch = figures.step // self.session.steps_per_epoch
         self._metrics.train(figures.step + 1, epoch, row)
         self._row_at, self._row_step, self._row_wait = now, figures.step + 1, 0.0
@@ -251,9 +263,15 @@ class Trainer:
         evaluator = self.session.evaluator
         batches = evaluator.loader("val", 2 * self.session.recipe.train.micro_batch)
         loader = LoaderWithCallback(batches, self._on_evaluation_batch)
+        start = self._start
         with self.session.whole_model() as model:
-            result = evaluate(model, loader, evaluator.settings, evaluator.num_classes)
-        self._metrics.evaluation(self.position.step, epoch, "val", result.row())
+            probe = ValidationProbe(model, evaluator) if start and start.split == "val" else None
+            recorder = probe.recorder if probe is not None else None
+            result = evaluate(model, loader, evaluator.settings, evaluator.num_classes, recorder)
+        row = result.row()
+        if start is not None and probe is not None:
+            row |= GateMovement.between_probes(start, probe.complete()).row()
+        self._metrics.evaluation(self.position.step, epoch, "val", row)
         return result.top1
 
     def _on_evaluation_batch(self) -> None:

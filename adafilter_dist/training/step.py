@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from adafilter_dist.methods import TrainableModel
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.control_gates import any_domain, set_domains
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.training.ema import ModelEma
+from adafilter_dist.training.gate_gradient import GateGradient
 from adafilter_dist.training.lr_schedule import lr_factor
 from adafilter_dist.training.seeding import seeded_draws
 
@@ -31,6 +34,7 @@ class Figures:
     """Means over the micro-batches of one step; ``stop`` and ``save`` count ranks that ask.
 
     In the order of the vector that a step sums over the ranks.
+    ``gate_gradient`` is NaN where it was not measured (`GateGradient`).
     """
 
     step: int
@@ -42,6 +46,7 @@ class Figures:
     save: float
     gate_mean: float
     gate_variance: float
+    gate_gradient: float
 
     @classmethod
     def of(cls, step: int, values: list[float]) -> Figures:
@@ -71,6 +76,8 @@ class TrainingStep:
         self._engine = engine
         self._world = world
         self._ema = ema
+        whole = not (isinstance(recipe.engine, DeepSpeed) and recipe.engine.zero_stage)
+        self._gradient = GateGradient(trainable) if whole and trainable.gates is not None else None
         train = recipe.train
         mine = micro_batches_of_rank(train.micro_batches, world.rank, world.world_size)
         self._forwards = forwards_of(mine, train.micro_batches_per_forward)
@@ -84,8 +91,12 @@ class TrainingStep:
         *,
         stop: bool,
         save: bool,
+        gradient: bool = False,
     ) -> tuple[Tensor, bool]:
-        """Do step ``step``; returns its figures (on the device) and whether fp16 skipped it."""
+        """Do step ``step``; returns its figures (on the device) and whether fp16 skipped it.
+
+        With ``gradient`` the gradient of the gate is measured beside that of F.
+        """
         engine, train = self._engine, self._recipe.train
         engine.model.train()
         figures = torch.zeros(_LOCAL, dtype=engine.dtype, device=self._world.device)
@@ -115,6 +126,8 @@ class TrainingStep:
         flat = torch.cat([figures, step_statistics.collect(engine.model)])
         flat = engine.reduce(flat)
 
+        ratio = self._gradient.ratio() if gradient and self._gradient is not None else None
+
         # The update. A step whose fp16 gradients overflowed leaves everything as it was.
         taken = engine.step(rate)
         if taken:
@@ -124,7 +137,7 @@ class TrainingStep:
         else:
             step_statistics.discard(engine.model)
         flat[:3] /= train.micro_batches
-        return torch.cat([flat[:_LOCAL], self._gates()]), not taken
+        return torch.cat([flat[:_LOCAL], self._gates(ratio)]), not taken
 
     def _forward(
         self, batch: DeviceBatch, step: int, epoch: int, micro_batches: range
@@ -149,13 +162,13 @@ class TrainingStep:
         accuracy = (logits.detach().argmax(1) == batch.labels).to(loss.dtype).mean()
         return loss, penalty, accuracy
 
-    def _gates(self) -> Tensor:
+    def _gates(self, ratio: Tensor | None) -> Tensor:
         gate = self._trainable.gates
         if gate is None:
-            return torch.zeros(2, dtype=self._engine.dtype, device=self._world.device)
-        return torch.stack([gate.last_mean.mean(), gate.last_variance.mean()]).to(
-            self._engine.dtype
-        )
+            return torch.zeros(3, dtype=self._engine.dtype, device=self._world.device)
+        mean = gate.last_mean.mean()
+        figures = mean, gate.last_variance.mean(), mean * math.nan if ratio is None else ratio
+        return torch.stack([one.to(self._engine.dtype) for one in figures])
 
     def warm_up(self, size: int) -> None:
         """Run the engine's throw-away pass on noise, as large as the first forward of a step."""

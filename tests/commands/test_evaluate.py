@@ -51,7 +51,7 @@ def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture
     assert len(found["gates"]["layers"]) == 20
     assert found["probe"]["test"]["n"] == 10 and found["probe"]["train_images"] == 24
     shown = capsys.readouterr().out
-    assert "gates of another picture" in shown and "linear probe" in shown
+    assert "another picture's gates" in shown and "linear probe" in shown
     assert "adafilter resume" not in shown
     assert f"numbers     {run_dir / 'evaluation-test.json'}" in shown.splitlines()
     assert shown.index("AdaFilter") < shown.index("gates by layer")

@@ -15,6 +15,7 @@ from tests.distributed.watching import ranks
 
 pytestmark = pytest.mark.distributed
 STEPS = 50
+GATES = ("gate_mean", "gate_variance", "gate_drift")
 
 
 def rows(run: Path, kind: str) -> list[dict[str, float]]:
@@ -58,7 +59,7 @@ def test_losses_statistics_and_weights_agree_to_1e_9(
     wanted, found = rows(alone, "train"), rows(run, "train")
     assert len(wanted) == len(found) >= STEPS
     for ours, theirs in zip(found, wanted, strict=True):
-        for key in ("loss", "penalty", "accuracy", "gate_mean", "gate_variance"):
+        for key in ("loss", "penalty", "accuracy", *GATES, "gate_gradient"):
             assert abs(ours[key] - theirs[key]) <= 1e-9, (ours["step"], key)
     assert any(row["loss"] != wanted[0]["loss"] for row in wanted[1:])
     expected, ours_tensors = tensors(alone), tensors(run)
@@ -68,6 +69,13 @@ def test_losses_statistics_and_weights_agree_to_1e_9(
         assert distance <= 1e-9, (name, distance)
     (theirs_eval,), (ours_eval,) = rows(alone, "evaluation")[-1:], rows(run, "evaluation")[-1:]
     assert ours_eval["top1"] == theirs_eval["top1"]
+    validated = [
+        [row for row in rows(one, "evaluation") if row["split"] == "val"] for one in (alone, run)
+    ]
+    assert len(validated[0]) == len(validated[1]) > 0
+    for theirs, ours in zip(*validated, strict=True):
+        for key in ("gate_mean", "gate_drift", "gate_moved", "gate_changed", "gate_between"):
+            assert abs(ours[key] - theirs[key]) <= 1e-9, key
 
 
 def test_one_process_twice_gives_the_same_bits(

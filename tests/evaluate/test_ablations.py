@@ -38,7 +38,9 @@ def network() -> AdaFilterNet:
         conv.weight.copy_(torch.tensor([[1.0, 0, 0], [-1, 0, 0]])[:, :, None, None])
         head.weight.copy_(torch.eye(3, 2))
         head.bias.copy_(torch.tensor([0, 0, -9]))  # the third class is never recognised
-    gated = convert(net, size=SIDE, gate=Gate(hidden=1, input_norm="none"), head="4")
+    gated = convert(
+        net, size=SIDE, gate=Gate(recipe="paper", hidden=1, input_norm="none"), head="4"
+    )
     (layer,) = (one for one in gated.modules() if hasattr(one, "frozen_weight"))
     gate, cell = gated.gate, gated.gate.cell
     with torch.no_grad():

@@ -25,6 +25,7 @@ from adafilter_dist.evaluate import (
     OfDomain,
     Outcomes,
 )
+from adafilter_dist.evaluate.gate_probe import GateMovement
 from adafilter_dist.evaluate.linear_probe import Probe
 from adafilter_dist.metrics import append
 from adafilter_dist.report import Results, draw, figure, print_summary, write_gates, write_summary
@@ -92,9 +93,9 @@ def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
     text = "\n".join(lines)
     assert "linear probe on frozen features 70.0 ± 3.2" in text
     assert "AdaFilter 80.0 ± 2.8" in text
-    assert "gates of another picture 75.0 ± 3.1 +5.0 [+1.0, +9.0]" in text
+    assert "another picture's gates 75.0 ± 3.1 +5.0 [+1.0, +9.0]" in text
     assert "each filter's mean gate 82.0 ± 2.7 -2.0 [-4.0, +0.0]" in text
-    assert "... of the same class 66.7 ± 3.8 +10.0 [+6.0, +14.0] 150 pictures" in text
+    assert "... same class 66.7 ± 3.8 +10.0 [+6.0, +14.0] 150 pictures" in text
     assert "mean gate 0.457; variance over pictures 0.0123 between classes, 0.1004 within" in text
     assert (
         "gate and domain share 0.127 of 1.000 bits (mean over filters); mean gate in near 0.410, "
@@ -137,6 +138,24 @@ def test_on_the_screen_are_only_gates_that_differ_and_all_of_them_in_a_file(tmp_
     place = console()
     print_summary(place, tmp_path, found, {})
     assert "layer7" not in shown(place) and "none over 0.1" in shown(place)
+
+
+def test_a_gate_that_never_left_its_start_is_warned_of(tmp_path: Path) -> None:
+    movement = GateMovement("val", 256, 0.98, 0.97, 0.012, 0.23, 0.01, 0.1)
+
+    def text(found: Results) -> str:
+        place = console()
+        print_summary(place, tmp_path, found, {})
+        return " ".join(shown(place).split())
+
+    found = replace(results(), movement=movement)
+    assert "on 256 pictures of val: mean gate 0.980 to 0.970; 23.0% of the bits" in text(found)
+    assert "warning: the mean gate never left its start: 0.980 before" in text(found)
+    assert "0.970 now (all but plain fine-tuning);" in text(found)
+    assert "warning" not in text(replace(found, gate_learns=False))  # a frozen control
+    assert "warning" not in text(replace(found, movement=replace(movement, moved=0.06)))
+    kept = json.loads(write_summary(tmp_path, found).read_text())["gate_movement"]
+    assert kept["changed"] == 0.23 and kept["drift"] == pytest.approx(-0.01)
 
 
 def test_a_control_stands_beside_the_run(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.training.step import TrainingStep, forwards_of
 
 M, MICRO_BATCHES, STEPS, CLASSES = 3, 4, 3, 5
+FILTERS = ".conv.weight"
 
 
 def recipe_of(folder: Path, *words: str) -> Recipe:
@@ -27,6 +28,7 @@ def recipe_of(folder: Path, *words: str) -> Recipe:
     file.write_text("name: tiny\ndata: {name: imagefolder, resolution: 32}\n")
     fixed = [
         *("model=timm/test_resnet", "model.weights=null", "method.gate.hidden=8"),
+        "method.gate.recipe=paper",
         *(f"train.global_batch={M * MICRO_BATCHES}", f"train.micro_batch={M}"),
         *("train.precision=fp64", "engine.device=cpu", "engine.threads=1", "optim.lr=0.05"),
     ]
@@ -66,7 +68,9 @@ def train(recipe: Recipe, world: World) -> dict[str, Tensor]:
     with forward_batches(pictures(0), counts * STEPS, given, None) as batches:
         for number in range(STEPS):
             forwards.append(number)
-            figures, skipped = step.run(number, 0, batches, 1.0, stop=False, save=False)
+            figures, skipped = step.run(
+                number, 0, batches, 1.0, stop=False, save=False, gradient=True
+            )
             assert not skipped
             figures[3] = 0  # seconds of waiting
             found[f"figures {number}"] = figures
@@ -106,6 +110,11 @@ def test_the_numbers_are_those_of_each_micro_batch(
     assert any(name.startswith("gradient 3 gate.") for name in wanted)
     assert any("running_var" in name for name in wanted)
     assert float(wanted["figures 2"][1]) != 0, "there is a penalty"
+    for number in range(STEPS):
+        of = {name: one for name, one in wanted.items() if f"gradient {number + 1} " in name}
+        gate = sum(float(one.square().sum()) for name, one in of.items() if " gate." in name)
+        filters = sum(float(one.square().sum()) for n, one in of.items() if n.endswith(FILTERS))
+        assert float(wanted[f"figures {number}"][-1]) == pytest.approx((gate / filters) ** 0.5)
 
 
 def test_forwards_of_a_share() -> None:
