@@ -104,8 +104,9 @@ def made_up(count: int, size: int, side: int, pin: bool) -> Iterator[MicroBatch]
         pixels = torch.empty((size, side, side, 3), dtype=torch.uint8, pin_memory=pin)
         pixels.random_(0, 256, generator=generator)
         index = torch.arange(number * size, (number + 1) * size)
-        labels = index % CLASSES
-        yield MicroBatch(pixels.permute(0, 3, 1, 2), labels.pin_memory() if pin else labels, index)
+        numbers = [index % CLASSES, index % 3]
+        labels, domain = (each.pin_memory() if pin else each for each in numbers)
+        yield MicroBatch(pixels.permute(0, 3, 1, 2), labels, index, domain)
 
 
 def require_same_batches(training: Training) -> None:
@@ -117,10 +118,11 @@ def require_same_batches(training: Training) -> None:
     prefetcher = CudaPrefetcher(transfer, 2 * size)
     busy = torch.randn(4096, 4096, device=device)
 
-    def read(batch: DeviceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(batch: DeviceBatch) -> list[torch.Tensor]:
         for _ in range(20):  # the host gets far ahead of the device
             busy @ busy
-        return batch.images.clone(), batch.labels.clone()
+        assert batch.domain is not None
+        return [each.clone() for each in (batch.images, batch.labels, batch.domain)]
 
     passes = []
     for one in (None, prefetcher, prefetcher):
@@ -128,8 +130,8 @@ def require_same_batches(training: Training) -> None:
             passes.append([read(batch) for batch in forwards])
     plain, *brought = passes
     for other in brought:
-        for (images, labels), (wanted, wanted_labels) in zip(other, plain, strict=True):
-            assert torch.equal(images, wanted) and torch.equal(labels, wanted_labels)
+        for batch, wanted in zip(other, plain, strict=True):
+            assert all(torch.equal(one, two) for one, two in zip(batch, wanted, strict=True))
 
 
 def run_without_waiting(training: Training) -> None:
