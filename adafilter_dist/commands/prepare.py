@@ -28,15 +28,15 @@ def run(words: list[str]) -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="recipe=NAME and overrides")
     recipe = load_recipe(parser.parse_args(words).words)
     # Imported here: --help and a mistyped recipe need not wait for the models.
-    from adafilter_dist.data.prepare.prepare import look, prepare
+    from adafilter_dist.data.prepare.prepare import list_sources, prepare
     from adafilter_dist.data.prepare.summary import summarise
     from adafilter_dist.models.backbone.backbones import fetch_weights
 
     console = Console()
-    start = look(recipe)  # a wrong path is not worth a download
+    sources = list_sources(recipe)  # a wrong path is not worth a download
     weights = fetch_weights(recipe)
     print_plain(console, weights)
-    prepared = prepare(recipe, console, start)
+    prepared = prepare(recipe, console, sources)
     summarise(prepared.folder, console)
     print_plain(console, f"ready: {prepared.folder}")
     return 0

@@ -45,41 +45,43 @@ def existing_manifest(folder: Path, data: Data) -> Manifest | None:
     return manifest
 
 
-def recorded_origin(folder: Path, manifest: Manifest, ours: Origin) -> Origin | None:
-    """The manifest's entry for the place of ``ours``."""
+def recorded_origin(folder: Path, manifest: Manifest, current: Origin) -> Origin | None:
+    """The manifest's entry for the place of ``current``."""
     recorded = manifest.known_origins(folder)
-    return next((origin for origin in recorded if origin.same_place(ours, folder)), None)
+    return next((origin for origin in recorded if origin.same_place(current, folder)), None)
 
 
 def origins_to_write(
     folder: Path,
     manifest: Manifest,
     listing: Listing,
-    ours: Origin,
+    current: Origin,
     data: Data,
     console: Console,
 ) -> list[Origin] | None:
     """The origins that the folder is to be written with again; None where it is right as it is.
 
-    Notes ``ours`` in the manifest where the folder holds the same pictures from another place.
+    Notes ``current`` in the manifest where the folder holds the same pictures from another place.
     Raises UserError where it holds others, which belong to another place.
     """
-    recorded = recorded_origin(folder, manifest, ours)
-    others = [o for o in manifest.origins if not o.same_place(ours, folder)]
+    recorded = recorded_origin(folder, manifest, current)
+    others = [o for o in manifest.origins if not o.same_place(current, folder)]
 
     # The same names, sizes and times: no picture has to be read.
     unchanged = (
-        recorded is not None and recorded.sources == ours.sources and manifest.decoding == DECODING
+        recorded is not None
+        and recorded.sources == current.sources
+        and manifest.decoding == DECODING
     )
     if unchanged or same_pictures(manifest, listing, folder, data, console):
         damage = find_damage(folder, manifest, data, console)
         if damage:
             print_plain(console, f"{damage}: preparing again")
-            return [*others, ours]
+            return [*others, current]
         # Copied, moved or touched, but the same pictures: next time the quick look is enough.
-        if recorded != ours or manifest.format == 1 or manifest.decoding != DECODING:
-            update = {"format": 2, "sources": ours.sources, "decoding": DECODING}
-            manifest.model_copy(update={**update, "origins": [*others, ours]}).write(folder)
+        if recorded != current or manifest.format == 1 or manifest.decoding != DECODING:
+            update = {"format": 2, "sources": current.sources, "decoding": DECODING}
+            manifest.model_copy(update={**update, "origins": [*others, current]}).write(folder)
         print_plain(console, f"already prepared: {folder}")
         return None
 
@@ -88,21 +90,21 @@ def origins_to_write(
         first = (others or manifest.known_origins(folder))[0].described(folder)
         raise UserError(
             f"{folder}: holds the pictures of {first}, which are others than those of "
-            f"{ours.described(folder)} now; choose another folder with data.prepared, or "
+            f"{current.described(folder)} now; choose another folder with data.prepared, or "
             "remove this one"
         )
-    print_plain(console, f"{_changed(manifest, recorded, ours, data)}: preparing again")
-    return [ours]
+    print_plain(console, f"{_changed(manifest, recorded, current, data)}: preparing again")
+    return [current]
 
 
-def _changed(manifest: Manifest, recorded: Origin, ours: Origin, data: Data) -> str:
+def _changed(manifest: Manifest, recorded: Origin, current: Origin, data: Data) -> str:
     """What changed at our own place."""
-    if recorded.sources == ours.sources and manifest.decoding != DECODING:
+    if recorded.sources == current.sources and manifest.decoding != DECODING:
         return f"adafilter {manifest.adafilter} read some of the pictures otherwise"
     changed = changed_list(recorded, data)
     if changed is not None:
         return f"{changed} changed"
-    return f"the pictures of {ours.csv or root_of(data)} changed"
+    return f"the pictures of {current.csv or root_of(data)} changed"
 
 
 def find_damage(folder: Path, manifest: Manifest, data: Data, console: Console) -> str:

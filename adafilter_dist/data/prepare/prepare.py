@@ -1,7 +1,7 @@
 """Makes a prepared folder: whole or not at all, and only when something changed.
 
-Read it downwards: `look` lists the pictures, `prepare` decides whether they have to be stored, and
-`_fill` reads, checks, resizes and stores them and writes the manifest.
+Read it downwards: `list_sources` lists the pictures, `prepare` decides whether they have to be
+stored, `_fill` reads, checks, resizes and stores them and writes the manifest.
 """
 
 from __future__ import annotations
@@ -48,28 +48,29 @@ _BAD_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Look:
-    """What ``prepare`` starts from: a listing, or why there is none; ``ours`` is where it is from.
+class Sources:
+    """The pictures of a recipe, listed, and the place that they are from.
 
-    Without a listing the pictures are fetched first, or what is prepared is left as it is: then
-    ``missing`` says what it cannot be compared with.
+    ``listing`` is None where they are not there. Then they are fetched; or they are prepared
+    already and stay as they are, and ``missing`` names what they cannot be compared with.
     """
 
     listing: Listing | None
-    ours: Origin
+    origin: Origin
     missing: str = ""
 
 
-def look(recipe: Recipe) -> Look:
+def list_sources(recipe: Recipe) -> Sources:
     """List the pictures, and check whether the prepared folder has to be written.
 
     Opens no network and writes nothing. Raises UserError for everything that this shows.
     """
     data = recipe.data
     folder = prepared_folder(data)
-    ours = origin_of(data, folder)  # first: a list that changes while it is read must look changed
+    # Before they are read: a list that changes meanwhile must look changed.
+    origin = origin_of(data, folder)
     manifest = existing_manifest(folder, data)
-    recorded = recorded_origin(folder, manifest, ours) if manifest else None
+    recorded = recorded_origin(folder, manifest, origin) if manifest else None
     try:
         listing = list_dataset(data)
     except UserError as error:
@@ -77,7 +78,7 @@ def look(recipe: Recipe) -> Look:
             raise
         if manifest is None:
             if can_fetch(data):
-                return Look(None, ours)
+                return Sources(None, origin)
             raise
         if recorded is None:
             raise UserError(
@@ -87,48 +88,49 @@ def look(recipe: Recipe) -> Look:
         missing = f"its pictures, which are not in {root_of(data)}"
         if data.csv is not None:
             missing = f"data.csv={data.csv}, which is not there"
-        return Look(None, ours, missing)
+        return Sources(None, origin, missing)
     if manifest is None:
         require_writable(folder)
-    same_lists = recorded is not None and recorded.lists and recorded.lists == ours.lists
+    same_lists = recorded is not None and recorded.lists and recorded.lists == origin.lists
     if same_lists and not any(sample.path.exists() for sample in listing.all_samples):
-        return Look(None, ours, missing=f"the pictures, none of which is in {root_of(data)}")
-    return Look(listing, ours)
+        return Sources(None, origin, missing=f"the pictures, none of which is in {root_of(data)}")
+    return Sources(listing, origin)
 
 
-def prepare(recipe: Recipe, console: Console, start: Look | None = None) -> Prepared:
-    """Fetch, list, convert and store the pictures of a recipe; ``start`` is ``look(recipe)``.
+def prepare(recipe: Recipe, console: Console, sources: Sources | None = None) -> Prepared:
+    """Fetch, list, convert and store the pictures of a recipe.
 
-    Does nothing where the folder is right already. May be killed at any time, and run twice at
-    once. Raises UserError: no pictures, bad ones (``data.on_bad=error``), no space, no right to
-    write, a folder that holds something else, or what another place's pictures were prepared to.
+    ``sources`` is what ``list_sources(recipe)`` returned, if that was called. Does nothing where
+    the folder is right already. May be killed at any time, and run twice at once. Raises UserError:
+    no pictures, bad ones (``data.on_bad=error``), no space, no right to write, a folder that holds
+    something else, or what another place's pictures were prepared to.
     """
     data = recipe.data
     folder = prepared_folder(data)
 
     # List the pictures; those that are nowhere are fetched, or must be prepared already.
-    start = start or look(recipe)
-    if start.missing:
+    sources = sources or list_sources(recipe)
+    if sources.missing:
         manifest = existing_manifest(folder, data)
         damage = find_damage(folder, manifest, data, console) if manifest is not None else ""
         if damage:
-            raise UserError(f"{damage}; to prepare it again, put back {start.missing}")
-        print_plain(console, f"already prepared: {folder}; not compared with {start.missing}")
+            raise UserError(f"{damage}; to prepare it again, put back {sources.missing}")
+        print_plain(console, f"already prepared: {folder}; not compared with {sources.missing}")
         return open_prepared(recipe)
-    if start.listing is None:
+    if sources.listing is None:
         fetch_dataset(data, partial(print_plain, console))
-        start = look(recipe)
-        assert start.listing is not None
-    listing = start.listing
+        sources = list_sources(recipe)
+        assert sources.listing is not None
+    listing = sources.listing
 
     with sole_writer(folder, console), quiet_pictures():
         # Compare them with what is prepared. Before any picture is read: one that changes
         # meanwhile must look changed next time.
-        ours = start.ours.model_copy(update={"sources": sources_hash(listing)})
+        origin = sources.origin.model_copy(update={"sources": sources_hash(listing)})
         manifest = existing_manifest(folder, data)
-        origins: list[Origin] | None = [ours]
+        origins: list[Origin] | None = [origin]
         if manifest is not None:
-            origins = origins_to_write(folder, manifest, listing, ours, data, console)
+            origins = origins_to_write(folder, manifest, listing, origin, data, console)
 
         # Store them in a new folder, which replaces the old one.
         if origins is not None:
