@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
 from adafilter_dist.data.prepare.lists import read_list
 from adafilter_dist.data.prepare.prepare import prepare
+from adafilter_dist.data.prepare.summary import summarise
 from adafilter_dist.data.stored.manifest import read_manifest
 from adafilter_dist.data.stored.prepared import Domains, Prepared, open_prepared
 from adafilter_dist.data.stored.store import Store, write_store
@@ -155,6 +157,16 @@ def test_a_store_whose_domains_do_not_fit_its_manifest_is_damaged(root: Path) ->
     with pytest.raises(UserError, match=r"train\.beton: does not fit its manifest"):
         open_prepared(recipe(root, prepared=str(root / "other")))
     assert np.array_equal(np.unique(Store(data.train_store).domains), [0, 1])
+
+
+def test_prepare_says_how_many_pictures_a_domain_has(root: Path) -> None:
+    data, said = prepared(root, val_fraction=0.0), io.StringIO()
+    summarise(data.folder, Console(file=said, width=200))
+    of = {
+        name: [expected(data, split).count(name) for split in ("train", "test")] for name in NAMES
+    }
+    for name, (train, test) in of.items():
+        assert f"domain {name}: {train} train, {test} test\n" in said.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,17 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from adafilter_dist.data.prepare.lists import read_list
-from adafilter_dist.data.stored.manifest import read_manifest
+from adafilter_dist.data.stored.manifest import Manifest, read_manifest
+from adafilter_dist.data.stored.store import Store
+from adafilter_dist.errors import printable
 from adafilter_dist.system.console import print_plain
+
+_DOMAINS_SHOWN = 10
 
 
 def own_validation(pictures: int) -> str:
@@ -69,6 +74,27 @@ def summarise(folder: Path, console: Console) -> None:
                 f"{len(twins)} validation pictures are in the training or the test set too (same "
                 f"pixels); listed in {folder / 'val-duplicates.csv'}"
             )
+    lines += _domains(folder, manifest)
     lines += [note if note.startswith("warning: ") else f"note: {note}" for note in manifest.notes]
     lines.append(f"fingerprint {manifest.fingerprint[:16]}")
     print_plain(console, *lines)
+
+
+def _domains(folder: Path, manifest: Manifest) -> list[str]:
+    """How many pictures of each domain are in each split; of the first domains, where many."""
+    if not manifest.domains:
+        return []
+    train, test = (Store(folder / split.file).domains for split in (manifest.train, manifest.test))
+    cut = len(train) - manifest.validation
+    splits = {"train": train[:cut], "val": train[cut:], "test": test}
+    counts = {
+        name: np.bincount(numbers, minlength=len(manifest.domains))
+        for name, numbers in splits.items()
+        if len(numbers)
+    }
+    lines = []
+    for number, domain in enumerate(manifest.domains[:_DOMAINS_SHOWN]):
+        of_splits = ", ".join(f"{count[number]:,} {name}" for name, count in counts.items())
+        lines.append(f"domain {printable(domain)}: {of_splits}")
+    more = len(manifest.domains) - len(lines)
+    return lines + ([f"and {more:,} domains more; see train.csv and test.csv"] if more else [])

@@ -37,30 +37,25 @@ def find(data: Data) -> SourceListing:
     """Both domains, each with a validation and a test split of its own pictures."""
     published = fashion_mnist.find(data)
     assert published.test is not None
-    mixed, changes = data.mixed, data.mixed.changes
+    changes = data.mixed.changes
 
     # Each domain draws from pictures of its own: its draw is the same whatever the other's size.
     unseen = published.train[SOURCE_PICTURES:]
     counts = {"original_per_class": unseen[:_HALF], "changed_per_class": unseen[_HALF:]}
     original, changed = (
-        _draw(pool, getattr(mixed, key), data, published.classes, f"data.mixed.{key}")
+        _draw(pool, getattr(data.mixed, key), data, published.classes, f"data.mixed.{key}")
         for key, pool in counts.items()
     )
     splits = [(original, changed)]
     splits += [(published.test[one], published.test[two]) for one, two in (_VALIDATION, _TEST)]
     train, validation, test = (_both(one, two, changes) for one, two in splits)
-    notes = [
-        f"domains: {mixed.original_per_class} training pictures a class as they are, "
-        f"{mixed.changed_per_class} {'+'.join(changes) or 'more'}"
-    ]
     return SourceListing(
         published.root,
         published.classes,
         train,
         test,
-        notes,
-        validation,
-        [_ORIGINAL, "+".join(changes)] if changes else [],
+        validation=validation,
+        domains=[_ORIGINAL, "+".join(changes)] if changes else [],
     )
 
 
