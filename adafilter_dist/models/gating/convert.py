@@ -26,7 +26,7 @@ from adafilter_dist.models.gating.equality import SourceNetwork
 from adafilter_dist.models.gating.find_pairs import Pair, Pairs, find_pairs
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.models.gating.look_ahead import LookAhead
+from adafilter_dist.models.gating.look_ahead import LookAhead, features_of
 from adafilter_dist.models.gating.modes import trial_copy
 from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
@@ -70,7 +70,7 @@ class AdaFilterNet(nn.Module):
         return next(iter(self.gated_layers.values())).batchnorm
 
     def forward(self, images: Tensor) -> Tensor:
-        self.gate.start(None if self.look_ahead is None else self.look_ahead(images))
+        self.gate.start(features_of(images, self.look_ahead, self.gate.picture))
         try:
             logits: Tensor = self.backbone(images)
         finally:

@@ -56,8 +56,12 @@ def measure_choices(
             bit = choice[gate.group_of_layer[index]]
             return bit.to(gates.dtype).expand_as(gates)
 
-        with override_gates(model, chosen):
-            logits = forward()
+        picture.measuring = True
+        try:
+            with override_gates(model, chosen):
+                logits = forward()
+        finally:
+            picture.measuring = False
         losses.append(F.cross_entropy(logits.double(), labels, reduction="none"))
     features = gate.decisions.features
     assert features is not None

@@ -136,13 +136,14 @@ class RecurrentGate(nn.Module, StepStatistics):
     def start(self, features: Tensor | None = None) -> None:
         """Begin a forward of the network: the recurrent state is zero.
 
-        `features` (N, D) are what the decision on each picture sees, where there is one.
+        `features` (N, D) are what the decision on each picture sees; None where that is the same
+        for all pictures, or there is no such decision.
         """
         self.decisions = GateDecisions(features=features)
         self._in_forward, self._state, self._picture_logits = True, None, None
         self._means.clear()
-        if self.picture is not None and features is not None:
-            with torch.autocast(features.device.type, enabled=False):
+        if self.picture is not None:
+            with torch.autocast(self.running_mean.device.type, enabled=False):
                 self._picture_logits = self.picture(features)
 
     def stop(self) -> None:

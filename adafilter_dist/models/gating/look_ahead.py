@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.gating.picture_decision import PictureDecision
 
 
 class _Reached(Exception):
@@ -82,3 +83,13 @@ def _make_buffers(network: nn.Module) -> None:
         for name, parameter in list(module._parameters.items()):
             del module._parameters[name]
             module.register_buffer(name, None if parameter is None else parameter.detach())
+
+
+def features_of(
+    images: Tensor, look_ahead: LookAhead | None, picture: PictureDecision | None
+) -> Tensor | None:
+    """What the decision on each of the images sees; None where it does not depend on them."""
+    if look_ahead is None or picture is None or not picture.needs_features():
+        return None
+    features: Tensor = look_ahead(images)
+    return features

@@ -8,8 +8,10 @@ measured once under every choice (`fit_decision`), while the fine-tuned filters 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class PictureDecision(nn.Module):
     """Features (N, D) -> logits (N, K): `+margin` where a group of layers is to be fine-tuned.
 
     Before `decide` every logit is so large that all gates are 1. All of its state is in buffers.
+    Where the choice is the same for every picture, the features are not needed (`needs_features`).
     `choices` (J, K) holds the J = 2^K choices that a picture has, one bit a group; the first is
     all pre-trained.
     """
@@ -55,15 +58,40 @@ class PictureDecision(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.to(device, dtype))
         self.register_buffer("choices", bits.to(device, dtype), persistent=False)
+        self.measuring = False
+        self._known: tuple[tuple[int, int], bool] | None = None
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (N, K) of the picture's choice; no gradient."""
+    def needs_features(self) -> bool:
+        """Whether the choice depends on the picture, or its features are being measured."""
+        if self.measuring or self.weight.is_inference():
+            return True
+        # Looked at once for each value of the weights: a GPU's answer takes the host's time.
+        version = (self.weight.data_ptr(), self.weight._version)
+        if self._known is None or self._known[0] != version:
+            self._known = (version, bool(self.weight.any()))
+        return self._known[1]
+
+    def forward(self, features: Tensor | None) -> Tensor:
+        """Logits (N, K) of the picture's choice, or (1, K) without features; no gradient."""
         with torch.no_grad():
+            if features is None:
+                return (2 * self.choices[self.bias.argmax()] - 1)[None] * self.margin
             standard = standardise(
                 features.to(self.weight.dtype), self.feature_mean, self.feature_scale
             )
             choice = F.linear(standard, self.weight, self.bias).argmax(1)
             return (2 * self.choices[choice] - 1) * self.margin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PictureDecision:
+        # What is known of the weights belongs to these tensors.
+        known, self._known = self._known, None
+        try:
+            copied = type(self).__new__(type(self))
+            memo[id(self)] = copied
+            copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        finally:
+            self._known = known
+        return copied
 
     @torch.no_grad()
     def decide(self, fitted: dict[str, Tensor], margin: float) -> None:
@@ -125,12 +153,14 @@ def fit_decision(
 
     with torch.enable_grad():
         optimizer.step(objective)
-    return {
-        "feature_mean": mean,
-        "feature_scale": scale,
-        "weight": weight.detach(),
-        "bias": bias.detach(),
-    }
+    weight, bias = weight.detach(), bias.detach()
+
+    # The same for all of these pictures: then it is for any, and nothing has to be looked at.
+    choice = F.linear(standard, weight, bias).argmax(1)
+    if bool((choice == choice[0]).all()):
+        weight = torch.zeros_like(weight)
+        bias = F.one_hot(choice[0], len(choices)).double()
+    return {"feature_mean": mean, "feature_scale": scale, "weight": weight, "bias": bias}
 
 
 def random_decision(

@@ -15,7 +15,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.models.gating.look_ahead import LookAhead
+from adafilter_dist.models.gating.look_ahead import LookAhead, features_of
 from adafilter_dist.models.inference.choose_kernel import (
     Epilogue,
     choose,
@@ -200,7 +200,7 @@ class InferenceNet(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        self.gate.start(None if self.look_ahead is None else self.look_ahead(images))
+        self.gate.start(features_of(images, self.look_ahead, self.gate.picture))
         try:
             logits: Tensor = self.backbone(images)
         finally:

@@ -187,6 +187,26 @@ def test_a_decision_chooses_by_picture_and_each_filter_may_still_differ() -> Non
     assert torch.equal(again(x), logits)
 
 
+def test_the_pre_trained_layers_run_only_where_the_choice_depends_on_the_picture() -> None:
+    net, x = gated(look_ahead=1.0), images(6, 16)
+    net(x)
+    assert net.gate.decisions.features is None  # not decided yet
+    features, _ = measure_choices(net, lambda: net(x), torch.zeros(6, dtype=torch.int64))
+    picture = net.gate.picture
+    assert picture is not None
+    same = torch.tensor([[1.0, 0.0]]).expand(6, 2)
+    picture.decide(fit_decision(features, same, picture.choices, lean=0.0, ridge=1e-4), 4.0)
+    logits = net(x)
+    assert net.gate.decisions.features is None and not picture.weight.any()
+    with override_gates(net, constant(1.0)):
+        assert torch.equal(net(x), logits)
+    drawn = random_decision(features, picture.choices, torch.Generator().manual_seed(0))
+    net.load_state_dict(net.state_dict() | {f"gate.picture.{k}": v for k, v in drawn.items()})
+    net(x)
+    assert net.gate.decisions.features is not None
+    assert torch.equal(copy.deepcopy(net)(x), net(x))
+
+
 def test_decide_in_your_own_loop() -> None:
     net = gated(mode="learned", lean=5.0).train()
     x, labels = images(8, 16), torch.arange(8) % 3
