@@ -5,8 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from adafilter_dist.data.stored.prepared import Domains
 from adafilter_dist.evaluate.gate_groups import GroupCounts
+
+MOST_DOMAINS = 1000
+"""Gates are counted by filter and domain; with more domains they are not."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,20 @@ class DomainGates:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dict(self.__dict__)
+
+
+def group_counts(
+    bits: NDArray[np.uint8],
+    filters: int,
+    labels: Tensor,
+    num_classes: int,
+    domains: Domains | None,
+) -> tuple[GroupCounts, GroupCounts | None]:
+    """Counts of packed gates by class and by domain; None without domains, or with too many."""
+    classes = GroupCounts.of(bits, filters, labels.numpy(), num_classes)
+    if domains is None or len(domains.names) > MOST_DOMAINS:
+        return classes, None
+    return classes, GroupCounts.of(bits, filters, domains.numbers, len(domains.names))
 
 
 def layer_gates(

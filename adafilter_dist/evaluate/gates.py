@@ -15,21 +15,24 @@ from typing import Any
 from torch import Tensor, nn
 
 from adafilter_dist.evaluate.ablations import TITLES, Ablation, ablations_of
-from adafilter_dist.evaluate.forward_pass import EvalBatches, ForwardSettings, OutcomeRows, sweep
+from adafilter_dist.evaluate.forward_pass import (
+    EvalBatches,
+    ForwardSettings,
+    OutcomeRows,
+    outcomes_of,
+    sweep,
+)
 from adafilter_dist.evaluate.gate_figures import (
     DomainGates,
     GateFigures,
     LayerGates,
     domain_gates,
+    group_counts,
     layer_gates,
 )
-from adafilter_dist.evaluate.gate_groups import GroupCounts
 from adafilter_dist.evaluate.gate_recorder import GateRecorder, widths_of
 from adafilter_dist.evaluate.scores import Evaluation, Outcomes
 from adafilter_dist.models.gating.gate import find_gate, override_gates
-
-MOST_DOMAINS = 1000
-"""Gates are counted by filter and domain; with more domains they are not."""
 
 
 @dataclass(frozen=True)
@@ -77,27 +80,16 @@ def evaluate_gates(
     n = loader.total
     widths = widths_of(model)
     recorder = GateRecorder(model, n, settings.device)
-    learned = OutcomeRows(n, num_classes, settings.device)
-
-    def first(positions: Tensor, labels: Tensor, forward: Callable[[], Tensor]) -> None:
-        with recorder.batch(positions):
-            logits = forward()
-        learned.add(positions, logits, labels)
 
     def second(positions: Tensor, labels: Tensor, forward: Callable[[], Tensor]) -> None:
         for name, gates in wanted.items():
             with override_gates(model, _replay(gates.at(positions), widths)):
                 rows[name].add(positions, forward(), labels)
 
-    sweep(model, loader, settings, first)
-    own, bits = learned.complete(), recorder.complete()
-    filters = recorder.filters
-    classes = GroupCounts.of(bits, filters, own.labels.numpy(), num_classes)
-    by_domain, domains = None, loader.domains
-    if domains is not None and len(domains.names) > MOST_DOMAINS:
-        domains = None
-    if domains is not None:
-        by_domain = GroupCounts.of(bits, filters, domains.numbers, len(domains.names))
+    own = outcomes_of(model, loader, settings, num_classes, recorder)
+    bits, filters = recorder.complete(), recorder.filters
+    classes, by_domain = group_counts(bits, filters, own.labels, num_classes, loader.domains)
+    domains = None if by_domain is None else loader.domains
     wanted = ablations_of(bits, filters, own.labels, classes, domains, by_domain, oracle, seed)
     rows = {name: OutcomeRows(n, num_classes, settings.device) for name in wanted}
     sweep(model, loader, settings, second)

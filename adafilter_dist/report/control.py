@@ -15,6 +15,8 @@ from torch import nn
 from adafilter_dist.data.stored.prepared import SplitName
 from adafilter_dist.data.stored.views import in_classes
 from adafilter_dist.evaluate import Difference, Evaluation, Evaluator, Outcomes, outcomes_of
+from adafilter_dist.evaluate.gate_figures import GateFigures, group_counts
+from adafilter_dist.evaluate.gate_recorder import GateRecorder, has_bits
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.ops.dtypes import weights_dtype
 
@@ -32,12 +34,16 @@ class ControlModel:
 
 @dataclass(frozen=True)
 class ControlResult:
-    """``difference``: top-1 of the run minus that of the control, paired by picture."""
+    """``difference``: top-1 of the run minus that of the control, paired by picture.
+
+    ``gates``: figures of the control's gates on these pictures; None where it has none of 0 and 1.
+    """
 
     run: Path
     method: str
     evaluation: Evaluation
     difference: Difference
+    gates: GateFigures | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the confusion matrix."""
@@ -46,6 +52,7 @@ class ControlResult:
             "method": self.method,
             **self.evaluation.to_dict(),
             "run_minus_control": self.difference.to_dict(),
+            "gates": self.gates.to_dict() if self.gates else None,
         }
 
 
@@ -62,10 +69,17 @@ def compare_with_control(
     model = control.model.to(
         evaluator.world.device, weights_dtype(evaluator.recipe.train.precision)
     )
-    outcomes = outcomes_of(model, loader, evaluator.settings, classes)
+    settings, gates = evaluator.settings, None
+    recorder = GateRecorder(model, loader.total, settings.device) if has_bits(model) else None
+    outcomes = outcomes_of(model, loader, settings, classes, recorder)
+    if recorder is not None:
+        bits, filters = recorder.complete(), recorder.filters
+        counts = group_counts(bits, filters, outcomes.labels, classes, loader.domains)
+        gates = GateFigures.of(*counts)
     return ControlResult(
         run=control.run,
         method=control.method,
         evaluation=Evaluation.of(outcomes, classes, loader.domains),
         difference=Difference.between(own, outcomes),
+        gates=gates,
     )

@@ -146,6 +146,11 @@ def _gate_lines(results: Results) -> list[str]:
                 f"mean gate in {printable(one.name)} {one.mean:.3f}" for one in gates.domains
             )
         )
+    if results.control is not None and (other := results.control.gates) is not None:
+        line = f"the control's gates: mean {other.mean:.3f}"
+        if other.information is not None:
+            line += f", {other.information:.3f} bits shared with the domain"
+        lines.append(line)
     if (moved := results.movement) is not None:
         lines.append(
             f"since the start, on {moved.pictures} pictures of {moved.split}: mean gate "

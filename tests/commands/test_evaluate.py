@@ -179,6 +179,7 @@ def test_other_pictures_than_the_runs_are_measured_when_asked_for(
     assert figures(run) == own
 
 
+@pytest.mark.slow
 def test_a_control_runs_accuracy_is_subtracted_picture_by_picture(
     run_dir: Path, copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +200,9 @@ def test_a_control_runs_accuracy_is_subtracted_picture_by_picture(
     assert "control: AdaFilter, run" in capsys.readouterr().out
     assert main([*words, str(run_dir)]) == 0
     own = figures(run_dir)["control"]["run_minus_control"]
+    found = figures(run_dir)["control"]["gates"]
+    assert main(["evaluate", str(run_dir)]) == 0
+    assert found == figures(run_dir)["gates"]["figures"]
     assert own == {"value": 0, "standard_error": 0, "low": 0, "high": 0}
     main(["evaluate", str(run_dir), "--no-gates"])
     assert figures(run_dir)["control"] is None

@@ -160,16 +160,19 @@ def test_a_gate_that_never_left_its_start_is_warned_of(tmp_path: Path) -> None:
 
 def test_a_control_stands_beside_the_run(tmp_path: Path) -> None:
     less = Difference(0.035, 0.01, 0.015, 0.055)
-    control = ControlResult(Path("/runs/1234abcd"), "adafilter", evaluation(153), less)
+    gates = GateFigures(0.51, 0.01, 0.1, 0.113, 1.0)
+    control = ControlResult(Path("/runs/1234abcd"), "adafilter", evaluation(153), less, gates)
     found = replace(results(), control=control)
     place = console()
     print_summary(place, tmp_path, found, {})
     text = " ".join(shown(place).split())
     assert "control: AdaFilter, 1234abcd 76.5 ± 3.0 +3.5 [+1.5, +5.5]" in text
     assert "never trained" not in text
+    assert "the control's gates: mean 0.510, 0.113 bits shared with the domain" in text
     kept = json.loads(write_summary(tmp_path, found).read_text())["control"]
     assert (kept["run"], kept["top1"]) == ("/runs/1234abcd", 0.765)
     assert kept["run_minus_control"]["low"] == 0.015
+    assert kept["gates"]["information"] == 0.113
 
 
 def test_the_points_of_a_short_curve_are_marked() -> None:
