@@ -48,12 +48,11 @@ class SelectedBatchNorm2d(MicroBatchNorm2d):
         mean, var, _ = moments.taken
         self._add(moments.sums)
         scale = (var + self.eps).rsqrt()
-        y = (x.to(mean.dtype) - _over_pixels(mean)) * _over_pixels(scale)
         if self.weight is not None:
-            y = y * _over_pixels(self.weight.to(y.dtype))
-        if self.bias is not None:
-            y = y + _over_pixels(self.bias.to(y.dtype))
-        return y.to(x.dtype)
+            scale = scale * self.weight.to(scale.dtype)
+        shift = -mean * scale if self.bias is None else self.bias.to(mean.dtype) - mean * scale
+        # One operation, which keeps nothing for backward but x and the scale.
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(x.dtype)
 
     def _norm_of_micro_batch(self, x: Tensor, passes: Passes, gates: Tensor) -> Norm:
         moments = passes.chosen_moments(x, self._choosers(gates))
@@ -77,7 +76,3 @@ class SelectedBatchNorm2d(MicroBatchNorm2d):
         shares = rows[2]
         factor = rate_factor(shares / torch.where(count > 0, count, torch.ones_like(count)))
         return shares, (1 - factor) + kept * factor, rate * factor
-
-
-def _over_pixels(by_channel: Tensor) -> Tensor:
-    return by_channel[:, None, None]
