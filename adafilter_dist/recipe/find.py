@@ -71,8 +71,10 @@ def _file(name: str, names: list[str]) -> Path:
             kind = "not a regular file"
         elif _is_file(path.with_name(f"{path.name}.yaml")):
             kind = f"no such file (did you mean '{shown(name)}.yaml'?)"
-        elif path.stem in names and not path.is_dir():
-            kind = f"no such file (did you mean recipe={path.stem}?)"
+        elif not path.is_dir():
+            bare = path.with_suffix("").as_posix()
+            close = next((each for each in (bare, path.stem) if each in names), None)
+            kind += f" (did you mean recipe={close}?)" if close else nearest(name, names)
     except (OSError, ValueError, RuntimeError) as error:  # ~nobody, a name too long, NUL
         kind = f"no such file: {getattr(error, 'strerror', None) or error}"
     raise UserError(f"recipe={shown(name)}: {kind}")

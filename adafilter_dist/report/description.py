@@ -38,7 +38,7 @@ def describe(recipe: Recipe, classes: int | None, console: Console) -> None:
     if trainable.report is not None:
         _print_conversion(console, trainable.report)
     console.print()
-    console.print(_parameters(trainable))
+    console.print(_parameters(trainable, recipe.model.head))
     console.print()
     costs = measure_costs(trainable.model, side, recipe.train.precision, trainable.penalty)
     console.print(_operations(recipe, trainable, costs, _plain_costs(recipe, classes, side)))
@@ -117,7 +117,7 @@ def _print_conversion(console: Console, report: ConversionReport) -> None:
     print_plain(console, *(f"warning: {warning}" for warning in report.warnings()))
 
 
-def _parameters(trainable: TrainableModel) -> Table:
+def _parameters(trainable: TrainableModel, head: str) -> Table:
     table = Table(title="parameters", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("number", justify="right")
@@ -129,7 +129,7 @@ def _parameters(trainable: TrainableModel) -> Table:
             ("fine-tuned filters", counts.tuned, "start as the frozen ones"),
             ("gate", counts.gate, ""),
             ("BatchNorm", counts.batchnorm, "one for each kind of filter"),
-            ("classifier", counts.head, "new"),
+            ("classifier", counts.head, "new" if head == "new" else "of the weights"),
             ("other", counts.other, "ungated layers"),
         ]
         if counts.still:

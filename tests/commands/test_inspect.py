@@ -42,6 +42,17 @@ def inspect(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
+def test_the_classifier_is_new_or_that_of_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {
+        head: inspect(
+            capsys, "recipe=control/mixed-domains", "method=adafilter", f"model.head={head}"
+        )
+        for head in ("new", "pretrained")
+    }
+    assert "classifier 650 new" in said["new"]
+    assert "classifier 650 of the weights" in said["pretrained"]
+
+
 def multiply_adds(net: nn.Module, side: int) -> dict[str, int]:
     """By layer from the shapes alone: output places times filters times their weights."""
     counts: dict[str, int] = {}
