@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +33,18 @@ from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.recipe.sections.model import Gate
 
 
-class AdaFilterNet(nn.Module):
-    """A converted network: images (N, 3, H, W) -> logits (N, classes).
+class GatedNet(nn.Module):
+    """A backbone and what chooses its filters: images (N, 3, H, W) -> logits (N, classes).
 
-    `gated_layers` are in order of execution; `head` is the classifier's path in `backbone`.
+    `head` is the classifier's path in `backbone`.
     """
+
+    gate: Any  # RecurrentGate, or what stands for it in prediction
 
     def __init__(
         self,
         backbone: nn.Module,
-        gate: RecurrentGate,
+        gate: nn.Module,
         report: ConversionReport,
         head: str | None,
         look_ahead: LookAhead | None = None,
@@ -53,6 +55,20 @@ class AdaFilterNet(nn.Module):
         self.look_ahead = look_ahead
         self.report = report
         self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.gate.start(features_of(images, self.look_ahead, self.gate.picture))
+        try:
+            logits: Tensor = self.backbone(images)
+        finally:
+            self.gate.stop()
+        return logits
+
+
+class AdaFilterNet(GatedNet):
+    """A converted network, whose `gated_layers` are in order of execution."""
+
+    gate: RecurrentGate
 
     @property
     def gated_layers(self) -> dict[str, GatedConvBN]:
@@ -68,14 +84,6 @@ class AdaFilterNet(nn.Module):
     def batchnorm(self) -> BatchNormKind:
         """Whose statistics the BatchNorms of its gated layers take in training."""
         return next(iter(self.gated_layers.values())).batchnorm
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.gate.start(features_of(images, self.look_ahead, self.gate.picture))
-        try:
-            logits: Tensor = self.backbone(images)
-        finally:
-            self.gate.stop()
-        return logits
 
 
 def convert(

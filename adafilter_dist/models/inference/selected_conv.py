@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.gating.conversion_report import ConversionReport
-from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.models.gating.convert import AdaFilterNet, GatedNet
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.models.gating.look_ahead import LookAhead, features_of
 from adafilter_dist.models.inference.choose_kernel import (
     Epilogue,
     choose,
@@ -157,27 +155,17 @@ def selected_kernel() -> Callable[..., Tensor] | None:
     return kernel
 
 
-class InferenceNet(nn.Module):
-    """What `for_inference` makes: images (N, 3, H, W) -> logits (N, classes), evaluation only.
+class InferenceNet(GatedNet):
+    """What `for_inference` makes, for evaluation only.
 
     It has no BatchNorm to train and keeps what it gathered last, so it serves one thread at a
     time; `copy.deepcopy` gives another thread its own.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        gate: InferenceGate,
-        report: ConversionReport,
-        head: str | None,
-        look_ahead: LookAhead | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.gate = gate
-        self.look_ahead = look_ahead
-        self.report = report
-        self.head = head
+    gate: InferenceGate
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self.requires_grad_(False)
         super().train(False)
 
@@ -198,14 +186,6 @@ class InferenceNet(nn.Module):
             )
         super().train(False)
         return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.gate.start(features_of(images, self.look_ahead, self.gate.picture))
-        try:
-            logits: Tensor = self.backbone(images)
-        finally:
-            self.gate.stop()
-        return logits
 
 
 def for_inference(net: nn.Module, constant: Mapping[str, Tensor] | None = None) -> InferenceNet:

@@ -48,13 +48,13 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def chosen_moments(y: Tensor, choosers: Choosers) -> ChosenMoments:
     """Mean and variance over the images that chose each filter, of y (N, C, H, W)."""
-    means, variances = _moments(y)
+    means, variances = _moments(y).unbind()
     (images, channels), pixels = y.shape[:2], y.shape[2] * y.shape[3]
     rows = means.new_empty(6, channels)
-    given = (means, variances, _for_c(choosers.gates, means))
+    gates = _for_c(choosers.gates, means)
     running = (_for_c(choosers.mean, means), _for_c(choosers.var, means))
-    who = (*map(_ptr, given), int(choosers.tuned), *map(_ptr, running), choosers.prior)
-    _call("choosers", means, *who, images, pixels, channels, _ptr(rows))
+    who: list[Tensor | float] = [gates, int(choosers.tuned), *running, choosers.prior]
+    _call("choosers", means, means, variances, *who, images, pixels, channels, rows)
     return ChosenMoments(rows[:3], rows[3:])
 
 
@@ -63,8 +63,8 @@ def _moments(y: Tensor, mean: Tensor | None = None, var: Tensor | None = None) -
     (images, channels), pixels = y.shape[:2], y.shape[2] * y.shape[3]
     y, stride = pixel_rows(y)
     each = y.new_empty((2, images, channels), dtype=accumulation_dtype(y.dtype))
-    to = map(_ptr, (each[0], each[1], mean, var))
-    _call("moments", y, _ptr(y), stride, images, pixels, channels, *to, torch.get_num_threads())
+    to = (each[0], each[1], mean, var, torch.get_num_threads())
+    _call("moments", y, y, stride, images, pixels, channels, *to)
     return each
 
 
@@ -81,9 +81,8 @@ def coefficients(
         [_for_c(each, wide) for each in (*norm.affine(), norm.mean, norm.var)]
         for norm in (norm1, norm2)
     ]
-    norms = (*map(_ptr, tensors[0]), norm1.eps, *map(_ptr, tensors[1]), norm2.eps)
-    to = map(_ptr, (a1, a2, b, rstd1, rstd2))
-    _call("coefficients", wide, _ptr(g), *norms, images, channels, *to)
+    norms: list[Tensor | float] = [*tensors[0], norm1.eps, *tensors[1], norm2.eps]
+    _call("coefficients", wide, g, *norms, images, channels, a1, a2, b, rstd1, rstd2)
     return a1, a2, b, rstd1, rstd2
 
 
@@ -104,16 +103,8 @@ def blend(
     small = [_for_c(each, y1) for each in (a1, a2, b)]
     out = empty_rows(y1, channels)
     mean = y1.new_empty((images, channels), dtype=accumulation_dtype(y1.dtype))
-    places = (
-        _ptr(y1),
-        stride1,
-        _ptr(y2),
-        stride2,
-        *map(_ptr, small),
-        _ptr(third),
-        int(relu),
-    )
-    to = (_ptr(out), _ptr(mean), torch.get_num_threads())
+    places = (y1, stride1, y2, stride2, *small, third, int(relu))
+    to = (out, mean, torch.get_num_threads())
     _call("blend", y1, *places, images, pixels, channels, *to)
     return out, mean
 
@@ -129,24 +120,11 @@ def sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over the pixels of each image of dz, dz (y1 - m1) and dz (y2 - m2): (N, C) each."""
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
-    dout, output = _dense(dout, y1), None if out is None else _dense(out, y1)
-    y1, stride1 = pixel_rows(y1)
-    y2, stride2 = pixel_rows(y2.to(y1.dtype))
     s0, s1, s2 = y1.new_empty((3, images, channels), dtype=accumulation_dtype(y1.dtype))
     means = (_for_c(m1, y1), _for_c(m2, y1))
-    also = None if more is None else _for_c(more, y1)
-    places = (
-        _ptr(dout),
-        _ptr(also),
-        _ptr(output),
-        _ptr(y1),
-        stride1,
-        _ptr(y2),
-        stride2,
-        *map(_ptr, means),
-    )
-    to = (_ptr(s0), _ptr(s1), _ptr(s2), torch.get_num_threads())
-    _call("sums", y1, *places, images, pixels, channels, *to)
+    to = (s0, s1, s2, torch.get_num_threads())
+    places = _activations(dout, more, out, y1, y2)
+    _call("sums", y1, *places, *means, images, pixels, channels, *to)
     return s0, s1, s2
 
 
@@ -167,14 +145,10 @@ def gradients(
         [_for_c(tensor, s0) for tensor in (of.weight, of.bias, of.rstd)] for of in (first, second)
     ]
     totals = [None if of.total is None else _for_c(of.total, s0) for of in (first, second)]
-    norms = (
-        *(*map(_ptr, affine[0]), first.batch, _ptr(totals[0])),
-        *(*map(_ptr, affine[1]), second.batch, _ptr(totals[1])),
-    )
+    norms = (*affine[0], first.batch, totals[0], *affine[1], second.batch, totals[1])
     dweight1, dbias1, dweight2, dbias2 = s0.new_empty((4, channels)).unbind()
     to = (dgates, dweight1, dbias1, dweight2, dbias2, p1, q1, r1, p2, q2, r2)
-    sums_at = map(_ptr, (g, s0, s1, s2))
-    _call("gradients", s0, *sums_at, *norms, pixels, images, channels, *map(_ptr, to))
+    _call("gradients", s0, g, s0, s1, s2, *norms, pixels, images, channels, *to)
     return Gradients(dgates, dweight1, dbias1, dweight2, dbias2, (p1, q1, r1), (p2, q2, r2))
 
 
@@ -201,9 +175,6 @@ def spread(
     p, q, r (N, C), or q, r (C,) that all images share.
     """
     (images, channels), pixels = y1.shape[:2], y1.shape[2] * y1.shape[3]
-    dout, output = _dense(dout, y1), None if out is None else _dense(out, y1)
-    y1, stride1 = pixel_rows(y1)
-    y2, stride2 = pixel_rows(y2.to(y1.dtype))
     of_image = [each.expand(images, channels) for each in (q1, r1, q2, r2, p1, p2)]
     q1, r1, q2, r2, p1, p2 = of_image
     small = [_for_c(each, y1) for each in (m1, q1, r1, m2, q2, r2, p1, p2)]
@@ -213,25 +184,9 @@ def spread(
     else:
         dy1, dy2 = empty_rows(y1, channels), empty_rows(y1, channels)
     dz = empty_rows(y1, channels) if want_residual else None
-    also = None if more is None else _for_c(more, y1)
-    places = (
-        _ptr(dout),
-        _ptr(also),
-        _ptr(output),
-        _ptr(y1),
-        stride1,
-        _ptr(y2),
-        stride2,
-        *map(_ptr, small),
-    )
-    to = (
-        _ptr(dy1),
-        _ptr(dy2),
-        channels * (1 + stacked),
-        _ptr(dz),
-        torch.get_num_threads(),
-    )
-    _call("spread", y1, *places, images, pixels, channels, *to)
+    to = (dy1, dy2, channels * (1 + stacked), dz, torch.get_num_threads())
+    places = _activations(dout, more, out, y1, y2)
+    _call("spread", y1, *places, *small, images, pixels, channels, *to)
     return (both, dz) if stacked else (dy1, dy2, dz)
 
 
@@ -251,20 +206,27 @@ def _functions() -> dict[str, Callable[..., None]] | None:
     return functions
 
 
-def _call(name: str, like: Tensor, *arguments: float | None) -> None:
+def _call(name: str, like: Tensor, *arguments: Tensor | float | None) -> None:
+    """Call a pass for the dtype of ``like``; it gets the addresses of tensors."""
     functions = _functions()
     assert functions is not None, "available() was not asked"
-    functions[f"{name}_{_NAMES[like.dtype]}"](*arguments)
-
-
-def _ptr(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    values = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+    functions[f"{name}_{_NAMES[like.dtype]}"](*values)
 
 
 # The C++ code gets bare pointers, so dtype and layout must be right before a call: small tensors
 # (by channel, or by image and channel) through `_for_c`, activations through `_dense`.
 def _for_c(coefficient: Tensor, like: Tensor) -> Tensor:
     return coefficient.to(accumulation_dtype(like.dtype)).contiguous()
+
+
+def _activations(
+    dout: Tensor, more: Tensor | None, out: Tensor | None, y1: Tensor, y2: Tensor
+) -> tuple[Tensor | int | None, ...]:
+    """What both backward passes read of each pixel."""
+    also = None if more is None else _for_c(more, y1)
+    output = None if out is None else _dense(out, y1)
+    return _dense(dout, y1), also, output, *pixel_rows(y1), *pixel_rows(y2.to(y1.dtype))
 
 
 def _dense(y: Tensor, like: Tensor) -> Tensor:
