@@ -48,6 +48,13 @@ class GateWatch:
         )
         return [
             f"in {constant} of {len(variance)} layers the gates were the same for every image in "
-            f"this epoch (mean gate {share:.2f}: {kind}); raise optim.lr_gate or "
-            "method.gate.init_scale, or set method.sparsity.kind=decide"
+            f"this epoch (mean gate {share:.2f}: {kind}); {self._advice()}"
         ]
+
+    def _advice(self) -> str:
+        if self._gate is not None and self._gate.picture is not None:
+            return (
+                "the losses measured for its decision were lower with the same filters for all "
+                "pictures (gate_decision in events.jsonl); method.gate.lean shifts that"
+            )
+        return "raise optim.lr_gate or method.gate.init_scale, or set method.sparsity.kind=decide"

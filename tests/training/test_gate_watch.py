@@ -8,7 +8,9 @@ from adafilter_dist.training.gate_watch import GateWatch
 
 
 class Gates:
-    """What the watch reads of a gate."""
+    """What the watch reads of a gate; ``picture`` is its decision on pictures, if it has one."""
+
+    picture: object = None
 
     def __init__(self, mean: list[float], variance: list[float]) -> None:
         self.last_mean = torch.tensor(mean)
@@ -31,6 +33,15 @@ def test_constant_gates_are_named_for_what_they_are() -> None:
     assert "feature extraction" in line
     (line,) = warnings(Gates([0.5, 0.4], [0.0, 0.0]))
     assert "fixed partition" in line
+
+
+def test_the_advice_fits_how_the_gate_is_trained() -> None:
+    gate = Gates([1.0], [0.0])
+    (line,) = warnings(gate)
+    assert "raise optim.lr_gate" in line and "lean" not in line
+    gate.picture = object()
+    (line,) = warnings(gate)
+    assert "method.gate.lean" in line and "lr_gate" not in line
 
 
 def test_deciding_gates_are_left_in_peace() -> None:
