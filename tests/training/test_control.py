@@ -19,7 +19,7 @@ def test_plain_fine_tuning_in_both_domains(tmp_path: Path) -> None:
         fetch_dataset(Data(name="mixed_domains"), print)
     except UserError as error:
         pytest.skip(str(error))
-    words = ["recipe=control/mixed-domains", "method=finetune", "log.to=[]"]
+    words = ["recipe=control/mixed-domains", "method=finetune", "optim.lr=0.01", "log.to=[]"]
     words += [f"data.prepared={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
     for verb in ("prepare", "train"):
         ended = wait(start([verb, *words], folder=tmp_path), 240)

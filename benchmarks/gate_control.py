@@ -1,0 +1,247 @@
+"""The positive control: does deciding by picture pay where it must, and what of it is needed?
+
+Every arm trains the same recipe (recipes/control/mixed-domains.yaml) with its own words. Learning
+rates are chosen on the validation pictures over the tuning seeds, then each arm runs on fresh seeds
+and is tested once. Differences are paired by seed; intervals are Student's t, 95 %. What is done is
+kept under --out and not run again.
+
+    python benchmarks/gate_control.py --out results/control
+    python benchmarks/gate_control.py --out results/edges --data "data.mixed.changes=[edges]"
+    python benchmarks/gate_control.py --out results/near --arms finetune adafilter --seeds 5 6 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.reporting import Column, Table, say
+
+from adafilter_dist.errors import UserError
+from adafilter_dist.recipe import load_recipe
+from adafilter_dist.recipe.sections.data import Data
+from adafilter_dist.run.files import RunFiles
+
+RECIPE = "recipe=control/mixed-domains"
+# Two-sided 95 % quantiles of Student's t by degrees of freedom.
+_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: words of its recipe, and the learning rates to choose from."""
+
+    words: tuple[str, ...]
+    rates: tuple[float, ...] = (0.01, 0.03)
+    probe: bool = False
+    """Start from the head of a linear probe."""
+
+
+def arms(oracle: str) -> dict[str, Arm]:
+    """All arms by name; `oracle` is the gate of each domain."""
+    no_picture = ("method.gate.decision=filter", "method.batchnorm=selected")
+    return {
+        "finetune": Arm(("method=finetune",), (0.003, 0.01, 0.03)),
+        "lp_ft": Arm(("method=finetune",), (0.003, 0.01, 0.03), probe=True),
+        "oracle": Arm(("method.gate.mode=oracle", f"method.gate.oracle={oracle}")),
+        "adafilter": Arm(()),
+        "paper": Arm(("method.gate.recipe=paper",)),
+        "frozen": Arm(("method.gate.mode=frozen",)),
+        "frozen_filters": Arm(("method.gate.mode=frozen", *no_picture)),
+        "partition": Arm(("method.gate.mode=partition",)),
+        "bernoulli": Arm(("method.gate.mode=bernoulli",)),
+        "without_selected_batchnorm": Arm(("method.batchnorm=all",)),
+        "without_measured_losses": Arm(no_picture),
+        "without_early_decision": Arm(("method.gate.warmup=0.9",)),
+        "without_look_ahead": Arm(("method.gate.look_ahead=0.01",)),
+    }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Figures of one run: accuracies in percent, information in bits."""
+
+    validation: float
+    test: float
+    domains: tuple[float, ...]
+    information: float | None
+    mean_gate: float | None
+
+
+class Control:
+    """Runs arms and reads what they came to; `data` are words for the data of all runs."""
+
+    def __init__(self, out: Path, data: Sequence[str], kinds: dict[str, Arm]) -> None:
+        self._out = out
+        self._data = list(data)
+        self._arms = kinds
+
+    def run(self, name: str, seed: int, rate: float) -> Outcome:
+        """Train and test one arm, unless that is done."""
+        arm = self._arms[name]
+        folder = self._out / f"{name}-{rate:g}-{seed}"
+        words = [*self._words(seed), *arm.words, f"optim.lr={rate}", f"run_dir={folder}"]
+        if not self._is_done(folder):
+            if arm.probe:
+                words.append(f"model.weights={self._probe(seed)}")
+            self._adafilter("train", *words)
+            say(f"{name}, lr {rate:g}, seed {seed}: {self._outcome(folder).test:.1f} %")
+        return self._outcome(folder)
+
+    def prepare(self, seed: int) -> None:
+        """Draw the training pictures of a seed."""
+        self._adafilter("prepare", *self._words(seed))
+
+    def _words(self, seed: int) -> list[str]:
+        return [
+            *(RECIPE, f"seed={seed}", f"data.split_seed={seed}", "engine.device=cpu", "log.to=[]"),
+            *self._data,
+        ]
+
+    def _probe(self, seed: int) -> Path:
+        folder = self._out / f"probe-{seed}"
+        if not self._is_done(folder):
+            self._adafilter("train", *self._words(seed), "method=linear_probe", f"run_dir={folder}")
+        return RunFiles(folder).best / "model.safetensors"
+
+    @staticmethod
+    def _is_done(folder: Path) -> bool:
+        return (folder / "figures" / "summary.json").is_file()
+
+    def _adafilter(self, verb: str, *words: str) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "adafilter_dist", verb, *words]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if ended.returncode:
+            raise UserError(f"{' '.join(words)}: {(ended.stdout + ended.stderr).strip()[-2000:]}")
+
+    @staticmethod
+    def _outcome(folder: Path) -> Outcome:
+        summary = json.loads((folder / "figures" / "summary.json").read_text())
+        rows = [json.loads(line) for line in RunFiles(folder).metrics.open()]
+        validation = [row["top1"] for row in rows if row.get("split") == "val"]
+        evaluation, gates = summary["evaluation"], summary.get("gates") or {}
+        figures = gates.get("figures") or {}
+        return Outcome(
+            100 * validation[-1],
+            100 * evaluation.get("mean_of_domains", evaluation["top1"]),
+            tuple(100 * domain["top1"] for domain in evaluation.get("domains") or ()),
+            figures.get("information"),
+            figures.get("mean"),
+        )
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of a mean."""
+    return _T[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs and the table")
+    parser.add_argument("--data", nargs="*", default=[], help="words for the data of all runs")
+    parser.add_argument("--arms", nargs="*", help="which; all if none are given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7, 8, 9])
+    parser.add_argument("--tune", type=int, nargs="+", default=[0, 1], help="seeds to tune on")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    options = parser.parse_args(argv)
+    if not 2 <= len(options.seeds) <= len(_T) + 1:
+        raise UserError(f"--seeds: 2 to {len(_T) + 1} of them, for intervals")
+
+    changes = load_recipe([RECIPE, *options.data]).data
+    kinds = arms(_oracle(changes))
+    unknown = [name for name in options.arms or () if name not in kinds]
+    if unknown:
+        raise UserError(f"--arms: no {unknown[0]}; there are: {', '.join(kinds)}")
+    names = options.arms or list(kinds)
+    control = Control(options.out, options.data, kinds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for seed in [*options.tune, *options.seeds]:
+        control.prepare(seed)
+
+    with ThreadPoolExecutor(options.workers) as pool:
+        # Learning rates, on validation pictures.
+        tuning = {
+            (name, rate, seed): pool.submit(control.run, name, seed, rate)
+            for name in names
+            for rate in kinds[name].rates
+            for seed in options.tune
+        }
+        chosen = {
+            name: max(
+                kinds[name].rates,
+                key=lambda rate: statistics.mean(
+                    tuning[name, rate, seed].result().validation for seed in options.tune
+                ),
+            )
+            for name in names
+        }
+        # Fresh seeds, tested once.
+        runs = {
+            (name, seed): pool.submit(control.run, name, seed, chosen[name])
+            for seed in options.seeds
+            for name in names
+        }
+        outcomes = {key: future.result() for key, future in runs.items()}
+    table = _table(names, options.seeds, chosen, outcomes)
+    table.print_markdown()
+    (options.out / "table.md").write_text(table.markdown())
+
+
+def _oracle(data: Data) -> str:
+    changes = data.mixed.changes
+    return f"{{original: 0, {'+'.join(changes)}: 1}}"
+
+
+def _table(
+    names: Sequence[str],
+    seeds: Sequence[int],
+    chosen: dict[str, float],
+    outcomes: dict[tuple[str, int], Outcome],
+) -> Table:
+    """Means over seeds, differences to the first arm, intervals behind +-."""
+    table = Table(
+        f"accuracy on the test set, mean of domains, seeds {', '.join(map(str, seeds))}",
+        [
+            *(Column("arm"), Column("lr"), Column("test %"), Column("by domain")),
+            *(Column(f"minus {names[0]}"), Column("information, bits"), Column("mean gate")),
+        ],
+    )
+    for name in names:
+        of_arm = [outcomes[name, seed] for seed in seeds]
+        test = [outcome.test for outcome in of_arm]
+        gains = [
+            outcome.test - outcomes[names[0], s].test
+            for outcome, s in zip(of_arm, seeds, strict=True)
+        ]
+        domains = zip(*(outcome.domains for outcome in of_arm), strict=True)
+        bits = [outcome.information for outcome in of_arm if outcome.information is not None]
+        gates = [outcome.mean_gate for outcome in of_arm if outcome.mean_gate is not None]
+        table.add(
+            name,
+            f"{chosen[name]:g}",
+            f"{statistics.mean(test):.1f} ± {interval(test):.1f}",
+            " / ".join(f"{statistics.mean(domain):.1f}" for domain in domains),
+            f"{statistics.mean(gains):+.1f} ± {interval(gains):.1f}" if name != names[0] else "",
+            f"{statistics.mean(bits):.2f}" if bits else "",
+            f"{statistics.mean(gates):.2f}" if gates else "",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
