@@ -16,7 +16,7 @@ from adafilter_dist.models.gating.gated_conv import fix_statistics
 from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.model import AdaFilter, Gate
-from adafilter_dist.recipe.younger_keys import BEFORE
+from adafilter_dist.recipe.younger_keys import VALUE_BEFORE_KEY
 
 
 def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:
@@ -59,5 +59,5 @@ def rebuild_adafilter(module: nn.Module, head: str, config: Mapping[str, Any]) -
     )
     # An export without these keys is older than them.
     gate = Gate(**{"recipe": "paper"} | config["gate"])
-    batchnorm = config.get("batchnorm", BEFORE["method.batchnorm"])
+    batchnorm = config.get("batchnorm", VALUE_BEFORE_KEY["method.batchnorm"])
     return convert_pairs(module, pairs, gate=gate, batchnorm=batchnorm, head=head)

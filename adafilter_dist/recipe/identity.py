@@ -1,4 +1,4 @@
-"""Run identity: the same words are the same run."""
+"""Run identity: recipes with the same numbers are the same run, with the same hash."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.recipe.schema import Recipe
-from adafilter_dist.recipe.sections.training import Optim
 from adafilter_dist.recipe.younger_keys import without_younger
 
 # Where things lie and who reads them does not change the numbers.
 _DATA_PLACES = {
     *("root", "prepared", "download", "loader", "num_workers", "csv", "stage_to", "verify"),
 }
-# Nor does how often the validation set is looked at, nor how many micro-batches share a forward:
-# statistics, penalties and draws are those of each, so rounding is all that differs, as between
-# numbers of ranks.
-# The same goes for who computes them.
+# When the run is validated does not change the weights. Micro-batches that share a forward have
+# their own statistics, penalties and draws, and all kernels compute the same formulas: only the
+# rounding differs, as it does between numbers of ranks.
 _TRAIN_EXTRA = {"evaluate_every", "micro_batches_per_forward", "kernels"}
 
 
@@ -27,31 +25,24 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that changes the numbers, as plain JSON types.
 
     Covers data, augment, model, method, optim, ema, train, seed. An image folder has no name of
-    its own, so for it the place of the pictures counts.
+    its own, so for it the place of the pictures counts. ``data.mixed`` counts for the data set that
+    it describes. A younger key (``younger_keys``) counts where its value differs from what runs did
+    before the key existed.
     """
     data = recipe.data
     places = _DATA_PLACES - ({"root", "csv"} if data.name == "imagefolder" else set())
-    # Keys younger than runs that never name them: they keep their hashes.
-    younger = {"test_split"} if data.test_split == "test" else set()
-    younger |= {"mixed"} if data.name != "mixed_domains" else set()
+    unused = {"mixed"} if data.name != "mixed_domains" else set()
     numbers = recipe.model_dump(
         mode="json",
         include={"data", "augment", "model", "method", "optim", "ema", "train", "seed"},
         exclude={
-            "data": places | younger,
-            "model": {"head"} if recipe.model.head == "new" else set(),
-            "optim": _without(recipe.optim),
+            "data": places | unused,
+            # What to do when a run is extended; the run as it is does not depend on it.
+            "optim": {"schedule_on_extend"},
             "train": _TRAIN_EXTRA,
         },
     )
-    return numbers | {"method": without_younger(numbers["method"], "method")}
-
-
-def _without(optim: Optim) -> set[str]:
-    # What to do when a run is extended says nothing of the run as it is. And a schedule as long
-    # as the training is left out, so that recipes which never name the key keep their hashes.
-    unset = {"schedule_epochs"} if optim.schedule_epochs is None else set()
-    return {"schedule_on_extend"} | unset
+    return without_younger(numbers)
 
 
 def run_hash(recipe: Recipe) -> str:

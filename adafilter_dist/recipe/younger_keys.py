@@ -1,7 +1,9 @@
-"""Keys that are younger than runs that go on: what a recipe without them meant.
+"""Younger keys: those added after runs had begun, with the value that those runs had without it.
 
-A default may change when a key is added. An earlier run has its recipe written out in full,
-without the key: it goes on with what it began with, and keeps its hash.
+The default of a new key may be another value. The recipe of an earlier run is written out in full,
+without the key. The run goes on with the value it began with, and keeps its hash: a key with that
+value is left out of the hash, in every section. So a key stays in the table, also when its default
+changes.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# The value that every run had before the key existed.
-BEFORE: dict[str, Any] = {
+# For each younger key, the value that every run had before the key existed.
+VALUE_BEFORE_KEY: dict[str, Any] = {
+    "data.test_split": "test",
+    "model.head": "new",
     "method.batchnorm": "all",
     "method.fixed_statistics": "none",
     "method.gate.recipe": "paper",
@@ -25,38 +29,41 @@ BEFORE: dict[str, Any] = {
     "method.gate.look_ahead": 0.5,
     "method.gate.margin": 4.0,
     "method.gate.pictures": 4096,
+    "optim.schedule_epochs": None,
 }
 # Sections that every recipe written out in full has had from the beginning.
 _ALWAYS = {"name", "seed", "data", "augment", "model", "method", "optim", "train", "engine"}
 
 
 def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tree` of a recipe file, with what it meant if it was written out in full before the keys.
+    """`tree` of a recipe file with the younger keys filled in, if it is an AdaFilter run's.
 
-    A recipe that names only what differs from the defaults takes the defaults of today.
+    Such a recipe is written out in full. A recipe that names only what differs from the defaults
+    takes the defaults of today. So do runs of other methods: the keys they have outside `method`
+    still have the value before the key as their default.
     """
     if not tree.keys() >= _ALWAYS or not _has(tree, "method.name"):
         return tree
     if tree["method"]["name"] != "adafilter" or not _has(tree, "method.gate.hidden"):
         return tree
-    for key, value in BEFORE.items():
-        if not _has(tree, key):
-            *sections, last = key.split(".")
-            inner: Any = tree
-            for section in sections:
-                inner = inner[section]
-            inner[last] = value
+    for key, value in VALUE_BEFORE_KEY.items():
+        *sections, last = key.split(".")
+        inner: Any = tree
+        for section in sections:
+            inner = inner[section]
+        if isinstance(inner, dict):  # what else it may be is refused later
+            inner.setdefault(last, value)
     return tree
 
 
-def without_younger(numbers: dict[str, Any], section: str) -> dict[str, Any]:
-    """`numbers` of a section without the keys that stand as before they existed."""
+def without_younger(numbers: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """`numbers` without the younger keys that have their value from before; ``above``: "optim."."""
     kept: dict[str, Any] = {}
     for key, value in numbers.items():
-        path = f"{section}.{key}"
-        if path in BEFORE and value == BEFORE[path]:
+        path = above + key
+        if path in VALUE_BEFORE_KEY and value == VALUE_BEFORE_KEY[path]:
             continue
-        kept[key] = without_younger(value, path) if isinstance(value, dict) else value
+        kept[key] = without_younger(value, f"{path}.") if isinstance(value, dict) else value
     return kept
 
 

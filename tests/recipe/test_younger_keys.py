@@ -10,7 +10,7 @@ import yaml
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe, recipe_names
 from adafilter_dist.recipe.identity import flat, run_hash
-from adafilter_dist.recipe.younger_keys import BEFORE
+from adafilter_dist.recipe.younger_keys import VALUE_BEFORE_KEY
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.kept_recipe import read_kept
 from adafilter_dist.system.files import write_bytes
@@ -37,7 +37,7 @@ def test_a_run_from_before_goes_on_as_it_began(path: Path, tmp_path: Path) -> No
             write_bytes(files.kept_recipe, sealed({"recipes": [yaml.safe_load(written)]}))
         kept = read_kept(tmp_path)
         values = flat(kept.model_dump(mode="json"))
-        assert {key: values[key] for key in BEFORE} == BEFORE
+        assert {key: values[key] for key in VALUE_BEFORE_KEY} == VALUE_BEFORE_KEY
         assert run_hash(kept) == path.name.split(".")[-2]
     # And words on top, as `adafilter resume RUN key=value` puts them, or a recipe.
     assert batchnorm(load_recipe([f"recipe={path}", "log.every=7"])) == "all"
