@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # For each younger key, the value that every run had before the key existed.
+# Of `method`, the keys of AdaFilter only: they are filled into its recipes.
 VALUE_BEFORE_KEY: dict[str, Any] = {
     "data.test_split": "test",
     "model.head": "new",
