@@ -60,17 +60,20 @@ class Saver:
         self._start()
 
     def start_from(
-        self, frozen: frozenset[str], frozen_entry: Mapping[str, Any] | None, good: int | None
+        self,
+        frozen: frozenset[str],
+        frozen_entry: Mapping[str, Any] | None,
+        resumed_step: int | None,
     ) -> None:
         """Say from which checkpoint the attempt starts, before its first save.
 
         ``frozen`` names the tensors that never change. They are written once a run, in two copies,
-        unless ``frozen_entry`` (their manifest entry) says that both are good. ``good`` is the step
-        of the checkpoint that the attempt resumed; later checkpoints are renamed, not used.
+        unless ``frozen_entry`` (their manifest entry) says that both are good. ``resumed_step`` is
+        that of the checkpoint the attempt resumed; later checkpoints are renamed, not used.
         """
-        if good is not None:
-            set_aside_after(self._ownership, good)
-        self._frozen, self._frozen_entry, self._newest = frozen, frozen_entry, good
+        if resumed_step is not None:
+            set_aside_after(self._ownership, resumed_step)
+        self._frozen, self._frozen_entry, self._newest = frozen, frozen_entry, resumed_step
 
     @property
     def writing(self) -> bool:
@@ -82,20 +85,18 @@ class Saver:
         state: FullState,
         position: Position,
         about: Mapping[str, Any],
-        beside: Sequence[Path] = (),
+        files_to_sync: Sequence[Path] = (),
     ) -> None:
         """Copy ``state`` and have it published at ``position``; waits for the previous save.
 
-        ``about`` (run hash, data fingerprint, environment) is added to the manifest. The files
-        ``beside`` are synced to disk first. :meth:`result` says how it went, also if the save could
-        not even begin.
+        ``about`` (run hash, data fingerprint, environment) is added to the manifest.
+        ``files_to_sync`` are synced to disk first. :meth:`result` says how it went, also if the
+        save could not even begin.
         """
         # One save at a time: there is one shared memory. Nothing to do if this step is saved.
         self._collect(wait=True)
         if position.step == self._newest:
             return
-
-        # Training stands still for this copy only.
 
         # Training stands still for this copy only.
         try:
@@ -107,10 +108,8 @@ class Saver:
             "step": position.step,
             "record": {"position": asdict(position), "scaler": state.scaler},
             "about": about,
-            "beside": [str(path) for path in beside],
+            "beside": [str(path) for path in files_to_sync],
         }
-
-        # Hand the request to the writing process, and start another one if it has died.
 
         # Hand the request to the writing process, and start another one if it has died.
         line = json.dumps(request, allow_nan=False).encode() + b"\n"
@@ -171,7 +170,7 @@ class Saver:
             parts["frozen"] = frozen
         images = {name: lay_out(tensors) for name, tensors in parts.items() if tensors}
         size = sum(image.room for image in images.values())
-        memory = self._room(size)
+        memory = self._memory_of(size)
         ranges: dict[str, list[int]] = {}
         for name, begin, image in _placed(images):
             fill(memory, begin, image, parts[name])
@@ -182,7 +181,8 @@ class Saver:
             "images": ranges,
         }
 
-    def _room(self, size: int) -> mmap.mmap:
+    def _memory_of(self, size: int) -> mmap.mmap:
+        """The shared memory, at least ``size`` bytes of it; OSError where there is too little."""
         if self._memory is None or len(self._memory) < size:
             # Allocated now, so that want of memory is an error here and not a crash while copying.
             os.posix_fallocate(self._descriptor, 0, size)

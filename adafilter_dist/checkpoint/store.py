@@ -65,14 +65,15 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, *, frozen: Mapping[str, Tensor] | None = None) -> None:
-        self.folder = RunFiles(run).checkpoints
+        self._files = RunFiles(run)
+        self.folder = self._files.checkpoints
         self._source = frozen or {}
         self.frozen_entry: dict[str, Any] | None = None
         """Manifest entry of the frozen weights once read; None while a copy has to be written."""
 
     def steps(self) -> Iterator[Path]:
         """Folders of published checkpoints, the newest first."""
-        yield from sorted(self.folder.glob("step-*"), reverse=True)
+        yield from self._files.checkpoint_folders()
 
     def newest(self, say: Callable[[str], None]) -> Loaded | None:
         """The newest good checkpoint, None if the run has none.

@@ -16,7 +16,9 @@ class FullState:
     """The whole training state, engine-neutral: the same under every engine and world size.
 
     ``model`` holds parameters and persistent buffers by name; ``optimizer`` holds each tensor of
-    optimizer state as ``<parameter name>/<key>``; ``scaler`` is plain numbers.
+    optimizer state as ``<parameter name>/<key>``; ``scaler`` is plain numbers. A new part
+    also goes into ``tensors``, into ``_copy`` of `checkpoint/saver.py`, into ``load`` of
+    `checkpoint/store.py`, and into the state that each engine gives and takes.
     """
 
     model: dict[str, Tensor]

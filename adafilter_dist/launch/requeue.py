@@ -3,11 +3,17 @@
 JobState                  beside it                    what happened      who requeues
 any                       Restarts has grown           SLURM requeued it  SLURM has
 COMPLETING, TIMEOUT       Reason=TimeLimit             the time limit     we
-any                       PreemptTime is set           a preemption       we: it would be over
+any                       PreemptTime is set           a preemption       we (see below)
 COMPLETING, CANCELLED     none of these                scancel            nobody
 RUNNING, SIGNALING        EndTime is near              the time limit     we
 RUNNING, SIGNALING        USR1 or INT                  a user's wish      nobody
 RUNNING, SIGNALING        another signal               a signal by hand   we
+
+A preempted job that ends within its grace period is completed for SLURM, and with
+PreemptMode=CANCEL it is cancelled: SLURM itself would not start it again.
+
+Rank 0 asks once the run is stopped and saved. When a rank was lost, each of the others asks; the
+first to claim the requeue does it (`claim_requeue`).
 """
 
 from __future__ import annotations
@@ -62,8 +68,6 @@ def decide_requeue(
         return RequeueDecision("preempted", "we")
     if state not in ("RUNNING", "SIGNALING"):
         return RequeueDecision("cancelled", "nobody")
-
-    # The job still runs, so the signal itself must tell: a user's wish, or USR2 near the limit.
 
     # The job still runs, so the signal itself must tell: a user's wish, or USR2 near the limit.
     if signal in _ENDED_BY_HAND:

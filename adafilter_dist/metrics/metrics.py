@@ -45,7 +45,7 @@ class Metrics:
         self._kept_events: list[dict[str, Any]] = []
         self._boards: list[Board] = []
         self._progress: ConsoleProgress | None = None
-        self._told: set[str] = set()
+        self._printed_troubles: set[str] = set()
         self.files: list[Path] = []
         """What must be durable before a checkpoint says that its rows are there."""
         if not self._active:
@@ -112,8 +112,8 @@ class Metrics:
                 self._boards.pop().close()
 
     def _trouble(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
+        if line not in self._printed_troubles:
+            self._printed_troubles.add(line)
             self.say(f"warning: {line}; training goes on, what is missing is tried again")
 
     def _write(

@@ -1,4 +1,7 @@
-"""Which files are pictures: what the installed Pillow opens, without the formats that are none."""
+"""Which files are pictures: those of the formats that the installed Pillow opens, with exceptions.
+
+The exceptions are `_NOT_PICTURES`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ _NOT_PICTURES = {
     *("IPTC", "MPEG"),  # a wrapping and a film
     *("IMT", "XVTHUMB"),  # without a suffix of their own
 }
-# Named in the advice to convert them; everything else that is no picture is only counted.
+# Of the files that are not read, these are named in the advice to convert them; the others are only
+# counted. Whether .webp, .avif and .jp2 are read depends on how Pillow was built.
 _OTHER_PICTURES = {
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
     *(".avif", ".avifs", ".emf", ".eps", ".jp2", ".jxl", ".pdf", ".ps"),
@@ -42,7 +46,7 @@ def is_picture_format(name: str) -> bool:
 
 @cache
 def _register() -> None:
-    """Have Pillow know all its formats, and HEIF where pillow-heif is installed."""
+    """Register all formats of Pillow, and those of plugins: HEIF, if pillow-heif is installed."""
     Image.init()
     # One that does not fit this Pillow is as good as none.
     with contextlib.suppress(Exception):

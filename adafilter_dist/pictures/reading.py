@@ -15,9 +15,10 @@ from adafilter_dist.pictures.formats import is_picture_format, picture_formats
 from adafilter_dist.pictures.modes import BadPicture, GrayRange, gray_range, to_rgb
 from adafilter_dist.pictures.png_key import mend_key, needs_mending
 
-# Counts how pixels have come out of files: a picture that a version reads otherwise than the one
-# before it raises the number. 1 inverted CMYK JPEGs without Adobe's marker, took the transparent
-# colour of a PNG for opaque where its pixels are not of 8 bits, and 16-bit TIFFs for all alike.
+# Version of how files become pixels. It rises when pictures that could be read before are read to
+# other pixels; `_decoding` says which. A format that could not be read before does not raise it.
+# Version 1 inverted CMYK JPEGs without Adobe's marker, took the transparent colour of a PNG for
+# opaque where its pixels are not of 8 bits, and ignored the range that a 16-bit TIFF declares.
 DECODING = 2
 # A picture longer than this many times its width would be a huge strip once stored.
 MAX_ASPECT = 50

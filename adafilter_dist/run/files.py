@@ -37,7 +37,10 @@ PARTS = (
     *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
     *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
 )
-"""Patterns of all names that may lie in a run folder."""
+"""Patterns of all names that may lie in a run folder; `adafilter rm` deletes no folder with others.
+
+A new file's name goes in here too.
+"""
 
 
 class AttemptFiles:
@@ -78,7 +81,11 @@ class AttemptFiles:
 
 
 class RunFiles:
-    """The files of one run; makes none of them by itself."""
+    """Where a run's files are, and how status, metrics, events and attempts are read and noted.
+
+    The recipe is read and written by `kept_recipe`, the other files by the modules that make them.
+    Making this object makes no file and no folder.
+    """
 
     def __init__(self, run: Path) -> None:
         self.run = run

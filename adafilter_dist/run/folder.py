@@ -42,7 +42,7 @@ class RunFolder:
         self._thread: threading.Thread | None = None
         self._ownership: Ownership | None = None
         self._lost: LostRunError | None = None
-        self._told = ""
+        self._printed_trouble = ""
         self.made: list[Path] = []
         """The run folder and folders above it that :meth:`enter` made; none where it was there."""
         self.was_empty = False
@@ -153,12 +153,12 @@ class RunFolder:
             if self._ownership is not None:
                 self._ownership.check()
             self.files.write_status(self._status)
-            self._told = ""
+            self._printed_trouble = ""
         except LostRunError as error:
             self._lost = error
         except OSError as error:
-            if str(error) != self._told:
-                self._told = str(error)
+            if str(error) != self._printed_trouble:
+                self._printed_trouble = str(error)
                 self._say(f"warning: status.json cannot be written: {error}; training goes on")
 
     def _keep_fresh(self) -> None:

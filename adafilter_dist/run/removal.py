@@ -35,7 +35,7 @@ def remove_folder(folder: Path) -> None:
 
 
 @contextmanager
-def nothing_left(run: RunFolder) -> Iterator[None]:
+def removed_if_not_begun(run: RunFolder) -> Iterator[None]:
     """Remove a run folder that this attempt made, where a mistake ends it before its first step.
 
     What a bug or another rank did stays, with what is noted of it.

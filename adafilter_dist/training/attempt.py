@@ -22,7 +22,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import require_end, translate_step
 from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.run.folder import RunFolder, started
-from adafilter_dist.run.removal import nothing_left
+from adafilter_dist.run.removal import removed_if_not_begun
 from adafilter_dist.run.space import require_run_space, space_of_run
 from adafilter_dist.system.console import Console, print_plain
 from adafilter_dist.system.sealed_files import DamagedError
@@ -37,7 +37,7 @@ from adafilter_dist.training.final_report import finish, show_finished
 from adafilter_dist.training.gate_start import gates_at_start
 from adafilter_dist.training.loop import Trainer
 from adafilter_dist.training.plan import AttemptPlan, make_plan
-from adafilter_dist.training.preemption import UNREAD, stop_on_signal
+from adafilter_dist.training.preemption import OUTPUT_CLOSED, stop_on_signal
 from adafilter_dist.training.run_data import may_differ
 from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
 from adafilter_dist.training.stage_data import StagingCallbacks
@@ -64,7 +64,7 @@ def run_attempt(
     """
     stop_policy = stop_policy or StopPolicy()
     if isinstance(console, Console):
-        console.when_unread(partial(stop_policy.stop.ask, UNREAD))
+        console.when_unread(partial(stop_policy.stop.ask, OUTPUT_CLOSED))
     with stop_on_signal(stop_policy.stop), join_world(recipe) as world:
         plan = from_rank0(world, lambda: make_plan(recipe, allow_mismatch))
         say = partial(print_plain, console)
@@ -76,7 +76,7 @@ def run_attempt(
                     say(f"note: {line}")
             return 0
         number = from_rank0(world, lambda: run.enter(plan.decision.recipe))
-        with nothing_left(run), failures_recorded(run, world, number):
+        with removed_if_not_begun(run), failures_recorded(run, world, number):
             outcome = _Attempt(
                 plan, run, world, stop_policy, console, allow_mismatch, every_gate
             ).train()
@@ -219,8 +219,8 @@ class _Attempt:
 
         folder = from_rank0(world, pick)
         if saver is not None:
-            good = mine.position.step if mine else None
-            saver.start_from(names, checkpoints.frozen_entry, good)
+            resumed_step = mine.position.step if mine else None
+            saver.start_from(names, checkpoints.frozen_entry, resumed_step)
         if folder is None:
             return None
         try:

@@ -22,7 +22,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 TIME_LIMIT = "time limit"
-UNREAD = "closed output"
+OUTPUT_CLOSED = "closed output"
 """Why a run stops whose output went to a pipe that nobody reads any more."""
 
 _STOPPING = "stopping after a few steps, once saved (an evaluation is finished before)"

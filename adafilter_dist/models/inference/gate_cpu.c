@@ -9,7 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANES = 16, STRETCH = 1024, SHORT = 64, WORTH_THREADS = 1 << 19 };
+/* A thread pools at most MOST_CHANNELS at a time. Sums over PIXELS_IN_FLOAT pixels are float, sums of
+ * those are double. */
+enum { LANES = 16, MOST_CHANNELS = 1024, PIXELS_IN_FLOAT = 64, WORTH_THREADS = 1 << 19 };
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
@@ -45,10 +47,10 @@ static void repeat(const float *row, float *y, int64_t images, int64_t n) {
  * over a few pixels, double sums of those. */
 static void pool(const float *restrict x, float *restrict mean, int64_t pixels, int64_t channels,
                  int64_t first, int64_t count) {
-    double total[STRETCH] = {0};
-    float sums[STRETCH];
-    for (int64_t p = 0; p < pixels; p += SHORT) {
-        int64_t end = p + SHORT < pixels ? p + SHORT : pixels;
+    double total[MOST_CHANNELS] = {0};
+    float sums[MOST_CHANNELS];
+    for (int64_t p = 0; p < pixels; p += PIXELS_IN_FLOAT) {
+        int64_t end = p + PIXELS_IN_FLOAT < pixels ? p + PIXELS_IN_FLOAT : pixels;
         memset(sums, 0, sizeof(float) * count);
         for (int64_t q = p; q < end; q++) {
             const float *restrict row = x + q * channels + first;
@@ -82,14 +84,14 @@ int gate_step(const float *x, const float *into, const float *into_bias, const f
     float *scratch = malloc(sizeof(float) * images * (channels + 5 * hidden));
     if (!scratch) return 1;
     float *pooled = scratch, *u = pooled + images * channels, *z = u + images * hidden;
-    /* Pixels are read as they lie, all channels of one after another, where images go round. */
-    int64_t stretch = images < threads ? (channels + threads - 1) / threads : channels;
-    if (stretch > STRETCH) stretch = STRETCH;
-    int64_t stretches = (channels + stretch - 1) / stretch;
+    /* One block of all channels, as they lie in memory, if there is an image for each thread. */
+    int64_t per_block = images < threads ? (channels + threads - 1) / threads : channels;
+    if (per_block > MOST_CHANNELS) per_block = MOST_CHANNELS;
+    int64_t blocks = (channels + per_block - 1) / per_block;
 #pragma omp parallel for num_threads(threads) if (images * pixels * channels >= WORTH_THREADS)
-    for (int64_t s = 0; s < images * stretches; s++) {
-        int64_t i = s / stretches, first = s % stretches * stretch;
-        int64_t count = channels - first < stretch ? channels - first : stretch;
+    for (int64_t s = 0; s < images * blocks; s++) {
+        int64_t i = s / blocks, first = s % blocks * per_block;
+        int64_t count = channels - first < per_block ? channels - first : per_block;
         pool(x + i * pixels * channels, pooled + i * channels, pixels, channels, first, count);
     }
     if (norm)

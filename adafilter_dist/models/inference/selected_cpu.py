@@ -48,8 +48,8 @@ def selected_conv(
     height, width = conv.output_size(x)
     images, channels, *size = x.shape
     down, right = conv.padding
-    room = (images, size[0] + 2 * down, size[1] + 2 * right, channels)
-    padded = _room.of(math.prod(room)) if down or right else None
+    padded_shape = (images, size[0] + 2 * down, size[1] + 2 * right, channels)
+    padded = _padded_input.of(math.prod(padded_shape)) if down or right else None
     pixels, bits = x.permute(0, 2, 3, 1).contiguous(), bits.contiguous()
     more = None if residual is None else residual.permute(0, 2, 3, 1).contiguous()
     y = torch.empty(images, height, width, bits.shape[1])
@@ -85,7 +85,7 @@ def make_layout(rows: Tensor, bias: Tensor, pairs: Tensor) -> FilterLayout:
     return FilterLayout(layouts, bias[pairs])
 
 
-class _Room(threading.local):
+class _PaddedInput(threading.local):
     """Memory for padded inputs, kept: to ask for it at each call takes longer than to fill it."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class _Room(threading.local):
         return self._kept
 
 
-_room = _Room()
+_padded_input = _PaddedInput()
 
 
 @cache
