@@ -53,11 +53,11 @@ class Published:
 
 
 def publish(
-    ownership: Ownership, content: Content, *, keep: int, beside: Sequence[Path] = ()
+    ownership: Ownership, content: Content, *, keep: int, files_to_sync: Sequence[Path] = ()
 ) -> Published:
     """Write a checkpoint, then drop all but the newest ``keep``.
 
-    The files ``beside`` are made durable first: what they tell belongs to the steps before. Raises
+    ``files_to_sync`` are made durable first: what they say belongs to the steps before. Raises
     OSError where the disk refuses and LostRunError where the run is no longer ours; the checkpoints
     before stay.
     """
@@ -80,7 +80,7 @@ def publish(
         }
         write_manifest(temporary / "manifest.json", manifest)
         fsync_folder(temporary)
-        for path in beside:
+        for path in files_to_sync:
             _sync(path)
         ownership.check()
         if target.exists():

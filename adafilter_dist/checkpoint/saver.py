@@ -108,7 +108,7 @@ class Saver:
             "step": position.step,
             "record": {"position": asdict(position), "scaler": state.scaler},
             "about": about,
-            "beside": [str(path) for path in files_to_sync],
+            "files_to_sync": [str(path) for path in files_to_sync],
         }
 
         # Hand the request to the writing process, and start another one if it has died.

@@ -122,7 +122,7 @@ class Checkpoints:
     ) -> Mapping[str, Tensor]:
         """The frozen tensors from a good copy; damaged ones are replaced at the next save."""
         problems: list[str] = []
-        good: Path | None = None
+        undamaged: Path | None = None
         for name in FROZEN_COPIES:
             try:
                 check_file(self.folder / name, entry)
@@ -130,10 +130,10 @@ class Checkpoints:
                 problems.append(str(error))
                 say(f"a damaged copy of the frozen weights is replaced: {self.folder}: {error}")
             else:
-                good = good or self.folder / name
+                undamaged = undamaged or self.folder / name
         self.frozen_entry = None if problems else entry
-        if good is not None:
-            tensors: dict[str, Tensor] = load_file(good)
+        if undamaged is not None:
+            tensors: dict[str, Tensor] = load_file(undamaged)
             return tensors
         if self._source_hash() == entry["sha256"]:
             say("both copies of the frozen weights are damaged: taken from the source weights")

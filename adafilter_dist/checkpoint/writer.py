@@ -67,8 +67,8 @@ def _serve(
             frozen = whole[frozen[0] : frozen[1]]
         content = Content(step, images, request["record"], request["about"], frozen)
         try:
-            beside = [Path(path) for path in request["beside"]]
-            done = publish(ownership, content, keep=keep, beside=beside)
+            files_to_sync = [Path(path) for path in request["files_to_sync"]]
+            done = publish(ownership, content, keep=keep, files_to_sync=files_to_sync)
         except (OSError, ValueError, LostRunError) as error:
             # The error must not outlive this block: its traceback holds views of the shared memory.
             lost = isinstance(error, LostRunError)

@@ -38,8 +38,8 @@ class Attempt:
         self.saver = Saver(self.ownership, keep=keep)
         checkpoints = Checkpoints(run)
         self.loaded = checkpoints.newest(self.said.append)
-        good = self.loaded.position.step if self.loaded else None
-        self.saver.start_from(FROZEN, checkpoints.frozen_entry, good)
+        resumed_step = self.loaded.position.step if self.loaded else None
+        self.saver.start_from(FROZEN, checkpoints.frozen_entry, resumed_step)
 
     def save(self, *steps: int) -> list[Path]:
         """Save at each step and wait for it; the folders."""
