@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class LayerGates:
     ``variance`` is over images: the mean over filters of p(1-p), p the filter's mean gate; 0.25 at
     most. ``constant`` is the share of filters whose gate is the same for every image. ``between``
     is the variance between classes, ``information`` the mutual information of gate and domain in
-    bits (`GroupCounts`); means over filters, None where they are not known.
+    bits (`GroupCounts`); means over filters, None where they are not known. ``domains`` is the mean
+    gate of each domain that has pictures, by name; None without domains.
     """
 
     name: str
@@ -33,6 +35,7 @@ class LayerGates:
     constant: float
     between: float | None = None
     information: float | None = None
+    domains: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -99,11 +102,19 @@ def group_counts(
 
 
 def layer_gates(
-    names: list[str], widths: list[int], classes: GroupCounts, domains: GroupCounts | None
+    names: list[str],
+    widths: list[int],
+    classes: GroupCounts,
+    domains: GroupCounts | None,
+    domain_names: Sequence[str] = (),
 ) -> list[LayerGates]:
-    """Each layer's gates, in order of execution."""
+    """Each layer's gates, in order of execution; ``domain_names`` are those of ``domains``."""
     variances = classes.variances()
     information = None if domains is None else domains.information()
+    means: dict[str, NDArray[np.float64]] = {}
+    if domains is not None:
+        sizes = zip(domain_names, domains.sizes, strict=True)
+        means = {name: domains.mean_of(number) for number, (name, size) in enumerate(sizes) if size}
     described, start = [], 0
     for name, width in zip(names, widths, strict=True):
         part = slice(start, start + width)
@@ -118,6 +129,7 @@ def layer_gates(
                 constant=float(((p == 0) | (p == 1)).mean()),
                 between=None if variances is None else float(variances[0][part].mean()),
                 information=None if information is None else float(information[part].mean()),
+                domains={name: float(p[part].mean()) for name, p in means.items()} or None,
             )
         )
     return described

@@ -102,7 +102,9 @@ def evaluate_gates(
         learned=Evaluation.of(own, num_classes, loader.domains),
         outcomes=own,
         ablations={name: ablations[name] for name in TITLES if name in ablations},
-        layers=layer_gates(find_gate(model).names, widths, classes, by_domain),
+        layers=layer_gates(
+            find_gate(model).names, widths, classes, by_domain, domains.names if domains else ()
+        ),
         figures=GateFigures.of(classes, by_domain),
         domains=domain_gates(domains, by_domain) if by_domain and domains else [],
         forwards=1 + len(wanted),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from adafilter_dist.errors import printable
+from adafilter_dist.evaluate import LayerGates
 from adafilter_dist.report.results import Bar, Results
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.console import print_plain
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BLUE, _LIGHT_BLUE, _ORANGE, _GRAY = "#2166ac", "#6ba3cf", "#d6604d", "#85898f"
+_DOMAINS = (_GRAY, _BLUE, _ORANGE, _LIGHT_BLUE)
+_SEEN = 0.01
 _MOST_NAMES = 70
 _FEW = 20  # points of a curve that are marked one by one
 
@@ -143,7 +147,7 @@ def _gates(means: Axes, variances: Axes, results: Results) -> None:
     assert results.gates is not None
     layers = results.gates.layers
     places = range(len(layers))
-    means.bar(places, [layer.mean for layer in layers], color=_BLUE, width=0.75)
+    _means(means, layers)
     means.axhline(0.5, color="black", linewidth=0.6, linestyle=":")
     means.set_ylim(0, 1)
     means.set_ylabel("mean gate", fontsize=8)
@@ -159,3 +163,32 @@ def _gates(means: Axes, variances: Axes, results: Results) -> None:
     shown = list(places)[::every]
     variances.set_xticks(shown, [layers[i].name for i in shown], rotation=90, fontsize=7)
     variances.set_xlim(-0.6, len(layers) - 0.4)
+
+
+def _means(axes: Axes, layers: Sequence[LayerGates]) -> None:
+    """A bar a layer, or one for each domain of the pictures."""
+    names = list(layers[0].domains or {}) if layers else []
+    if not 2 <= len(names) <= len(_DOMAINS):
+        axes.bar(range(len(layers)), [layer.mean for layer in layers], color=_BLUE, width=0.75)
+        return
+    width = 0.75 / len(names)
+    handles = []
+    for number, name in enumerate(names):
+        places = [i - 0.375 + width * (number + 0.5) for i in range(len(layers))]
+        heights = [(layer.domains or {})[name] for layer in layers]
+        handles.append(axes.bar(places, heights, color=_DOMAINS[number], width=width))
+        for place, height in zip(places, heights, strict=True):
+            if height < _SEEN:  # no bar is to be seen
+                axes.plot(place, height, color=_DOMAINS[number], marker="_", clip_on=False)
+    # By handles: names that begin with an underscore are shown, too.
+    legend = axes.legend(
+        handles,
+        [f"domain {printable(name)}" for name in names],
+        fontsize=8,
+        ncols=len(names),
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -95,7 +95,11 @@ def _accuracy_table(results: Results) -> Table:
             Text(title), f"{100 * bar.top1:.1f} ± {100 * bar.error:.1f}", *less, bar.remark
         )
     evaluation = results.evaluation
-    _add_domains(table, METHODS[results.method].title, evaluation, [""] if differences else [])
+    between = [""] if differences else []
+    if results.control is not None:
+        title = f"control: {METHODS[results.control.method].title}"
+        _add_domains(table, title, results.control.evaluation, between)
+    _add_domains(table, METHODS[results.method].title, evaluation, between)
     others = f"mean per class {100 * evaluation.mean_per_class:.1f} %"
     if evaluation.top5 is not None:
         others = f"top-5 {100 * evaluation.top5:.1f} %, {others}"

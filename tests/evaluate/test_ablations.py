@@ -110,6 +110,7 @@ def test_figures_of_gates_that_are_the_domain() -> None:
     assert figures.between + figures.within == pytest.approx(0.1875 * N / (N - 1))
     described = [(one.name, one.n, one.mean) for one in found.domains]
     assert described == [("near", NEAR, 0.0), ("far", N - NEAR, 1.0)]
+    assert layer.domains == {"near": 0.0, "far": 1.0}
     accuracies = [one.top1 for one in found.ablations["all_1"].evaluation.domains]
     assert accuracies == [0, 1]
 
@@ -118,6 +119,7 @@ def test_without_domains_nothing_is_said_of_them() -> None:
     found = measured(domains=False)
     assert found.forwards == 7 and not found.domains
     assert found.figures.information is None and found.layers[0].information is None
+    assert found.layers[0].domains is None
 
 
 def test_pictures_without_a_donor_are_left_out() -> None:

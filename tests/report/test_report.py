@@ -175,6 +175,22 @@ def test_a_control_stands_beside_the_run(tmp_path: Path) -> None:
     assert kept["gates"]["information"] == 0.113
 
 
+def test_the_figure_has_a_bar_for_each_layer_and_domain() -> None:
+    from matplotlib.figure import Figure
+
+    def bars(*names: str) -> tuple[list[float], list[str]]:
+        axes = Figure().add_subplot()
+        domains = {name: 0.25 * (i + 1) for i, name in enumerate(names)}
+        layers = [LayerGates(f"layer{i}", 8, 0.6, 0.1, 0.0, domains=domains) for i in range(3)]
+        figure._means(axes, layers)
+        legend = axes.get_legend()
+        texts = [text.get_text() for text in legend.get_texts()] if legend else []
+        return [round(bar.get_height(), 2) for bar in axes.patches], texts  # type: ignore[attr-defined]
+
+    assert bars("$a$", "_b") == ([0.25] * 3 + [0.5] * 3, ["domain $a$", "domain _b"])
+    assert bars() == bars("a") == bars(*"abcde") == ([0.6] * 3, [])
+
+
 def test_the_points_of_a_short_curve_are_marked() -> None:
     from matplotlib.figure import Figure
 
@@ -204,6 +220,19 @@ def test_accuracies_of_domains_and_their_mean_are_told() -> None:
     print_summary(place, Path("runs/x"), Results("x", 0, "finetune", "test", of_domains), {})
     text = " ".join(shown(place).replace("│", " ").split())
     assert "plain fine-tuning, mean of domains 70.0 photo 90.0 ± 2.4 150 images ink 50.0" in text
+
+
+def test_a_controls_accuracies_by_domain_stand_above_the_runs(tmp_path: Path) -> None:
+    place = console()
+    near, far = (
+        replace(evaluation(160), domains=[OfDomain("near", 150, near), OfDomain("far", 50, 0.5)])
+        for near in (0.7, 0.9)
+    )
+    control = ControlResult(Path("/runs/1234abcd"), "finetune", near, Difference(0, 0, 0, 0))
+    print_summary(place, tmp_path, replace(results(), evaluation=far, control=control), {})
+    text = " ".join(shown(place).replace("│", " ").split())
+    before = text.index("control: plain fine-tuning, mean of domains 60.0 near 70.0 ± 3.7")
+    assert before < text.index("AdaFilter, mean of domains 70.0 near 90.0 ± 2.4 150 images far")
 
 
 def test_summary_json_holds_the_same_figures(tmp_path: Path) -> None:
