@@ -55,7 +55,6 @@ def arms(oracle: str) -> dict[str, Arm]:
         "adafilter": Arm(()),
         "paper": Arm(("method.gate.recipe=paper",)),
         "frozen": Arm(("method.gate.mode=frozen",)),
-        "frozen_filters": Arm(("method.gate.mode=frozen", *no_picture)),
         "partition": Arm(("method.gate.mode=partition",)),
         "bernoulli": Arm(("method.gate.mode=bernoulli",)),
         "without_selected_batchnorm": Arm(("method.batchnorm=all",)),
@@ -84,11 +83,12 @@ class Control:
         self._data = list(data)
         self._arms = kinds
 
-    def run(self, name: str, seed: int, rate: float) -> Outcome:
-        """Train and test one arm, unless that is done."""
+    def run(self, name: str, seed: int, rate: float, *, gates: bool = False) -> Outcome:
+        """Train and test one arm, unless that is done; `gates` measures these, too."""
         arm = self._arms[name]
         folder = self._out / f"{name}-{rate:g}-{seed}"
         words = [*self._words(seed), *arm.words, f"optim.lr={rate}", f"run_dir={folder}"]
+        words.append(f"evaluate.gates={str(gates).lower()}")
         if not self._is_done(folder):
             if arm.probe:
                 words.append(f"model.weights={self._probe(seed)}")
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         # Fresh seeds, tested once.
         runs = {
-            (name, seed): pool.submit(control.run, name, seed, chosen[name])
+            (name, seed): pool.submit(control.run, name, seed, chosen[name], gates=True)
             for seed in options.seeds
             for name in names
         }

@@ -23,9 +23,9 @@ from tests.kills.same import differences
 pytestmark = pytest.mark.distributed
 pytest.importorskip("deepspeed")
 ZERO = ENGINES[1:]
-# Between bf16's loss and fp32's after 50 steps, which lower it by 0.14 to 0.38. Found over three
-# seeds: 0.02 to 0.05 (ZeRO-1, 2), 0.03 to 0.06 (ZeRO-0, which is DDP to the bit), 0.03 to 0.10 (3).
-BAND = 0.12
+# Between bf16's loss and fp32's after 50 steps on whole pictures, which lower it by about 0.6. Over
+# three seeds ZeRO-2 differed by 0.02 to 0.11.
+BAND = 0.2
 Results = dict[str, Any]
 
 
@@ -113,8 +113,8 @@ def in_band(found: Results, seeds: int) -> None:
     for engine, losses in found.items():
         assert len(losses) == seeds
         for begun, plain, half in losses:
-            assert plain < begun - 0.1, "fifty steps have taught it nothing"
-            assert half < begun - 0.05, engine
+            assert plain < begun - 0.4, "fifty steps have taught it nothing"
+            assert half < begun - 0.3, engine
             assert abs(half - plain) <= BAND, engine
 
 
