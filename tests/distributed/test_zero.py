@@ -180,7 +180,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(
     assert codes == [-9, -9], printed
     codes, printed = attempt(tmp_path / "killed", 2, engine)
     assert codes == [0, 0], printed
-    assert f"ZeRO-{engine[-1]}, fp32" in printed and "going on from step 4" in printed
+    assert f"ZeRO-{engine[-1]}, fp32" in printed
+    # The save of step 4 may still have been on its way when they were killed.
+    assert re.search(r"going on from step [24]\b", printed), printed
     assert not re.search(r"\[(INFO|WARNING)\]|successfully|deprecated", printed), printed
     assert differences(run_folder(tmp_path / "killed"), run_folder(tmp_path / "whole")) == []
 
