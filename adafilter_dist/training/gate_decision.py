@@ -28,6 +28,18 @@ def decision_step(trainable: TrainableModel, total_steps: int) -> int | None:
     return min(max(1, round(gate.settings.warmup * total_steps)), total_steps - 1)
 
 
+def decision_is_due(trainable: TrainableModel, step: int, decision_step: int | None) -> bool:
+    """Whether the gate decides before step `step`.
+
+    At its step, also when resumed just there: it comes out the same. And later, if the run was
+    shortened behind that step, so that the gate never decided: it would stay plain fine-tuning.
+    """
+    gate = trainable.gates
+    if decision_step is None or gate is None or gate.picture is None:
+        return False
+    return step == decision_step or (step > decision_step and not gate.picture.is_made)
+
+
 def decide_on_pictures(session: Session, on_batch: Callable[[], None]) -> DecisionSummary:
     """Measure training pictures as evaluation sees them, decide, and give every rank the decision.
 

@@ -20,7 +20,11 @@ from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.training.best import write_best
 from adafilter_dist.training.checkpointing import CheckpointSchedule
 from adafilter_dist.training.delayed_metrics import DelayedMetrics
-from adafilter_dist.training.gate_decision import decide_on_pictures, decision_step
+from adafilter_dist.training.gate_decision import (
+    decide_on_pictures,
+    decision_is_due,
+    decision_step,
+)
 from adafilter_dist.training.gate_watch import GateWatch
 from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import Session
@@ -104,13 +108,12 @@ class Trainer:
                 self._save_schedule.note(wait=True)
                 return "finished"
 
-            # The gate's decision on pictures, also when resumed just there: it comes out the same.
-            until = per_epoch
-            if self._decision_step is not None:
-                if self.position.step == self._decision_step:
-                    self._decide()
-                elif first < self._decision_step - epoch * per_epoch < per_epoch:
-                    until = self._decision_step - epoch * per_epoch
+            # The gate's decision on pictures ends a stretch of steps, as an epoch's end does.
+            until, decision = per_epoch, self._decision_step
+            if decision_is_due(self.session.trainable, self.position.step, decision):
+                self._decide()
+            elif decision is not None and first < decision - epoch * per_epoch < per_epoch:
+                until = decision - epoch * per_epoch
 
             # The steps that are left of this epoch. A wish to save or to stop travels with the
             # figures of a step, so all ranks see it after the same step and act together.

@@ -154,7 +154,8 @@ class TrainingStep:
             micro_batches=micro_batches,
             num_classes=self._trainable.num_classes,
         )
-        set_domains(engine.model, batch.domain)
+        if batch.domain is not None:
+            set_domains(engine.model, batch.domain)
         logits = engine.forward(images)
         smoothing = recipe.optim.label_smoothing
         loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)

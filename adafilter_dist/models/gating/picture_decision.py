@@ -61,6 +61,11 @@ class PictureDecision(nn.Module):
         self.measuring = False
         self._known: tuple[tuple[int, int], bool] | None = None
 
+    @property
+    def is_made(self) -> bool:
+        """Whether `decide` was called, also by the run that these tensors come from."""
+        return float(self.margin) < UNDECIDED
+
     def needs_features(self) -> bool:
         """Whether the choice depends on the picture, or its features are being measured."""
         if self.measuring or self.weight.is_inference():
