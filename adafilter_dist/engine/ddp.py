@@ -16,6 +16,7 @@ from adafilter_dist.distributed.world import World
 from adafilter_dist.engine.base import FullState, Replicated
 from adafilter_dist.engine.optimizer import build_optimizer, optimizer_tensors, put_optimizer
 from adafilter_dist.errors import UserError
+from adafilter_dist.methods.base import UpdateRule
 from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
 
@@ -38,7 +39,12 @@ class DDPEngine(Replicated):
     described = ""
 
     def __init__(
-        self, model: nn.Module, groups: list[dict[str, Any]], recipe: Recipe, world: World
+        self,
+        model: nn.Module,
+        groups: list[dict[str, Any]],
+        recipe: Recipe,
+        world: World,
+        rule: UpdateRule | None = None,
     ) -> None:
         self.dtype = weights_dtype(recipe.train.precision)
         layout = torch.channels_last if recipe.train.channels_last else torch.contiguous_format
@@ -49,7 +55,7 @@ class DDPEngine(Replicated):
         self._clip_norm = recipe.train.clip_norm
         self._weight = world.world_size / recipe.train.micro_batches
         self._precision = recipe.train.precision
-        self._optimizer = build_optimizer(groups, recipe.optim)
+        self._optimizer = build_optimizer(groups, recipe.optim, rule)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
         self._trained = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._scaler = torch.amp.GradScaler(

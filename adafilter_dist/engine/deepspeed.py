@@ -23,6 +23,7 @@ from adafilter_dist.engine.optimizer import build_optimizer
 from adafilter_dist.engine.scaler import LossScaler
 from adafilter_dist.engine.zero import Stage0, Stage3, Stages12
 from adafilter_dist.errors import DivergedError
+from adafilter_dist.methods.base import UpdateRule
 from adafilter_dist.models.ops.dtypes import autocast
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.deepspeed_json import is_off, without_auto
@@ -57,6 +58,7 @@ class DeepSpeedEngine:
         recipe: Recipe,
         settings: DeepSpeed,
         world: World,
+        rule: UpdateRule | None = None,
     ) -> None:
         train, stage = recipe.train, settings.zero_stage
         deepspeed = import_deepspeed(world.device)
@@ -64,7 +66,7 @@ class DeepSpeedEngine:
         self.model = model.to(world.device, self.dtype)
         self._clip_norm = train.clip_norm
         self._fp16 = train.precision == "fp16"
-        optimizer = build_optimizer(groups, recipe.optim)
+        optimizer = build_optimizer(groups, recipe.optim, rule)
         shared = _STAGES[stage]
         before = shared.before(self.model)
         inner: Any = torch.compile(self.model) if train.compile else self.model

@@ -8,11 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.methods.base import UpdateRule
 from adafilter_dist.recipe.sections.training import Optim
 
 
-def build_optimizer(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
-    """SGD or AdamW over ``groups`` (params, lr, weight_decay each)."""
+def build_optimizer(
+    groups: list[dict[str, Any]], optim: Optim, rule: UpdateRule | None = None
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over ``groups`` (params, lr, weight_decay each), ``rule`` around its steps."""
+    optimizer = _plain_optimizer(groups, optim)
+    if rule is not None:
+        # Hooks run only where a step is taken, so not where fp16 skips it.
+        optimizer.register_step_pre_hook(lambda own, args, kwargs: rule.before(own))
+        optimizer.register_step_post_hook(lambda own, args, kwargs: rule.after(own))
+    return optimizer
+
+
+def _plain_optimizer(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.Optimizer:
     if optim.name == "adamw":
         return torch.optim.AdamW(groups, lr=optim.lr, weight_decay=optim.weight_decay)
     return torch.optim.SGD(

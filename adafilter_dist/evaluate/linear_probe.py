@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from adafilter_dist.evaluate import EvalBatches, Evaluation, ForwardSettings, Outcomes, sweep
 from adafilter_dist.evaluate.rows import Rows
+from adafilter_dist.methods.base import Features
 
 # Strength of L2 beside the mean cross entropy; strong first, each fit starts from the one before.
 GRID = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -50,14 +51,6 @@ class Probe:
             "features": self.features,
             "train_images": self.train_images,
         }
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features float32 (n, D) and labels int64 (n,) of one split, in order of position."""
-
-    x: Tensor
-    y: Tensor
 
 
 def extract_features(

@@ -37,13 +37,15 @@ def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     )
     fix_statistics(net, method.fixed_statistics)
     sparsity = method.sparsity
+    of_gates = partial(penalty, net, sparsity.kind, sparsity.weight, sparsity.target)
     return TrainableModel(
         model=net,
         groups=groups_of(net, recipe.optim, f"backbone.{backbone.head}"),
-        penalty=partial(penalty, net, sparsity.kind, sparsity.weight, sparsity.target),
+        penalty=lambda labels: of_gates(),
         num_classes=head.out_features,
         name=backbone.name,
         head=backbone.head,
+        classifier=f"backbone.{backbone.head}",
         method=method.name,
         gates=net.gate,
         report=net.report,

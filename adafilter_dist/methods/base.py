@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from adafilter_dist.models.backbone.backbones import Backbone
@@ -15,24 +16,65 @@ from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.training import Optim
 
 
+class UpdateRule(Protocol):
+    """Changes what an update does, on every rank alike; for methods that cannot say it as a loss.
+
+    It sees the whole gradients of a step, after they were reduced, unscaled and clipped: engines
+    that share them out (ZeRO 1 to 3) refuse it.
+    """
+
+    def before(self, optimizer: torch.optim.Optimizer) -> None:
+        """Just before the optimizer's step, the rates of this step in its groups."""
+
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        """Just after the optimizer's step; neither is called where fp16 skips the step."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Inputs of the classifier, float32 (n, D), and labels int64 (n,), in order of position."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class StartData:
+    """The splits as the untrained network sees them in evaluation mode; ``val`` may be missing."""
+
+    train: Features
+    val: Features | None
+    num_classes: int
+
+
 @dataclass
 class TrainableModel:
     """A model ready to be trained.
 
-    `groups` are torch optimizer groups with name, params, lr and weight_decay. `penalty()` is the
-    weighted regulariser of the last forward, a 0-d tensor. `gates` and `report` are there for
-    AdaFilter only. `method`, `name` and `head` are what an export needs to build it again.
+    `groups` are torch optimizer groups with name, params, lr and weight_decay. `penalty(labels)` is
+    the weighted regulariser of the last forward, a 0-d tensor, the mean over the micro-batches of
+    that forward; labels are int64 (N,), those of the pictures before any mixing. `gates` and
+    `report` are there for AdaFilter only. `classifier` is the path of the nn.Linear that gives the
+    logits in `model`. `method`, `name` and `head` (the same layer's path in the architecture) are
+    what an export needs to build it again.
+
+    `start` is called once, before the first step of a run, and gives new values of parameters and
+    buffers of `model` by name: a function of its argument and the weights alone, without draws of
+    its own. `rule` changes what updates do.
     """
 
     model: nn.Module
     groups: list[dict[str, Any]]
-    penalty: Callable[[], Tensor]
+    penalty: Callable[[Tensor], Tensor]
     num_classes: int
     name: str
     head: str
+    classifier: str
     method: str
     gates: RecurrentGate | None = None
     report: ConversionReport | None = None
+    start: Callable[[StartData], dict[str, Tensor]] | None = None
+    rule: UpdateRule | None = None
 
 
 def parameter_groups(
@@ -90,10 +132,11 @@ def without_gates(
     return TrainableModel(
         model=model,
         groups=groups_of(model, recipe.optim, head),
-        penalty=lambda: parameter.new_zeros(()),
+        penalty=lambda labels: parameter.new_zeros(()),
         num_classes=_classes(model, head),
         name=backbone.name,
         head=backbone.head,
+        classifier=head,
         method=recipe.method.name,
     )
 

@@ -67,7 +67,7 @@ def _counter() -> FlopCounterMode:
 
 
 def measure_costs(
-    model: nn.Module, side: int, precision: str, penalty: Callable[[], Tensor] | None = None
+    model: nn.Module, side: int, precision: str, penalty: Callable[[Tensor], Tensor] | None = None
 ) -> Costs:
     """Run ``model`` on two images of noise, (2, 3, side, side), once forward and once backward.
 
@@ -94,9 +94,10 @@ def measure_costs(
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             with autocast(torch.device("cpu"), precision):
                 logits = model(images)
-            loss = functional.cross_entropy(logits.float(), torch.zeros(_IMAGES, dtype=torch.int64))
+            labels = torch.zeros(_IMAGES, dtype=torch.int64)
+            loss = functional.cross_entropy(logits.float(), labels)
             if penalty is not None:
-                loss = loss + penalty()
+                loss = loss + penalty(labels)
         loss.backward()
     model.zero_grad(set_to_none=True)
     return Costs(

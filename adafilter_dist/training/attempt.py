@@ -36,6 +36,7 @@ from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
 from adafilter_dist.training.gate_start import gates_at_start
 from adafilter_dist.training.loop import Trainer
+from adafilter_dist.training.method_start import start_method
 from adafilter_dist.training.plan import AttemptPlan, make_plan
 from adafilter_dist.training.preemption import OUTPUT_CLOSED, stop_on_signal
 from adafilter_dist.training.run_data import may_differ
@@ -145,6 +146,9 @@ class _Attempt:
             from_rank0(world, lambda: self._require_progress(position.step))
             if world.is_rank0:
                 announce_start(run, self._plan, session, metrics, loaded, environment)
+
+            if position.step == 0:
+                start_method(session, metrics.say, lambda: run.tick(phase="starting"))
 
             # Train. Each checkpoint says in its manifest what it may be resumed with.
             session.step.warm_up(session.preprocess.crop)

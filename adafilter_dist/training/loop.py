@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Literal
 
 from adafilter_dist.checkpoint.store import Position
-from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
-from adafilter_dist.data.loading.loader import EvalLoader
-from adafilter_dist.data.stored.prepared import Domains
+from adafilter_dist.data.loading.batch import DeviceBatch
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.evaluate import evaluate
 from adafilter_dist.evaluate.gate_probe import GateMovement, ProbeGates, ValidationProbe
@@ -26,6 +24,7 @@ from adafilter_dist.training.gate_decision import (
     decision_step,
 )
 from adafilter_dist.training.gate_watch import GateWatch
+from adafilter_dist.training.loader_callback import LoaderWithCallback
 from adafilter_dist.training.preemption import DELAY
 from adafilter_dist.training.session import Session
 from adafilter_dist.training.step import Figures, lr_factor_at
@@ -33,29 +32,6 @@ from adafilter_dist.training.stop_policy import StopPolicy
 
 _ROWS = 10
 """Training rows that a run has at least, if it has as many steps."""
-
-
-@dataclass
-class LoaderWithCallback:
-    """A split's batches; ``on_batch`` is called before each."""
-
-    loader: EvalLoader
-    on_batch: Callable[[], None]
-
-    @property
-    def total(self) -> int:
-        """Samples over all ranks."""
-        return self.loader.total
-
-    @property
-    def domains(self) -> Domains | None:
-        """Of the whole split."""
-        return self.loader.domains
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        for batch in self.loader:
-            self.on_batch()
-            yield batch
 
 
 class Trainer:

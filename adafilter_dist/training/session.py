@@ -155,7 +155,7 @@ def build_session(
     )
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)
-    engine = build_engine(trainable.model, trainable.groups, recipe, world)
+    engine = build_engine(trainable.model, trainable.groups, recipe, world, trainable.rule)
     ema = ModelEma(engine, recipe.ema.decay) if recipe.ema.decay else None
     step = TrainingStep(recipe, trainable, engine, world, ema)
     transfer = BatchTransfer(preprocess, world.device, engine.dtype, recipe.train.channels_last)

@@ -159,7 +159,7 @@ class TrainingStep:
         logits = engine.forward(images)
         smoothing = recipe.optim.label_smoothing
         loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-        penalty = self._trainable.penalty().to(loss.dtype)
+        penalty = self._trainable.penalty(batch.labels).to(loss.dtype)
         accuracy = (logits.detach().argmax(1) == batch.labels).to(loss.dtype).mean()
         return loss, penalty, accuracy
 
@@ -181,7 +181,8 @@ class TrainingStep:
             images = torch.randn(shape, generator=generator, dtype=self._engine.dtype)
             self._engine.model.train()
             total = self._engine.forward(images.to(self._world.device)).sum()
-            return total * 0 + self._trainable.penalty().to(total.dtype) * 0
+            labels = torch.zeros(shape[0], dtype=torch.int64, device=self._world.device)
+            return total * 0 + self._trainable.penalty(labels).to(total.dtype) * 0
 
         with (
             seeded_draws(0, 0, first, self._world.device),

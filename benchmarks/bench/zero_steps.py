@@ -63,7 +63,7 @@ class Runner:
                 logits = engine.forward(self._images)
                 yield "after a forward"
                 loss = functional.cross_entropy(logits, self._labels)
-                engine.backward(loss + self.trainable.penalty())
+                engine.backward(loss + self.trainable.penalty(self._labels))
             yield "after a backward"
         means = engine.reduce(collect(engine.model)) / self.recipe.train.micro_batches
         if not engine.step(1e-3):

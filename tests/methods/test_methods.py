@@ -85,7 +85,9 @@ def test_adafilter_follows_the_recipe() -> None:
     assert not model.backbone.get_parameter("conv1.weight").requires_grad
     model.train()(torch.randn(4, 3, 32, 32))
     means = torch.stack([gates.mean() for gates in model.gate.decisions.gates.values()])
-    torch.testing.assert_close(trainable.penalty(), 0.5 * means.mean())
+    torch.testing.assert_close(
+        trainable.penalty(torch.zeros(4, dtype=torch.int64)), 0.5 * means.mean()
+    )
 
 
 @pytest.mark.parametrize("method", ["finetune", "linear_probe"])
@@ -93,7 +95,8 @@ def test_baselines_have_no_gates_and_no_penalty(method: str) -> None:
     trainable, _ = build({"name": method})
     trainable.model(torch.randn(2, 3, 32, 32))
     assert trainable.gates is None and trainable.report is None
-    assert float(trainable.penalty()) == 0 and trainable.penalty().ndim == 0
+    penalty = trainable.penalty(torch.zeros(2, dtype=torch.int64))
+    assert float(penalty) == 0 and penalty.ndim == 0
 
 
 def test_finetune_uses_the_same_batchnorm() -> None:
