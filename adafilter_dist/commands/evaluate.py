@@ -96,6 +96,7 @@ def _evaluate(
     from adafilter_dist.models.backbone.backbones import resolve_preprocess
     from adafilter_dist.models.ops.dtypes import weights_dtype
     from adafilter_dist.report.measure import measure
+    from adafilter_dist.report.outcomes import write_test_outcomes
     from adafilter_dist.report.summary import print_summary
     from adafilter_dist.training.best import load_best
     from adafilter_dist.training.control_run import open_control
@@ -140,5 +141,10 @@ def _evaluate(
             console = Console()
             print_plain(console, *filter(None, (*notices, prepared.notice)))
             files.write_json(path, results.to_dict())
+            # Of a run of an earlier version; what the end of a run has written stays.
+            own_test = split == "test" and not other_data
+            if own_test and not run_files.test_outcomes.exists():
+                assert results.outcomes is not None
+                write_test_outcomes(folder, results.outcomes, prepared)
             print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)
     return 0

@@ -62,6 +62,7 @@ def measure(
         movement=movement,
         probe=_probe(evaluator, split) if probe else None,
         control=compared,
+        outcomes=outcomes,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation
+from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, Outcomes
 from adafilter_dist.evaluate.ablations import TITLES
 from adafilter_dist.evaluate.gate_probe import GateMovement
 from adafilter_dist.evaluate.linear_probe import Probe
@@ -33,7 +33,8 @@ class Bar:
 class Results:
     """Figures of one run on one split; ``gates`` only for methods that have gates.
 
-    ``gate_learns``: they were to be learned, and are no control (`method.gate.mode`).
+    ``gate_learns``: they were to be learned, and are no control (`method.gate.mode`). ``outcomes``
+    are those of each picture, which ``evaluation`` sums up.
     """
 
     recipe: str
@@ -46,6 +47,7 @@ class Results:
     control: ControlResult | None = None
     movement: GateMovement | None = None
     gate_learns: bool = True
+    outcomes: Outcomes | None = None
 
     @property
     def gate_warning(self) -> str | None:

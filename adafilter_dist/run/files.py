@@ -9,6 +9,7 @@ attempts/N/                  who had the run, and how that ended (ownership)
 metrics.jsonl, events.jsonl  figures of each step; starts, stops and changes
 checkpoints/, best/          what training goes on from; the export of the best epoch
 log.txt, figures/            what rank 0 said, and found
+test-outcomes.safetensors    the best model's prediction for each test picture (report.outcomes)
 
 Whoever reads must expect a file that is missing or damaged: then there is nothing in it, and
 ``problems`` says why.
@@ -32,7 +33,7 @@ from adafilter_dist.system.sealed_files import DamagedError, read_manifest
 _MARKS = ("recipe.yaml", "status.json", "attempts")
 PARTS = (
     *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
-    "gates_at_start.npz",
+    *("gates_at_start.npz", "test-outcomes.safetensors"),
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
     *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
     *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
@@ -104,6 +105,7 @@ class RunFiles:
         self.best = run / "best"
         self.best_config = self.best / "config.json"
         self.compact = run / "compact"
+        self.test_outcomes = run / "test-outcomes.safetensors"
         self.figures = run / "figures"
         self.summary = self.figures / "summary.txt"
         self.gates = self.figures / "gates.txt"

@@ -12,6 +12,7 @@ from adafilter_dist.evaluate.gate_probe import ProbeGates
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.measure import measure
+from adafilter_dist.report.outcomes import write_test_outcomes
 from adafilter_dist.report.results import Results
 from adafilter_dist.report.summary import print_summary, write_gates, write_summary
 from adafilter_dist.run.folder import RunFolder
@@ -54,6 +55,8 @@ def finish(
         metrics.event("gates", warning=results.gate_warning)
     metrics.close()
     if world.is_rank0:
+        assert results.outcomes is not None
+        write_test_outcomes(run.path, results.outcomes, session.prepared)
         _report(run, results, console, every_gate)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -17,7 +19,10 @@ from PIL import Image
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.stored.prepared import open_prepared
+from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import dump_recipe, load_recipe
+from adafilter_dist.report.outcomes import read_test_outcomes
+from adafilter_dist.run.files import RunFiles
 from adafilter_dist.training.run_data import keep_run_data
 from tests.shared.small_run import small_run
 
@@ -69,6 +74,32 @@ def test_validation_without_gates_by_the_recipes_words(
     assert (found["split"], found["evaluation"]["n"]) == ("val", 6)
     assert found["gates"] is None and found["probe"] is None
     assert "gate" not in capsys.readouterr().out
+
+
+def test_the_outcome_of_each_test_picture_is_kept_once(run_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_dir / "best", run / "best")
+    shutil.copy(run_dir / "recipe.yaml", run)
+    kept = RunFiles(run).test_outcomes
+    assert main(["evaluate", str(run), "--split", "val", "--no-gates"]) == 0
+    with pytest.raises(UserError, match=f"is missing.*adafilter evaluate {run}"):
+        read_test_outcomes(run)
+    assert main(["evaluate", str(run), "--no-gates"]) == 0
+    outcomes, found = read_test_outcomes(run), figures(run)["evaluation"]
+    confusion = np.zeros((2, 2), int)
+    np.add.at(confusion, (outcomes.labels, outcomes.predictions), 1)
+    assert confusion.tolist() == found["confusion"]
+    assert outcomes.correct.mean() == found["top1"] and outcomes.losses.mean() == found["loss"]
+    prepared = open_prepared(load_recipe([f"recipe={run / 'recipe.yaml'}"]))
+    assert outcomes.data == prepared.fingerprint and outcomes.classes == prepared.classes
+    assert outcomes.labels.tolist() == prepared.split("test")[2].tolist()
+    stored = hashlib.sha256(prepared.test_store.read_bytes()).hexdigest()
+    assert outcomes.test_pictures == stored
+    # What is there stays, and damage is one line.
+    kept.write_bytes(kept.read_bytes()[:50])
+    assert main(["evaluate", str(run), "--no-gates"]) == 0
+    with pytest.raises(UserError, match="is damaged"):
+        read_test_outcomes(run)
 
 
 def test_what_trained_the_run_need_not_be_there(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.metrics import read_lines
+from adafilter_dist.report.outcomes import read_test_outcomes
+from adafilter_dist.run.files import RunFiles
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter, free_port, rank_environment, start, wait
 
@@ -32,6 +34,13 @@ def test_the_end_of_a_short_run_and_the_same_words_again(words: list[str], tmp_p
     assert "layer4.0.conv2" not in first.output and "layer4.0.conv2" in again.output
     for name in ("summary.json", "gates.txt", "gates.png"):
         assert str(run.relative_to(tmp_path) / "figures" / name) in first.output
+    # What it said of each test picture is kept.
+    outcomes, summary = (
+        read_test_outcomes(run),
+        json.loads(RunFiles(run).figures.joinpath("summary.json").read_text()),
+    )
+    assert outcomes.correct.mean() == summary["evaluation"]["top1"]
+    assert len(outcomes.losses) == summary["evaluation"]["n"]
 
 
 def test_a_diverging_run_names_step_and_rate_and_keeps_the_last_good(
