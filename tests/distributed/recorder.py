@@ -4,7 +4,8 @@
 
 ``RECORD`` in the environment is a folder: each rank adds to ``RECORD/rank-<R>.jsonl`` a line a
 micro-batch, before it is used. ``SIGNALS`` is words of RANK:STEP:NAME, as in ``1:5:TERM``: as that
-rank begins that step (from 0) it gets the signal, as if somebody had sent it just then.
+rank begins that step (from 0) it gets the signal, as if somebody had sent it just then. With
+``AFTER``, a pattern below the working folder, not before there is such a file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,18 @@ def install() -> None:
             }
             with record.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        if due and due[0][0] <= number and os.environ.get("AFTER"):
+            _wait_for(Path.cwd(), os.environ["AFTER"])
         while due and due[0][0] <= number:
             os.kill(os.getpid(), signal.Signals[due.pop(0)[1]])
         return forward(self, batch, number, epoch, micro_batches)
 
     step.TrainingStep._forward = recorded  # type: ignore[method-assign]
+
+
+def _wait_for(folder: Path, pattern: str) -> None:
+    while not any(folder.glob(pattern)):
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

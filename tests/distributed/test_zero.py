@@ -159,6 +159,8 @@ def attempt(server: ForkServer, words: list[str]) -> Attempt:
                     **rank_environment(rank, ranks, port),
                     "RECORD": str(record),
                     "SIGNALS": signals,
+                    # A save that is on its way would be lost with its ranks.
+                    "AFTER": "runs/*/*/checkpoints/step-*" if "KILL" in signals else "",
                 },
                 before=["tests.distributed.recorder", "install"],
             )
