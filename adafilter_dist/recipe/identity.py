@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.baselines import Baseline
 from adafilter_dist.recipe.younger_keys import without_younger
 
 # Where things lie and who reads them does not change the numbers.
@@ -26,8 +27,8 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
 
     Covers data, augment, model, method, optim, ema, train, seed. An image folder has no name of
     its own, so for it the place of the pictures counts. ``data.mixed`` counts for the data set that
-    it describes. A younger key (``younger_keys``) counts where its value differs from what runs did
-    before the key existed.
+    it describes, ``method.layers`` of a baseline where it says what is frozen. A younger key
+    (``younger_keys``) counts where its value differs from what runs did before the key existed.
     """
     data = recipe.data
     places = _DATA_PLACES - ({"root", "csv"} if data.name == "imagefolder" else set())
@@ -40,9 +41,16 @@ def numbers_of(recipe: Recipe) -> dict[str, Any]:
             # What to do when a run is extended; the run as it is does not depend on it.
             "optim": {"schedule_on_extend"},
             "train": _TRAIN_EXTRA,
+            "method": _unused_of_method(recipe),
         },
     )
     return without_younger(numbers)
+
+
+def _unused_of_method(recipe: Recipe) -> set[str]:
+    method = recipe.method
+    counts = not isinstance(method, Baseline) or recipe.model.ungated in method.layers_count_with
+    return set() if counts else {"layers"}
 
 
 def run_hash(recipe: Recipe) -> str:

@@ -11,6 +11,7 @@ from adafilter_dist.recipe.find import find_recipe, recipe_folders
 from adafilter_dist.recipe.follow import give_way
 from adafilter_dist.recipe.keys import sections_in
 from adafilter_dist.recipe.schema import Recipe
+from adafilter_dist.recipe.sections.baselines import Baseline
 from adafilter_dist.recipe.sections.engine import AnyEngine
 from adafilter_dist.recipe.sections.launch import Launch
 from adafilter_dist.recipe.site import find_site
@@ -20,7 +21,7 @@ _MOST_BASES = 20
 
 # The sections that are of one kind or another, and the keys that any kind has.
 KINDS: dict[str, tuple[str, Collection[str]]] = {
-    "method": ("adafilter", ()),
+    "method": ("adafilter", Baseline.model_fields),
     "engine": ("ddp", AnyEngine.model_fields),
 }
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# For each younger key, the value that every run had before the key existed.
-# Of `method`, the keys of AdaFilter only: they are filled into its recipes.
+# For each younger key, the value that every run had before the key existed. Those of `method` are
+# AdaFilter's.
 VALUE_BEFORE_KEY: dict[str, Any] = {
     "data.test_split": "test",
     "model.head": "new",
@@ -32,22 +32,35 @@ VALUE_BEFORE_KEY: dict[str, Any] = {
     "method.gate.pictures": 4096,
     "optim.schedule_epochs": None,
 }
+# The same for keys of other methods, by the method's name.
+OF_OTHER_METHODS: dict[str, dict[str, Any]] = {
+    "finetune": {"method.layers": None},
+    "linear_probe": {"method.layers": None},
+}
 # Sections that every recipe written out in full has had from the beginning.
 _ALWAYS = {"name", "seed", "data", "augment", "model", "method", "optim", "train", "engine"}
+# Keys without a use of their own in most recipes by hand; all are there when a recipe is written
+# out in full.
+_IN_FULL = ("data.root", "model.bn_momentum", "augment.mixup", "optim.momentum", "train.clip_norm")
 
 
 def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
-    """`tree` of a recipe file with the younger keys filled in, if it is an AdaFilter run's.
+    """`tree` of a recipe file with the younger keys filled in, if it is that of a run.
 
     Such a recipe is written out in full. A recipe that names only what differs from the defaults
-    takes the defaults of today. So do runs of other methods: the keys they have outside `method`
-    still have the value before the key as their default.
+    takes the defaults of today. Of other methods than AdaFilter only keys of `method` are filled
+    in: outside it, the value before the key still is their default.
     """
     if not tree.keys() >= _ALWAYS or not _has(tree, "method.name"):
         return tree
-    if tree["method"]["name"] != "adafilter" or not _has(tree, "method.gate.hidden"):
+    name = tree["method"]["name"]
+    if name == "adafilter" and _has(tree, "method.gate.hidden"):
+        values = VALUE_BEFORE_KEY
+    elif isinstance(name, str) and all(_has(tree, key) for key in _IN_FULL):
+        values = OF_OTHER_METHODS.get(name, {})
+    else:
         return tree
-    for key, value in VALUE_BEFORE_KEY.items():
+    for key, value in values.items():
         *sections, last = key.split(".")
         inner: Any = tree
         for section in sections:
@@ -57,14 +70,25 @@ def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def without_younger(numbers: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """`numbers` without the younger keys that have their value from before; ``above``: "optim."."""
+def without_younger(numbers: dict[str, Any]) -> dict[str, Any]:
+    """`numbers` of a recipe without the younger keys that have their value from before."""
+    return _without(numbers, _values_before(numbers["method"]["name"]))
+
+
+def _values_before(method: str) -> dict[str, Any]:
+    if method == "adafilter":
+        return VALUE_BEFORE_KEY
+    outside = {k: v for k, v in VALUE_BEFORE_KEY.items() if not k.startswith("method.")}
+    return outside | OF_OTHER_METHODS.get(method, {})
+
+
+def _without(numbers: dict[str, Any], values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in numbers.items():
         path = above + key
-        if path in VALUE_BEFORE_KEY and value == VALUE_BEFORE_KEY[path]:
+        if path in values and value == values[path]:
             continue
-        kept[key] = without_younger(value, f"{path}.") if isinstance(value, dict) else value
+        kept[key] = _without(value, values, f"{path}.") if isinstance(value, dict) else value
     return kept
 
 

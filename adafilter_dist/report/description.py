@@ -13,7 +13,7 @@ from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import Backbone, load_backbone
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.recipe.sections.model import FineTune
+from adafilter_dist.recipe.sections.baselines import FineTune
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
 from adafilter_dist.system.console import print_plain
 
@@ -145,7 +145,7 @@ def _parameters(trainable: TrainableModel, head: str) -> Table:
 
 
 def _plain_costs(recipe: Recipe, classes: int, side: int) -> Costs:
-    plain = recipe.model_copy(update={"method": FineTune()})
+    plain = recipe.model_copy(update={"method": FineTune(layers=None)})
     trainable = build_method(load_backbone(_random(plain), classes), plain)
     return measure_costs(trainable.model, side, recipe.train.precision, trainable.penalty)
 

@@ -19,6 +19,7 @@ from adafilter_dist.system.sealed_files import sealed
 # Written by versions that had none of the keys but method.fixed_statistics, with the run's hash in
 # its name.
 RESOLVED = sorted((Path(__file__).parent / "resolved").glob("*.yaml"))
+BASELINES = sorted((Path(__file__).parent / "resolved" / "baselines").glob("*.yaml"))
 
 
 def batchnorm(recipe: Recipe) -> str:
@@ -45,6 +46,22 @@ def test_a_run_from_before_goes_on_as_it_began(path: Path, tmp_path: Path) -> No
     child.write_text(f"base: {path}\nname: child\n")
     assert batchnorm(load_recipe([f"recipe={child}"])) == "all"
     load_recipe([f"recipe={path}", "method=finetune"])  # which has none of the keys
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.name)
+def test_a_baseline_from_before_goes_on_as_it_began(path: Path, tmp_path: Path) -> None:
+    name, run, _ = path.name.split(".")
+    RunFiles(tmp_path).recipe.write_text(path.read_text())
+    kept = read_kept(tmp_path)
+    values = flat(kept.model_dump(mode="json"))
+    assert values["model.ungated"] == "freeze" and values["method.layers"] is None
+    assert run_hash(kept) == run
+    # Written out again it stays the same; words by hand take the default of today.
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(kept))
+    assert load_recipe([f"recipe={again}"]) == kept
+    today = load_recipe(["recipe=demo", f"method={name}"])
+    assert today.method.layers is not None and run_hash(today) != run
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.head import find_head
 from adafilter_dist.models.gating.absorb_residual import absorb
-from adafilter_dist.models.gating.batchnorm import (
-    MicroBatchNorm2d,
-    has_activation,
-    replace_batchnorm,
-)
+from adafilter_dist.models.gating.batchnorm import has_activation, replace_batchnorm
 from adafilter_dist.models.gating.control_gates import any_domain
 from adafilter_dist.models.gating.conversion_report import (
     ConversionReport,
@@ -24,6 +20,7 @@ from adafilter_dist.models.gating.conversion_report import (
 )
 from adafilter_dist.models.gating.equality import SourceNetwork
 from adafilter_dist.models.gating.find_pairs import Pair, Pairs, find_pairs
+from adafilter_dist.models.gating.freeze import freeze_ungated
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.look_ahead import LookAhead, features_of
@@ -152,7 +149,7 @@ def convert_pairs(
     replace_batchnorm(model)
     absorb(model)
     if ungated == "freeze":
-        _freeze(model, [name for name, _ in pairs.left_out])
+        freeze_ungated(model, pairs)
     recurrent.train(model.training)
     recurrent.requires_grad_(gate.is_trained)
     counts = _count(model, recurrent, head)
@@ -204,20 +201,6 @@ def _describe(model: nn.Module, pair: Pair) -> GatedLayer:
         groups=conv.groups,
         weights=conv.weight.numel(),
     )
-
-
-def _freeze(model: nn.Module, names: Sequence[str]) -> None:
-    """Keep ungated convolutions, and BatchNorms outside gated layers, as they were pre-trained.
-
-    The layers before the first gated one then need no backward.
-    """
-    for name in names:
-        _conv(model, name).requires_grad_(False)
-    gated = [module for module in model.modules() if isinstance(module, GatedConvBN)]
-    inside = {id(part) for layer in gated for part in layer.modules()}
-    for module in model.modules():
-        if isinstance(module, MicroBatchNorm2d) and id(module) not in inside:
-            module.freeze()
 
 
 def _head_or_none(model: nn.Module) -> str | None:

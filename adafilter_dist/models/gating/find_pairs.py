@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, nearest, shown
 from adafilter_dist.models.gating.batchnorm import has_hooks, is_plain
 from adafilter_dist.models.gating.trace import ConvCall, Trace, trace
 
@@ -35,12 +35,14 @@ class Pairs:
 def find_pairs(model: nn.Module, example: Tensor, layers: str = ".*") -> Pairs:
     """Find the pairs whose convolution's path matches `layers` (re.search).
 
-    Raises UserError if `layers` is no regular expression, or nothing is left to gate.
+    Raises UserError if `layers` is no regular expression or matches nothing, naming the nearest
+    path, or if nothing is left to gate.
     """
     try:
         wanted = re.compile(layers)
     except re.error as error:
         raise UserError(f"layers={layers!r} is not a regular expression: {error}") from error
+    _require_match(model, layers, wanted)
     calls = trace(model, example)
     checker = _PairChecker(model, calls, _in_training(model, example))
     gated: list[Pair] = []
@@ -69,6 +71,19 @@ def _in_training(model: nn.Module, example: Tensor) -> Trace | None:
         return trace(model, example, training=True)
     except UserError:  # it needs targets, or more of a batch
         return None
+
+
+def _require_match(model: nn.Module, layers: str, wanted: re.Pattern[str]) -> None:
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    if not names or any(wanted.search(name) for name in names):
+        return
+    parts = [name.split(".") for name in names]
+    above = {".".join(each[:count]) for each in parts for count in range(1, len(each) + 1)}
+    raise UserError(
+        f"layers={shown(layers)!r} matches none of the {len(names)} convolutions of "
+        f"{type(model).__name__}{nearest(layers.strip('^$').replace(chr(92), ''), sorted(above))}: "
+        f"they are {', '.join(names[:3])} ... {names[-1]}"
+    )
 
 
 def _nothing_to_gate(model: nn.Module, left_out: list[tuple[str, str]]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from adafilter_dist.recipe.scalars import Integer, Real, plain
 
@@ -55,6 +55,15 @@ def _absolute(value: Any) -> Path:
     return _path(value).absolute()
 
 
+def _expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    return value
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
 Duration = Annotated[str, BeforeValidator(check_duration)]
 # ~ is spelled out; AbsolutePath from the start, so that a run can be resumed from another folder.
 AnyPath = Annotated[Path, BeforeValidator(_path)]

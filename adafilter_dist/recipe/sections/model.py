@@ -1,18 +1,19 @@
-"""``model:`` and ``method:``, the pre-trained network and how it is fine-tuned, gates included."""
+"""``model:`` and ``method:``, the pre-trained network, AdaFilter with its gates, all methods."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from adafilter_dist.recipe.sections.base import (
+    Expression,
     Fraction,
     NotNegative,
     Positive,
     Section,
 )
+from adafilter_dist.recipe.sections.baselines import FineTune, LinearProbe
 
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -20,14 +21,6 @@ _FILES = (".safetensors", ".pth", ".pt", ".bin")
 def is_weights_file(weights: str) -> bool:
     """Whether ``model.weights`` is a local file, and not the name of published weights."""
     return weights.endswith(_FILES) or "/" in weights
-
-
-def _expression(value: str) -> str:
-    try:
-        re.compile(value)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
-    return value
 
 
 class Model(Section):
@@ -44,7 +37,9 @@ class Model(Section):
         "where these tell the same classes apart",
     )
     ungated: Literal["train", "freeze"] = Field(
-        "train", description="what happens to convolutions and BatchNorms that no gate covers"
+        "train",
+        description="what happens to convolutions and BatchNorms that no gate covers; with other "
+        "methods, to those that a gate would not cover",
     )
     dropout: bool = Field(
         True, description="dropout and stochastic depth of the network in training, as published"
@@ -169,7 +164,7 @@ class AdaFilter(Section):
     name: Literal["adafilter"] = "adafilter"
     gate: Gate = Gate()
     sparsity: Sparsity = Sparsity()
-    layers: Annotated[str, AfterValidator(_expression)] = Field(
+    layers: Expression = Field(
         ".*", description="regular expression; convolutions it matches are gated"
     )
     batchnorm: Literal["selected", "all"] = Field(
@@ -203,18 +198,6 @@ def _is_paper(method: Any) -> bool:
     return (
         gate.get("recipe") if isinstance(gate, dict) else getattr(gate, "recipe", "")
     ) == "paper"
-
-
-class FineTune(Section):
-    """Plain fine-tuning of every weight."""
-
-    name: Literal["finetune"] = "finetune"
-
-
-class LinearProbe(Section):
-    """A linear head on frozen features (BatchNorm in evaluation mode)."""
-
-    name: Literal["linear_probe"] = "linear_probe"
 
 
 Method = Annotated[AdaFilter | FineTune | LinearProbe, Field(discriminator="name")]

@@ -1,0 +1,38 @@
+"""``method:``, the methods that AdaFilter is compared with."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from adafilter_dist.recipe.sections.base import Expression, Section
+
+
+class Baseline(Section):
+    """What all methods but AdaFilter have in common."""
+
+    # Whether `layers` changes what is trained under model.ungated: it is part of the run's hash
+    # there, and nowhere else.
+    layers_count_with: ClassVar[tuple[str, ...]] = ("freeze",)
+
+    layers: Expression | None = Field(
+        ".*",
+        description="regular expression; with model.ungated=freeze, the convolutions it matches "
+        "are trained with their BatchNorms, as AdaFilter would gate them, and the head; null: all "
+        "layers are trained, whatever model.ungated says",
+    )
+
+
+class FineTune(Baseline):
+    """Plain fine-tuning of every weight."""
+
+    name: Literal["finetune"] = "finetune"
+
+
+class LinearProbe(Baseline):
+    """A linear head on frozen features (BatchNorm in evaluation mode)."""
+
+    layers_count_with: ClassVar[tuple[str, ...]] = ()
+
+    name: Literal["linear_probe"] = "linear_probe"
