@@ -65,8 +65,17 @@ class Engine(Protocol):
     def load_full_state(self, state: FullState) -> None:
         """Take over a state that any engine at any world size gave."""
 
+    def set_values(self, values: dict[str, Tensor]) -> None:
+        """Replace whole parameters and persistent buffers of `model` by name, for good.
+
+        Collective; every rank gives the same. UserError for other names or shapes.
+        """
+
     def parts(self) -> dict[str, Tensor]:
-        """This rank's part of each trained parameter by name, to be written in place."""
+        """This rank's part of each trained parameter by name.
+
+        They may be written in place for a while, as for an evaluation; `set_values` is for good.
+        """
 
     def part_of(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a whole tensor that belongs to a trained parameter."""

@@ -121,12 +121,19 @@ class DDPEngine(Replicated):
             scaler=self._scaler.state_dict(),
         )
 
+    def set_values(self, values: dict[str, Tensor]) -> None:
+        """The rest stays as it is."""
+        self._load_model(self.model.state_dict() | values)
+
+    def _load_model(self, state: dict[str, Tensor]) -> None:
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"the state does not fit this model: {error}") from None
+
     def load_full_state(self, state: FullState) -> None:
         """Strictly: a missing or unknown name is a UserError."""
-        try:
-            self.model.load_state_dict(state.model)
-        except RuntimeError as error:
-            raise UserError(f"the checkpoint does not fit this model: {error}") from None
+        self._load_model(state.model)
         put_optimizer(self._optimizer, self.model, state.optimizer)
         if self._scaler.is_enabled() and state.scaler:
             self._scaler.load_state_dict(state.scaler)

@@ -158,6 +158,10 @@ class DeepSpeedEngine:
         if self._fp16 and state.scaler:
             self._scaler.load_state_dict(state.scaler)
 
+    def set_values(self, values: dict[str, Tensor]) -> None:
+        """Also in the fp32 copies that the stages 1 to 3 update."""
+        self._shared.load_model(self._shared.model_state() | values)
+
     def parts(self) -> dict[str, Tensor]:
         """Whole parameters, this rank's shards of them under ZeRO-3."""
         return self._shared.parts()

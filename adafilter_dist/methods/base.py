@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.models.backbone.backbones import Backbone
+from adafilter_dist.models.backbone.linear_fit import Features
 from adafilter_dist.models.gating.conversion_report import ConversionReport
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.recipe.schema import Recipe
@@ -31,20 +32,21 @@ class UpdateRule(Protocol):
 
 
 @dataclass(frozen=True)
-class Features:
-    """Inputs of the classifier, float32 (n, D), and labels int64 (n,), in order of position."""
-
-    x: Tensor
-    y: Tensor
-
-
-@dataclass(frozen=True)
 class StartData:
     """The splits as the untrained network sees them in evaluation mode; ``val`` may be missing."""
 
     train: Features
     val: Features | None
     num_classes: int
+    device: torch.device  # where a fit is quick; the features lie on the CPU
+
+
+@dataclass(frozen=True)
+class Start:
+    """New ``values`` of parameters and persistent buffers by name, and what to tell about them."""
+
+    values: dict[str, Tensor]
+    line: str
 
 
 @dataclass
@@ -59,8 +61,8 @@ class TrainableModel:
     what an export needs to build it again.
 
     `start` is called once, before the first step of a run, and gives new values of parameters and
-    buffers of `model` by name: a function of its argument and the weights alone, without draws of
-    its own. `rule` changes what updates do.
+    persistent buffers of `model`: a function of its argument and the weights alone, without draws
+    of its own. `rule` changes what updates do.
     """
 
     model: nn.Module
@@ -73,7 +75,7 @@ class TrainableModel:
     method: str
     gates: RecurrentGate | None = None
     report: ConversionReport | None = None
-    start: Callable[[StartData], dict[str, Tensor]] | None = None
+    start: Callable[[StartData], Start] | None = None
     rule: UpdateRule | None = None
 
 

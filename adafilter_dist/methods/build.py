@@ -12,6 +12,7 @@ from adafilter_dist.methods.adafilter import build_adafilter, rebuild_adafilter
 from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
 from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
+from adafilter_dist.methods.lp_ft import build_lp_ft, rebuild_lp_ft
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.recipe.schema import Recipe
 
@@ -33,6 +34,7 @@ METHODS = {
     "adafilter": Entry("AdaFilter", build_adafilter, rebuild_adafilter),
     "finetune": Entry("plain fine-tuning", build_finetune, rebuild_finetune),
     "linear_probe": Entry("linear head, trained by SGD", build_linear_probe, rebuild_linear_probe),
+    "lp_ft": Entry("LP-FT", build_lp_ft, rebuild_lp_ft),
 }
 """By ``method.name``, which is also the name in an export."""
 

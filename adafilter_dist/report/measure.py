@@ -10,9 +10,10 @@ from adafilter_dist.data.stored.prepared import SplitName
 from adafilter_dist.evaluate import Evaluation, Evaluator, evaluate_gates, outcomes_of
 from adafilter_dist.evaluate.gate_probe import GateMovement, ProbeGates, probe_gates
 from adafilter_dist.evaluate.gate_recorder import has_bits
-from adafilter_dist.evaluate.linear_probe import Features, Probe, extract_features, fit_probe
+from adafilter_dist.evaluate.linear_probe import Probe, extract_features, fit_probe
 from adafilter_dist.evaluate.oracle import require_oracle
 from adafilter_dist.models.backbone.backbones import load_backbone
+from adafilter_dist.models.backbone.linear_fit import Features
 from adafilter_dist.recipe.sections.model import AdaFilter
 from adafilter_dist.report.control import ControlModel, compare_with_control
 from adafilter_dist.report.results import Results

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
 from adafilter_dist.data.stored.prepared import SplitName
 from adafilter_dist.evaluate.linear_probe import extract_features
-from adafilter_dist.methods.base import Features, StartData
+from adafilter_dist.methods.base import StartData
+from adafilter_dist.models.backbone.linear_fit import Features
 from adafilter_dist.training.loader_callback import LoaderWithCallback
 from adafilter_dist.training.session import Session
 
@@ -21,31 +23,35 @@ def start_method(session: Session, say: Callable[[str], None], tick: Callable[[]
     that a run that is killed before its first checkpoint starts in the same way again. ``tick`` is
     called before each batch of pictures.
     """
-    trainable, engine, world = session.trainable, session.engine, session.world
+    trainable, engine = session.trainable, session.engine
     if trainable.start is None:
         return
     say(f"method={trainable.method}: looks at the training pictures before the first step")
-    with engine.whole_model():
+    with engine.whole_model() as model:
+        has_val = len(session.prepared.split("val")[1]) > 0
         data = StartData(
-            _features(session, "train", tick),
-            _features(session, "val", tick) if len(session.prepared.split("val")[1]) else None,
+            _features(session, model, "train", tick),
+            _features(session, model, "val", tick) if has_val else None,
             trainable.num_classes,
+            session.world.device,
         )
-        values = trainable.start(data)
-    buffers, parts = dict(engine.model.named_buffers()), engine.parts()
-    for name, value in values.items():
-        own = value.to(engine.dtype).to(world.device).flatten()
-        whole = engine.reduce(own if world.is_rank0 else torch.zeros_like(own)).reshape(value.shape)
-        with torch.no_grad():
-            if name in buffers:
-                buffers[name].copy_(whole)
-            else:
-                parts[name].copy_(engine.part_of(name, whole))
+        start = trainable.start(data)
+    engine.set_values({name: _of_rank0(session, value) for name, value in start.values.items()})
     if session.ema is not None:
         session.ema.load({})  # the average starts from the values that training starts from
+    say(f"method={trainable.method}: {start.line}")
 
 
-def _features(session: Session, split: SplitName, tick: Callable[[], None]) -> Features:
+def _features(
+    session: Session, model: nn.Module, split: SplitName, tick: Callable[[], None]
+) -> Features:
     evaluator, trainable = session.evaluator, session.trainable
     loader = LoaderWithCallback(evaluator.loader(split), tick)
-    return extract_features(session.engine.model, trainable.classifier, loader, evaluator.settings)
+    return extract_features(model, trainable.classifier, loader, evaluator.settings)
+
+
+def _of_rank0(session: Session, value: Tensor) -> Tensor:
+    """Rank 0's value, on the device."""
+    own = value.to(session.engine.dtype).to(session.world.device).flatten()
+    whole = session.engine.reduce(own if session.world.is_rank0 else torch.zeros_like(own))
+    return whole.reshape(value.shape)

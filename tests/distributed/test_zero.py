@@ -63,6 +63,17 @@ def test_a_step_from_one_state_is_ddps(results: Results) -> None:
             assert far <= 10 * found["far"]["threads"][part], (engine, part)
 
 
+def test_a_methods_start_is_what_every_engine_goes_on_from(results: Results) -> None:
+    """The weights, their averages, and the copies that ZeRO updates."""
+    found = results["started"]
+    assert [key.split(" method=")[0] for key in found] == list(ENGINES)
+    for key, far in found.items():
+        assert "method=lp_ft: the head is fitted to 90 pictures with L2" in key
+        assert far["moved"] > 0.01, key
+        assert far["others"] == far["average"] == far["stepped"] == 0, (key, far)
+        assert far["engines"] < 1e-4, (key, far)
+
+
 def test_a_convolution_that_pads_first_is_gathered_for_both_filters(results: Results) -> None:
     assert max(results["padded"].values()) < 1e-5, results["padded"]
 

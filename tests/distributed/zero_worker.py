@@ -20,6 +20,7 @@ from adafilter_dist.distributed import World, join_world
 from adafilter_dist.engine import FullState
 from adafilter_dist.errors import DivergedError
 from adafilter_dist.recipe import Recipe, load_recipe
+from adafilter_dist.training.method_start import start_method
 from adafilter_dist.training.session import Session, build_session
 
 STAGES = (0, 1, 2, 3)
@@ -156,6 +157,41 @@ def saved_and_gone_on(worker: Worker) -> dict[str, list[str]]:
     return found
 
 
+def started(worker: Worker) -> dict[str, dict[str, float]]:
+    """How far LP-FT's start is from DDP's, and each average and first step from its start.
+
+    The step is taken at rate 0: what differs then was put where the update does not look.
+    """
+    found: dict[str, dict[str, float]] = {}
+    wanted: FullState | None = None
+    for engine in ENGINES:
+        # Pictures that the ranks cannot share evenly.
+        session = worker.session(engine, "method=lp_ft augment.mixup=0 data.label_fraction=0.21")
+        before, said = kept(session), list[str]()
+        start_method(session, said.append, lambda: None)
+        state = kept(session)
+        wanted = wanted or state
+        with session.epoch(0, 0) as batches:
+            session.step.run(0, 0, batches, 0.0, stop=False, save=False)
+        trained = state.ema.keys()
+        head, after = ("fc.weight", "fc.bias"), kept(session)
+        far = {
+            "moved": max(_far(state.model[n], before.model[n]) for n in head),
+            "others": max(
+                _far(state.model[n], before.model[n]) for n in state.ema.keys() - {*head}
+            ),
+            "engines": max(_far(state.model[n], wanted.model[n]) for n in trained),
+            "average": max(_far(state.model[n], state.ema[n]) for n in trained),
+            "stepped": max(_far(state.model[n], after.model[n]) for n in trained),
+        }
+        found[" ".join([engine, *said[1:]])] = far
+    return found
+
+
+def _far(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
+
+
 def frozen_filters(worker: Worker) -> dict[str, list[str]]:
     """Frozen weights that bf16 changed in any bit in two steps with weight decay (I3)."""
     found = {}
@@ -260,6 +296,7 @@ def main(prepared: str, out: str, long: str = "") -> None:
         worker = Worker(prepared, world)
         parts: dict[str, Callable[[], Any]] = {
             "one step": lambda: steps_of_one_state(worker),
+            "started": lambda: started(worker),
             "padded": lambda: convolutions_that_pad_first(worker),
             "gone on": lambda: saved_and_gone_on(worker),
             "frozen": lambda: frozen_filters(worker),

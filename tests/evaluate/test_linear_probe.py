@@ -13,7 +13,8 @@ from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
 from adafilter_dist.data.sources.listing import labels_of
 from adafilter_dist.evaluate import ForwardSettings
-from adafilter_dist.evaluate.linear_probe import GRID, Features, extract_features, fit_probe
+from adafilter_dist.evaluate.linear_probe import extract_features, fit_probe
+from adafilter_dist.models.backbone.linear_fit import GRID, Features
 from adafilter_dist.recipe.sections.data import Data
 from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures
 

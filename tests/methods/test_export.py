@@ -55,6 +55,7 @@ METHODS = [
     {"name": "adafilter", "gate": {"hidden": 8, "input_norm": "none"}, "layers": "layer[12]"},
     {"name": "finetune"},
     {"name": "linear_probe"},
+    {"name": "lp_ft"},
 ]
 
 

@@ -36,3 +36,9 @@ class LinearProbe(Baseline):
     layers_count_with: ClassVar[tuple[str, ...]] = ()
 
     name: Literal["linear_probe"] = "linear_probe"
+
+
+class LpFt(Baseline):
+    """LP-FT (Kumar et al., ICLR 2022): a head fitted on frozen features, then all weights."""
+
+    name: Literal["lp_ft"] = "lp_ft"

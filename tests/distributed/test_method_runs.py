@@ -1,0 +1,69 @@
+"""Runs of methods that keep more than weights: killed at any point, they end with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.conftest import run_folder
+from tests.distributed.launch import free_port, rank_environment
+from tests.kills.attempts import ForkServer
+from tests.kills.same import differences
+
+pytestmark = pytest.mark.distributed
+ZERO2 = ("engine=deepspeed", "engine.zero_stage=2")
+# Eight steps.
+SHORT = (
+    *("train.epochs=1", "data.label_fraction=0.3", "augment.mixup=0"),
+    *("train.precision=fp32", "evaluate.gates=false"),
+)
+Attempt = Callable[..., str]
+
+
+@pytest.fixture
+def attempt(server: ForkServer, words: list[str]) -> Attempt:
+    """Attempt a run on some ranks, which get a signal, as in "5:KILL"; what the first printed."""
+
+    def of(folder: Path, ranks: int, *more: str, signal: str = "") -> str:
+        folder.mkdir(exist_ok=True)
+        port = free_port()
+        forked = [
+            server.fork(
+                ["train", *words, *SHORT, *more],
+                folder=folder,
+                environment={
+                    **(rank_environment(rank, ranks, port) if ranks > 1 else {}),
+                    "RECORD": str(folder),
+                    "SIGNALS": " ".join(f"{rank}:{signal}" for rank in range(ranks) if signal),
+                },
+                output=folder / f"printed.{rank}.txt",
+                before=["tests.distributed.recorder", "install"],
+            )
+            for rank in range(ranks)
+        ]
+        codes = [rank.wait() for rank in forked]
+        code = -9 if "KILL" in signal else 75 if signal else 0
+        assert codes == [code] * ranks, forked[0].printed()
+        return forked[0].printed()
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words_of_it"),
+    [(1, ("method=lp_ft",)), (2, ("method=lp_ft", *ZERO2))],
+    ids=["lp_ft", "lp_ft-zero2"],
+)
+def test_killed_before_the_first_checkpoint_and_resumed_from_one(
+    attempt: Attempt, tmp_path: Path, ranks: int, words_of_it: tuple[str, ...]
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    attempt(whole, ranks, *words_of_it)
+    attempt(killed, ranks, *words_of_it, signal="0:KILL")
+    attempt(killed, ranks, *words_of_it, signal="3:TERM")
+    printed = attempt(killed, ranks, *words_of_it)
+    # It started twice, and not a third time from the checkpoint.
+    assert printed.count("looks at the training pictures before the first step") == 2, printed
+    assert differences(run_folder(killed), run_folder(whole)) == []
