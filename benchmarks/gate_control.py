@@ -27,6 +27,7 @@ import safetensors
 import safetensors.torch
 from bench.reporting import Column, Table, say
 
+from adafilter_dist.compare.statistics import mean_over_seeds
 from adafilter_dist.errors import UserError
 from adafilter_dist.models import backbone
 from adafilter_dist.recipe import load_recipe
@@ -35,8 +36,6 @@ from adafilter_dist.run.files import RunFiles
 
 RECIPE = "recipe=control/mixed-domains"
 _SOURCE = Path(backbone.__file__).parent / "zoo/weights/small_resnet-fashion_mnist.safetensors"
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,10 @@ class Control:
         )
 
 
-def interval(values: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of a mean."""
-    return _T[len(values) - 1] * statistics.stdev(values) / len(values) ** 0.5
+def _with_interval(values: Sequence[float], sign: str = "") -> str:
+    """The mean over seeds ± half its 95 % interval."""
+    mean = mean_over_seeds(values)
+    return f"{mean.value:{sign}.1f} ± {mean.half or 0:.1f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tune", type=int, nargs="+", default=[0, 1], help="seeds to tune on")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     options = parser.parse_args(argv)
-    if not 2 <= len(options.seeds) <= len(_T) + 1:
-        raise UserError(f"--seeds: 2 to {len(_T) + 1} of them, for intervals")
+    if len(options.seeds) < 2:
+        raise UserError("--seeds: at least two, for intervals")
 
     changes = load_recipe([RECIPE, *options.data]).data
     kinds = arms(_oracle(changes))
@@ -243,9 +243,9 @@ def _table(
         table.add(
             name,
             f"{chosen[name]:g}",
-            f"{statistics.mean(test):.1f} ± {interval(test):.1f}",
+            _with_interval(test),
             " / ".join(f"{statistics.mean(domain):.1f}" for domain in domains),
-            f"{statistics.mean(gains):+.1f} ± {interval(gains):.1f}" if name != names[0] else "",
+            _with_interval(gains, "+") if name != names[0] else "",
             f"{statistics.mean(bits):.2f}" if bits else "",
             f"{statistics.mean(gates):.2f}" if gates else "",
         )
