@@ -10,6 +10,7 @@ from torch import nn
 
 from adafilter_dist.methods.adafilter import build_adafilter, rebuild_adafilter
 from adafilter_dist.methods.base import TrainableModel
+from adafilter_dist.methods.bss import build_bss, rebuild_bss
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
 from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
 from adafilter_dist.methods.lp_ft import build_lp_ft, rebuild_lp_ft
@@ -35,6 +36,7 @@ METHODS = {
     "finetune": Entry("plain fine-tuning", build_finetune, rebuild_finetune),
     "linear_probe": Entry("linear head, trained by SGD", build_linear_probe, rebuild_linear_probe),
     "lp_ft": Entry("LP-FT", build_lp_ft, rebuild_lp_ft),
+    "bss": Entry("BSS", build_bss, rebuild_bss),
 }
 """By ``method.name``, which is also the name in an export."""
 

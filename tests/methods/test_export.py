@@ -56,6 +56,7 @@ METHODS = [
     {"name": "finetune"},
     {"name": "linear_probe"},
     {"name": "lp_ft"},
+    {"name": "bss"},
 ]
 
 

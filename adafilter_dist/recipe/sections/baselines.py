@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from adafilter_dist.recipe.sections.base import Expression, Section
+from adafilter_dist.recipe.sections.base import Count, Expression, NotNegative, Section
 
 
 class Baseline(Section):
@@ -42,3 +42,13 @@ class LpFt(Baseline):
     """LP-FT (Kumar et al., ICLR 2022): a head fitted on frozen features, then all weights."""
 
     name: Literal["lp_ft"] = "lp_ft"
+
+
+class BSS(Baseline):
+    """Batch spectral shrinkage (Chen et al., NeurIPS 2019)."""
+
+    name: Literal["bss"] = "bss"
+    eta: NotNegative = Field(
+        1e-3, description="weight of the smallest squared singular values of a micro-batch"
+    )
+    k: Count = Field(1, description="how many singular values are shrunk")
