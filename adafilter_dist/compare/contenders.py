@@ -1,0 +1,74 @@
+"""What can take part in a comparison: a name, words of its recipe, and what its trials search.
+
+A contender is a line in ``CONTENDERS``. Every contender gets the same number of trials, at the same
+points of the unit cube (`design`), however many keys it searches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adafilter_dist.compare.space import Dimension
+from adafilter_dist.errors import UserError, nearest, shown
+
+# The bounds of SGD with momentum 0.9; the best rates of fine-tuning lie well inside of them.
+RATE = Dimension("optim.lr", 1e-3, 0.3, adamw=(1e-5, 3e-3))
+# A head on frozen features takes, and needs, higher rates.
+HEAD_RATE = Dimension("optim.lr", 1e-2, 3.0, adamw=(1e-4, 3e-2))
+DECAY = Dimension("optim.weight_decay", 1e-6, 1e-2)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One side of a comparison: its ``title`` in tables, ``words`` and search space."""
+
+    title: str
+    words: tuple[str, ...]
+    space: tuple[Dimension, ...] = (RATE, DECAY)
+
+
+def _adafilter(title: str, *words: str) -> Contender:
+    return Contender(title, ("method=adafilter", *words))
+
+
+CONTENDERS: dict[str, Contender] = {
+    "finetune": Contender("fine-tuning", ("method=finetune",)),
+    "linear_probe": Contender("linear probe", ("method=linear_probe",), space=(HEAD_RATE, DECAY)),
+    "adafilter": _adafilter("AdaFilter"),
+    "adafilter-paper": _adafilter(
+        "AdaFilter, the paper's form",
+        "method.gate.recipe=paper",
+        "method.gate.decision=filter",
+        "method.batchnorm=all",
+        "method.sparsity.kind=none",
+        "method.sparsity.weight=0",
+    ),
+    "adafilter-bias1": _adafilter("AdaFilter, gates start open", "method.gate.bias=1"),
+    # Controls: their gates learn nothing.
+    "adafilter-frozen": _adafilter("frozen random gate", "method.gate.mode=frozen"),
+    "adafilter-partition": _adafilter("fixed random bits", "method.gate.mode=partition"),
+    "adafilter-bernoulli": _adafilter("bits drawn anew", "method.gate.mode=bernoulli"),
+    "adafilter-constant": _adafilter("constant blend", "method.gate.mode=constant"),
+    "adafilter-ones": _adafilter(
+        "all gates 1", "method.gate.mode=constant", "method.gate.probability=1"
+    ),
+}
+"""By the name that ``methods=`` takes."""
+
+
+def require_contenders(names: Sequence[str]) -> None:
+    """UserError with a line for each name that is not known, with the nearest, or stands twice."""
+    known = ", ".join(CONTENDERS)
+    mistakes = [
+        f"methods={shown(name)}: not known{nearest(name, CONTENDERS)}; there are: {known}"
+        for name in names
+        if name not in CONTENDERS
+    ]
+    mistakes += [
+        f"methods={shown(name)}: stands there twice"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
