@@ -30,6 +30,27 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class RunCost:
+    """What training took on the first rank, in its last attempt: means over its ``steps``.
+
+    ``step_cpu_seconds`` is the CPU time of the process. ``peak_memory`` is in bytes, what torch had
+    allocated on a GPU (``memory_of``: device), or the whole process (process). The times are None
+    where the last attempt had no step left to do.
+    """
+
+    trained_parameters: int
+    steps: int
+    step_seconds: float | None
+    step_cpu_seconds: float | None
+    peak_memory: int
+    memory_of: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
 class Results:
     """Figures of one run on one split; ``gates`` only for methods that have gates.
 
@@ -48,6 +69,7 @@ class Results:
     movement: GateMovement | None = None
     gate_learns: bool = True
     outcomes: Outcomes | None = None
+    cost: RunCost | None = None
 
     @property
     def gate_warning(self) -> str | None:
@@ -87,6 +109,7 @@ class Results:
             "gate_movement": self.movement.to_dict() if self.movement else None,
             "probe": self.probe.to_dict() if self.probe else None,
             "control": self.control.to_dict() if self.control else None,
+            "cost": self.cost.to_dict() if self.cost else None,
         }
 
 

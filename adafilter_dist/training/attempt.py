@@ -171,7 +171,15 @@ class _Attempt:
             if outcome == "finished":
                 run.tick(phase="finishing")
                 self._stop.answer = "the run is trained; it ends after its last evaluation"
-                finish(session, run, metrics, self._console, start, every_gate=self._every_gate)
+                finish(
+                    session,
+                    run,
+                    metrics,
+                    self._console,
+                    start,
+                    every_gate=self._every_gate,
+                    cost=trainer.clock.cost(session),
+                )
             if world.is_rank0:
                 asked = self._stop.reason or "asked on another rank"
                 reason = self._stop_policy.explain(asked) if outcome == "stopped" else ""

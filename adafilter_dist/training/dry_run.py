@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from adafilter_dist.run.ownership import claim
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.disk import existing_parent, gib
 from adafilter_dist.training import memory
+from adafilter_dist.training.cost import peak_memory
 from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
 from adafilter_dist.training.step import lr_factor_at
 
@@ -98,11 +98,10 @@ def _save_and_load(session: Session, state: FullState) -> tuple[int, float]:
 
 def _tell(session: Session, console: Console, step: float, size: int, took: float) -> None:
     world, recipe = session.world, session.recipe
+    peak = peak_memory(world.device)
     if world.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(world.device)
         where = f"of {gib(torch.cuda.get_device_properties(world.device).total_memory)} on the GPU"
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         where = "of host memory a process"
     images = recipe.train.global_batch / step
     lines = [

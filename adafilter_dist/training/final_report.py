@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 
 import torch.distributed as dist
 from rich.console import Console
@@ -13,7 +14,7 @@ from adafilter_dist.metrics import Metrics
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.measure import measure
 from adafilter_dist.report.outcomes import write_test_outcomes
-from adafilter_dist.report.results import Results
+from adafilter_dist.report.results import Results, RunCost
 from adafilter_dist.report.summary import print_summary, write_gates, write_summary
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.system.console import print_plain
@@ -31,11 +32,12 @@ def finish(
     start: ProbeGates | None = None,
     *,
     every_gate: bool = False,
+    cost: RunCost | None = None,
 ) -> None:
     """Measure the best model on the test set, then print and store the summary and the figure.
 
     ``start`` holds the gates before the first step. ``every_gate`` also prints the gates of all
-    layers, which are stored in any case.
+    layers, which are stored in any case. ``cost`` is what training took.
     """
     recipe, world = session.recipe, session.world
     metrics.say("evaluating the best model on the test set")
@@ -49,6 +51,7 @@ def finish(
         start=start,
         control=open_control(recipe.evaluate.control, session.prepared),
     )
+    results = replace(results, cost=cost)
     row = results.evaluation.row()
     metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)
     if results.gate_warning:

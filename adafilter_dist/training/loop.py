@@ -17,6 +17,7 @@ from adafilter_dist.metrics import Metrics
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.training.best import write_best
 from adafilter_dist.training.checkpointing import CheckpointSchedule
+from adafilter_dist.training.cost import StepClock
 from adafilter_dist.training.delayed_metrics import DelayedMetrics
 from adafilter_dist.training.gate_decision import (
     decide_on_pictures,
@@ -49,6 +50,7 @@ class Trainer:
     ) -> None:
         self.session = session
         self.position = position
+        self.clock = StepClock()
         self._run = run
         self._save_schedule = save_schedule
         self._metrics = metrics
@@ -96,8 +98,9 @@ class Trainer:
             with self.session.epoch(epoch, first) as batches:
                 for _ in range(first, until):
                     began = time.monotonic()
-                    self._train_step(epoch, batches)
-                    asked_to_save = self._read()
+                    with self.clock.step():
+                        self._train_step(epoch, batches)
+                        asked_to_save = self._read()
                     self._note_step(time.monotonic() - began, epoch)
                     if self._asked_to_stop or asked_to_save:
                         self.save()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 from adafilter_dist.metrics import read_lines
 from adafilter_dist.report.outcomes import read_test_outcomes
@@ -41,6 +42,12 @@ def test_the_end_of_a_short_run_and_the_same_words_again(words: list[str], tmp_p
     )
     assert outcomes.correct.mean() == summary["evaluation"]["top1"]
     assert len(outcomes.losses) == summary["evaluation"]["n"]
+    # So is what it took; filters that are held still are among the values, and not trained.
+    cost, state = summary["cost"], safetensors.torch.load_file(run / "best" / "model.safetensors")
+    steps = RunFiles(run).read_status()["total_steps"]
+    assert cost["steps"] == steps and cost["step_seconds"] > 0 and cost["step_cpu_seconds"] > 0
+    values = sum(tensor.numel() for tensor in state.values())
+    assert 0 < cost["trained_parameters"] < values < cost["peak_memory"]
 
 
 def test_a_diverging_run_names_step_and_rate_and_keeps_the_last_good(
