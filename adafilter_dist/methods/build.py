@@ -14,6 +14,7 @@ from adafilter_dist.methods.bss import build_bss, rebuild_bss
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
 from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
 from adafilter_dist.methods.lp_ft import build_lp_ft, rebuild_lp_ft
+from adafilter_dist.methods.stochnorm import build_stochnorm, rebuild_stochnorm
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.recipe.schema import Recipe
 
@@ -37,6 +38,7 @@ METHODS = {
     "linear_probe": Entry("linear head, trained by SGD", build_linear_probe, rebuild_linear_probe),
     "lp_ft": Entry("LP-FT", build_lp_ft, rebuild_lp_ft),
     "bss": Entry("BSS", build_bss, rebuild_bss),
+    "stochnorm": Entry("StochNorm", build_stochnorm, rebuild_stochnorm),
 }
 """By ``method.name``, which is also the name in an export."""
 

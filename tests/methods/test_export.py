@@ -57,6 +57,7 @@ METHODS = [
     {"name": "linear_probe"},
     {"name": "lp_ft"},
     {"name": "bss"},
+    {"name": "stochnorm"},
 ]
 
 

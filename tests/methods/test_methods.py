@@ -34,7 +34,9 @@ def names_of(trainable: TrainableModel) -> dict[str, list[str]]:
     return {g["name"]: [names[id(p)] for p in g["params"]] for g in trainable.groups}
 
 
-@pytest.mark.parametrize("method", ["adafilter", "finetune", "linear_probe", "lp_ft", "bss"])
+@pytest.mark.parametrize(
+    "method", ["adafilter", "finetune", "linear_probe", "lp_ft", "bss", "stochnorm"]
+)
 def test_groups_hold_what_is_trained_exactly_once(method: str) -> None:
     trainable, _ = build({"name": method})
     grouped = [id(parameter) for group in trainable.groups for parameter in group["params"]]

@@ -274,11 +274,12 @@ def _replacement(source: nn.Module, path: str) -> nn.Module:
     if has_activation(source):
         copy = MicroBatchNormAct2d.from_batchnorm(source)
         copy.drop, copy.act = source.drop, source.act
-        return _with_hooks(copy, source)
-    return _with_hooks(MicroBatchNorm2d.from_batchnorm(source), source)
+        return with_hooks(copy, source)
+    return with_hooks(MicroBatchNorm2d.from_batchnorm(source), source)
 
 
-def _with_hooks(copy: nn.Module, source: nn.Module) -> nn.Module:
+def with_hooks(copy: nn.Module, source: nn.Module) -> nn.Module:
+    """`copy`, with the hooks of `source` from now on."""
     # The same dictionaries, not copies, so that the handles of the hooks can still remove them.
     for name in _HOOKS:
         setattr(copy, name, getattr(source, name))

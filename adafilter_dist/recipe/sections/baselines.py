@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from adafilter_dist.recipe.sections.base import Count, Expression, NotNegative, Section
+from adafilter_dist.recipe.sections.base import Count, Expression, Fraction, NotNegative, Section
 
 
 class Baseline(Section):
@@ -52,3 +52,14 @@ class BSS(Baseline):
         1e-3, description="weight of the smallest squared singular values of a micro-batch"
     )
     k: Count = Field(1, description="how many singular values are shrunk")
+
+
+class StochNorm(Baseline):
+    """Stochastic normalisation (Kou et al., NeurIPS 2020)."""
+
+    name: Literal["stochnorm"] = "stochnorm"
+    p: Fraction = Field(
+        0.5,
+        description="probability that a channel is normalised by its micro-batch in training, and "
+        "not by the running statistics",
+    )

@@ -13,7 +13,7 @@ from adafilter_dist.recipe.sections.base import (
     Positive,
     Section,
 )
-from adafilter_dist.recipe.sections.baselines import BSS, FineTune, LinearProbe, LpFt
+from adafilter_dist.recipe.sections.baselines import BSS, FineTune, LinearProbe, LpFt, StochNorm
 
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -200,4 +200,6 @@ def _is_paper(method: Any) -> bool:
     ) == "paper"
 
 
-Method = Annotated[AdaFilter | FineTune | LinearProbe | LpFt | BSS, Field(discriminator="name")]
+Method = Annotated[
+    AdaFilter | FineTune | LinearProbe | LpFt | BSS | StochNorm, Field(discriminator="name")
+]
