@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import free_port, rank_environment
+from tests.distributed.test_world_sizes import tensors
 from tests.kills.attempts import ForkServer
 from tests.kills.same import differences
 
@@ -67,3 +69,19 @@ def test_killed_before_the_first_checkpoint_and_resumed_from_one(
     # It started twice, and not a third time from the checkpoint.
     assert printed.count("looks at the training pictures before the first step") == 2, printed
     assert differences(run_folder(killed), run_folder(whole)) == []
+
+
+@pytest.mark.parametrize("method", ["stochnorm"])
+def test_resumed_within_an_epoch_it_has_the_same_bits_and_on_two_ranks_the_same_numbers(
+    attempt: Attempt, tmp_path: Path, method: str
+) -> None:
+    whole, stopped, shared = (tmp_path / name for name in ("whole", "stopped", "shared"))
+    words = (f"method={method}", "train.precision=fp64")
+    attempt(whole, 1, *words)
+    attempt(stopped, 1, *words, signal="2:TERM")
+    attempt(stopped, 1, *words)
+    assert differences(run_folder(stopped), run_folder(whole)) == []
+    attempt(shared, 2, *words, "train.micro_batches_per_forward=2")
+    wanted, ours = tensors(run_folder(whole)), tensors(run_folder(shared))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-9, msg=name)
