@@ -15,6 +15,7 @@ from typing import Any
 # AdaFilter's.
 VALUE_BEFORE_KEY: dict[str, Any] = {
     "data.test_split": "test",
+    "data.join_validation": False,
     "model.head": "new",
     "method.batchnorm": "all",
     "method.fixed_statistics": "none",

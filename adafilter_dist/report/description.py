@@ -17,7 +17,17 @@ from adafilter_dist.recipe.sections.baselines import FineTune
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
 from adafilter_dist.system.console import print_plain
 
-_CLASSES = {"fashion_mnist": 10, "mixed_domains": 10, "food101": 101, "caltech256": 256}
+_CLASSES = {
+    "fashion_mnist": 10,
+    "mixed_domains": 10,
+    "food101": 101,
+    "caltech256": 256,
+    "stanford_dogs": 120,
+    "fgvc_aircraft": 100,
+    "indoor67": 67,
+    "ucf101": 101,
+    "omniglot": 1623,
+}
 _UNKNOWN_CLASSES = 10
 
 

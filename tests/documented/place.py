@@ -18,7 +18,15 @@ from torch.distributed.run import parse_args
 
 from adafilter_dist.recipe import load_recipe, recipe_names
 from adafilter_dist.run.folder import find_run
-from tests.data.trees import caltech256, folders, food101
+from tests.data.trees import (
+    caltech256,
+    decathlon,
+    fgvc_aircraft,
+    folders,
+    food101,
+    indoor67,
+    stanford_dogs,
+)
 from tests.distributed.launch import Ended, free_port, rank_environment, start, wait
 from tests.documented.pages import CLONE, Command
 
@@ -42,6 +50,11 @@ DATA = {
     "food101": "root: {data}/food-101",
     "caltech256": "root: {data}/caltech256\n  train_per_class: 6\n  test_per_class: 2",
     "imagefolder": "root: {data}/birds",
+    "stanford-dogs": "root: {data}/stanford-dogs",
+    "fgvc-aircraft": "root: {data}/aircraft",
+    "indoor67": "root: {data}/indoor67",
+    "ucf101": "root: {data}/decathlon-1.0",
+    "omniglot": "root: {data}/decathlon-1.0",
     "control": "prepared: {data}/mixed-domains\n  test_per_class: 2",
 }
 RUNS = {
@@ -71,6 +84,13 @@ class Place:
         food101(folder / "other", train=5, test=3)
         (folder / "other" / "food-101").rename(folder / "FOLDER")
         caltech256(data)
+        for tree, name in ((stanford_dogs, "stanford-dogs"), (fgvc_aircraft, "aircraft")):
+            (data / name).mkdir()
+            tree(data / name)
+        (data / "indoor67").mkdir()
+        indoor67(data / "indoor67")
+        for name in ("ucf101", "omniglot"):
+            decathlon(data, name)
         folders(data / "birds", {f"{s}/{c}": n for s, n in _SPLITS for c in ("finch", "wren")})
         (folder / "recipes").mkdir()
         for name in recipe_names():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist import __main__ as command
+from adafilter_dist.data.sources import decathlon, fgvc_aircraft, indoor67, stanford_dogs
 from adafilter_dist.recipe import Recipe, find_recipe, load_recipe, recipe_names
 from adafilter_dist.recipe.sections.data import Augment
 from adafilter_dist.recipe.sections.engine import DeepSpeed
@@ -22,10 +23,17 @@ SHIPPED = {
     "caltech256",
     "caltech256-30",
     "caltech256-60",
+    "stanford-dogs",
+    "fgvc-aircraft",
+    "indoor67",
+    "ucf101",
+    "omniglot",
     "imagefolder",
     "control/mixed-domains",
 }
-PAPER = sorted(SHIPPED - {"demo", "food101-sparse", "control/mixed-domains"})
+PAPER = sorted(SHIPPED - {"demo", "food101-sparse", "omniglot", "control/mixed-domains"})
+# Few pictures: global batches of 64, about 5,000 steps.
+SMALL = {"stanford-dogs", "fgvc-aircraft", "indoor67", "ucf101", "omniglot"}
 
 
 def header_commands(path: Path) -> list[list[str]]:
@@ -61,7 +69,7 @@ def test_name_and_sharing(name: str) -> None:
     recipe = load_recipe([f"recipe={name}"])
     assert recipe.name == Path(name).name
     # A job of two nodes of eight GPUs; others are for two CPU cores, an image folder may be small.
-    small = {"demo": 2, "imagefolder": 4, "control/mixed-domains": 1}
+    small = {"demo": 2, "imagefolder": 4, "control/mixed-domains": 1} | dict.fromkeys(SMALL, 4)
     assert recipe.train.micro_batches == small.get(name, 16)
 
 
@@ -73,6 +81,26 @@ def test_paper_recipes_crop_and_flip_alone_and_leave_the_gates_free(name: str) -
     assert gates(recipe).sparsity.kind == "none"
     assert recipe.optim.label_smoothing == 0
     assert recipe.ema.decay == 0
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_recipes_of_small_sets_are_about_5000_steps(name: str) -> None:
+    recipe = load_recipe([f"recipe={name}"])
+    published = {
+        "stanford_dogs": stanford_dogs.PUBLISHED,
+        "fgvc_aircraft": fgvc_aircraft.PUBLISHED,
+        "indoor67": indoor67.PUBLISHED,
+        **decathlon.PUBLISHED,
+    }[recipe.data.name]
+    pictures = published.train + (published.validation if recipe.data.join_validation else 0)
+    steps = int(pictures * (1 - recipe.data.val_fraction)) // recipe.train.global_batch
+    assert recipe.train.epochs * steps == pytest.approx(5000, rel=0.02)
+    header = find_recipe(name).read_text()
+    for count in (pictures, published.test, published.classes):
+        assert f"{count:,} " in header.splitlines()[0] + header.splitlines()[1]
+    assert re.search(r"^# Source: (.*http|the Visual Decathlon)", header, re.MULTILINE)
+    assert "# Licence: " in header
+    assert "This recipe has not been run" in re.sub(r"\n# ", " ", header)
 
 
 def test_food101_deepspeed_differs_from_food101_by_the_engine_alone() -> None:

@@ -11,10 +11,14 @@ import numpy as np
 
 from adafilter_dist.data.sources import (
     caltech256,
+    decathlon,
     fashion_mnist,
+    fgvc_aircraft,
     food101,
     imagefolder,
+    indoor67,
     mixed_domains,
+    stanford_dogs,
 )
 from adafilter_dist.data.sources.download import Say
 from adafilter_dist.data.sources.listing import Listing, Sample, SourceListing, labels_of
@@ -26,21 +30,40 @@ _FIND = {
     "caltech256": caltech256.find,
     "fashion_mnist": fashion_mnist.find,
     "mixed_domains": mixed_domains.find,
+    "fgvc_aircraft": fgvc_aircraft.find,
     "food101": food101.find,
     "imagefolder": imagefolder.find,
+    "indoor67": indoor67.find,
+    "omniglot": decathlon.find,
+    "stanford_dogs": stanford_dogs.find,
+    "ucf101": decathlon.find,
 }
 _FETCH = {
     "caltech256": caltech256.fetch,
     "fashion_mnist": fashion_mnist.fetch,
     "mixed_domains": fashion_mnist.fetch,
+    "fgvc_aircraft": fgvc_aircraft.fetch,
     "food101": food101.fetch,
+}
+_LISTS = {
+    "fgvc_aircraft": fgvc_aircraft.lists_of,
+    "food101": food101.lists_of,
+    "indoor67": indoor67.lists_of,
+    "omniglot": decathlon.lists_of,
+    "stanford_dogs": stanford_dogs.lists_of,
+    "ucf101": decathlon.lists_of,
 }
 _IS_THERE = {
     "caltech256": caltech256.is_there,
     "fashion_mnist": fashion_mnist.is_there,
     "mixed_domains": fashion_mnist.is_there,
+    "fgvc_aircraft": fgvc_aircraft.is_there,
     "food101": food101.is_there,
     "imagefolder": imagefolder.is_there,
+    "indoor67": indoor67.is_there,
+    "omniglot": decathlon.is_there,
+    "stanford_dogs": stanford_dogs.is_there,
+    "ucf101": decathlon.is_there,
 }
 
 
@@ -59,7 +82,7 @@ def lists_of(data: Data) -> dict[str, Path]:
     """The files that say which pictures belong where, by a name that stays when the root moves."""
     if data.csv is not None:
         return {"data.csv": data.csv}
-    return food101.lists_of(data) if data.name == "food101" else {}
+    return _LISTS[data.name](data) if data.name in _LISTS else {}
 
 
 def can_fetch(data: Data) -> bool:
@@ -93,6 +116,8 @@ def list_dataset(data: Data) -> Listing:
             note += f", the {len(source.test)} of test are left out"
         notes = [*source.notes, note]
         source = replace(source, test=source.validation, validation=[], notes=notes)
+    if data.join_validation:
+        source = _joined(source)
     train, test, notes = source.train, source.test, list(source.notes)
     if test is None:
         train, test = _cut_test(source, data)
@@ -150,6 +175,19 @@ def _only(source: SourceListing, wanted: Sequence[str]) -> SourceListing:
         test=test,
         validation=reduce(source.validation),
     )
+
+
+def _joined(source: SourceListing) -> SourceListing:
+    """With the validation split among the training pictures."""
+    if not source.validation:
+        raise UserError(f"data.join_validation=true: {source.root} has no validation split")
+    train = sorted([*source.train, *source.validation], key=lambda s: (s.label, s.name))
+    note = (
+        f"data.join_validation=true: the {len(source.validation):,} pictures of the validation "
+        f"split are training pictures, {len(train):,} in all; data.val_fraction of them is "
+        "validation"
+    )
+    return replace(source, train=train, validation=[], notes=[*source.notes, note])
 
 
 def _cut_test(source: SourceListing, data: Data) -> tuple[list[Sample], list[Sample]]:

@@ -113,6 +113,7 @@ def settings_of(data: Data) -> dict[str, Any]:
     drawn = pooled or mixed or data.train_per_class is not None or data.test_per_class is not None
     # Keys younger than prepared folders that never name them: the folders keep their names.
     younger: dict[str, Any] = {"test_split": data.test_split} if data.test_split != "test" else {}
+    younger |= {"join_validation": True} if data.join_validation else {}
     younger |= {"mixed": data.mixed.model_dump(mode="json")} if mixed else {}
     return younger | {
         "name": data.name,

@@ -41,7 +41,18 @@ class MixedDomains(Section):
 class Data(Section):
     """Which pictures, how they are split and stored, how they are read."""
 
-    name: Literal["fashion_mnist", "mixed_domains", "food101", "caltech256", "imagefolder"]
+    name: Literal[
+        "fashion_mnist",
+        "mixed_domains",
+        "food101",
+        "caltech256",
+        "stanford_dogs",
+        "fgvc_aircraft",
+        "indoor67",
+        "ucf101",
+        "omniglot",
+        "imagefolder",
+    ]
     root: AbsolutePath | None = Field(
         None,
         description="folder of the pictures as published; default below $ADAFILTER_CACHE or "
@@ -71,6 +82,11 @@ class Data(Section):
         "test",
         description="imagefolder: val tests on the data's own validation split, as is usual where "
         "there are only train and val",
+    )
+    join_validation: bool = Field(
+        False,
+        description="the data's own validation split joins the training pictures, of which "
+        "val_fraction is then validation",
     )
     mixed: MixedDomains = Field(
         MixedDomains(), description="mixed_domains: what the two domains are"
@@ -117,6 +133,8 @@ class Data(Section):
             raise ValueError("csv is only for data.name=imagefolder")
         if self.test_split != "test" and self.name != "imagefolder":
             raise ValueError("test_split is only for data.name=imagefolder")
+        if self.join_validation and self.test_split == "val":
+            raise ValueError("test_split=val leaves no validation split for join_validation=true")
         mixed = self.name == "mixed_domains"
         if self.mixed != MixedDomains() and not mixed:
             raise ValueError("mixed is only for data.name=mixed_domains")

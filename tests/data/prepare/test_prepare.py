@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +71,29 @@ def only_prepared_left(done: Prepared) -> bool:
     return not beside and files == {"manifest.json"} | lists | stores
 
 
-@pytest.mark.parametrize("name", ["food101", "caltech256"])
-def test_official_layouts_end_to_end(tmp_path: Path, name: str) -> None:
-    root = trees.food101(tmp_path) if name == "food101" else trees.caltech256(tmp_path)
-    done, said = prepared(root, name, stored_format="raw")
+@pytest.mark.parametrize(
+    ("tree", "base"),
+    [
+        (trees.food101, "food-101"),
+        (trees.caltech256, "caltech256/256_ObjectCategories"),
+        (trees.stanford_dogs, ""),
+        (trees.indoor67, "indoorCVPR_09"),
+        (partial(trees.decathlon, name="omniglot"), "decathlon-1.0/data"),
+    ],
+    ids=["food101", "caltech256", "stanford_dogs", "indoor67", "omniglot"],
+)
+def test_official_layouts_end_to_end(
+    tmp_path: Path, tree: Callable[[Path], Path], base: str, request: pytest.FixtureRequest
+) -> None:
+    root = tree(tmp_path)
+    done, said = prepared(root, request.node.callspec.id, stored_format="raw")
     assert done.folder.parent == root and only_prepared_left(done)
-    base = root / {"food101": "food-101", "caltech256": "caltech256/256_ObjectCategories"}[name]
     for split, path in (("train", done.train_store), ("test", done.test_store)):
         store, rows = Store(path), read_list(done.folder / f"{split}.csv")
         assert len(store) == len(rows) > 0
         for i, row in enumerate(rows):
             assert done.classes[store.labels[i]] == row["label"]
-            content = (base / row["path"]).read_bytes()
+            content = (root / base / row["path"]).read_bytes()
             assert (store.read(i) == stored_pixels(content, 32)).all()
     assert "3 classes" in said and "note: this is not the full" in said
 
