@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.backbone.linear_fit import Features
 from adafilter_dist.models.gating.conversion_report import ConversionReport
@@ -62,7 +63,8 @@ class TrainableModel:
 
     `start` is called once, before the first step of a run, and gives new values of parameters and
     persistent buffers of `model`: a function of its argument and the weights alone, without draws
-    of its own. `rule` changes what updates do.
+    of its own. `rule` changes what updates do. `exported` takes the state of `model` and leaves
+    what an export holds, for methods whose network has parts that only training needs.
     """
 
     model: nn.Module
@@ -77,6 +79,7 @@ class TrainableModel:
     report: ConversionReport | None = None
     start: Callable[[StartData], Start] | None = None
     rule: UpdateRule | None = None
+    exported: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 def parameter_groups(
@@ -141,6 +144,16 @@ def without_gates(
         classifier=head,
         method=recipe.method.name,
     )
+
+
+def require_whole_pictures(recipe: Recipe) -> None:
+    """UserError where pictures are mixed, for methods whose penalty goes by a picture's class."""
+    mixing = [key for key in ("mixup", "cutmix") if getattr(recipe.augment, key)]
+    if mixing:
+        raise UserError(
+            f"method={recipe.method.name} goes by the class of each picture, and "
+            f"augment.{mixing[0]} mixes pictures of several; set augment.{mixing[0]}=0"
+        )
 
 
 def _classes(model: nn.Module, head: str) -> int:

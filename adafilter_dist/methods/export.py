@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,13 +34,15 @@ COMPACT_FORMAT = 2
 class Exportable(Protocol):
     """What an export needs to know; `adafilter_dist.methods.TrainableModel` is one.
 
-    `name` is the architecture's, `head` the classifier's path in it, `method` the recipe's name.
+    `name` is the architecture's, `head` the classifier's path in it, `method` the recipe's name,
+    `exported` what to write of the state; all of it where that is None.
     """
 
     model: nn.Module
     name: str
     head: str
     method: str
+    exported: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None
 
 
 def export_model(
@@ -69,15 +71,14 @@ def export_model(
             "layers": [[layer.name, layer.batchnorm] for layer in trainable.model.report.gated],
             "left_out": [list(entry) for entry in trainable.model.report.left_out],
         }
-    write_files(folder, config, trainable.model)
+    state = trainable.model.state_dict()
+    write_files(folder, config, trainable.exported(state) if trainable.exported else state)
 
 
-def write_files(folder: Path, config: dict[str, Any], model: nn.Module) -> None:
-    """Write config.json and the state of `model`, each replaced as a whole."""
+def write_files(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Write config.json and the state of a model, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_json(folder / "config.json", {**config, "sha256": _seal_of(config)})
     digest = {"sha256": sha256_of_tensors(state)}
     write_bytes(folder / "model.safetensors", safetensors.torch.save(state, digest))

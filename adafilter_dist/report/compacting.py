@@ -99,7 +99,7 @@ def compact_export(
     if evaluator.world.is_rank0:
         config = read_config(source)
         entry = {"compact": write_constant(constant), "format": COMPACT_FORMAT}
-        write_files(out, config | entry, small)
+        write_files(out, config | entry, small.state_dict())
     result = Compacting(
         calibrated_on=calibrate,
         calibration_images=seen,

@@ -16,6 +16,7 @@ from tests.kills.same import differences
 
 pytestmark = pytest.mark.distributed
 ZERO2 = ("engine=deepspeed", "engine.zero_stage=2")
+SOURCE = ("model.name=small_resnet", "model.weights=FASHION_MNIST", "method.layers=.*")
 # Eight steps.
 SHORT = (
     *("train.epochs=1", "data.label_fraction=0.3", "augment.mixup=0"),
@@ -55,8 +56,8 @@ def attempt(server: ForkServer, words: list[str]) -> Attempt:
 
 @pytest.mark.parametrize(
     ("ranks", "words_of_it"),
-    [(1, ("method=lp_ft",)), (2, ("method=lp_ft", *ZERO2))],
-    ids=["lp_ft", "lp_ft-zero2"],
+    [(1, ("method=lp_ft",)), (2, ("method=lp_ft", *ZERO2)), (1, ("method=co_tuning", *SOURCE))],
+    ids=["lp_ft", "lp_ft-zero2", "co_tuning"],
 )
 def test_killed_before_the_first_checkpoint_and_resumed_from_one(
     attempt: Attempt, tmp_path: Path, ranks: int, words_of_it: tuple[str, ...]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.models.backbone.head import find_head, keep_head, replace_head
+from adafilter_dist.models.backbone.head import find_head, keep_head, replace_head, source_head
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.backbone.weights import (
     load_trunk,
@@ -30,7 +30,8 @@ class Backbone:
     """A pre-trained network with a classifier for the data's classes.
 
     `head` is the module path of its nn.Linear; `source` says in words where the weights are from,
-    `sha256` is that of their file, or of the state itself where there is none.
+    `sha256` is that of their file, or of the state itself where there is none. `source_head` is
+    the classifier that the weights had, None where they had none.
     """
 
     module: nn.Module
@@ -39,6 +40,7 @@ class Backbone:
     name: str
     source: str
     sha256: str
+    source_head: nn.Linear | None = None
 
 
 def resolve_preprocess(recipe: Recipe) -> Preprocess:
@@ -78,6 +80,7 @@ def load_backbone(recipe: Recipe, classes: int | Sequence[str]) -> Backbone:
     _require_size(module, recipe, preprocess.crop)
     head = find_head(module)
     keep = recipe.model.head == "pretrained"
+    source_classifier: nn.Linear | None = None
     if weights is None:
         if keep:
             raise UserError("model.head=pretrained: model.weights=null has no head; use new")
@@ -91,6 +94,7 @@ def load_backbone(recipe: Recipe, classes: int | Sequence[str]) -> Backbone:
         digest = _verify(file)
         state = zoo.adapt(read_state(file.path))
         load_trunk(module, head, state, str(file.path))
+        source_classifier = source_head(module, head, state)
         if keep:
             known = None if _is_file(weights) else zoo.classes(weights)
             keep_head(module, head, state, classes, known)
@@ -104,7 +108,7 @@ def load_backbone(recipe: Recipe, classes: int | Sequence[str]) -> Backbone:
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.momentum = recipe.model.bn_momentum
-    return Backbone(module, head, preprocess, name, source, digest)
+    return Backbone(module, head, preprocess, name, source, digest, source_classifier)
 
 
 def _require_size(module: nn.Module, recipe: Recipe, crop: int) -> None:

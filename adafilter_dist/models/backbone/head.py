@@ -80,3 +80,20 @@ def keep_head(
         new.weight.copy_(weight)
         nn.init.zeros_(new.bias) if bias is None else new.bias.copy_(bias)
     model.set_submodule(head, new)
+
+
+def source_head(model: nn.Module, head: str, state: Mapping[str, Tensor]) -> nn.Linear | None:
+    """The classifier of `state`, whatever it tells apart; None where it has none for this network.
+
+    A bias that is missing is zero.
+    """
+    own = model.get_submodule(head)
+    assert isinstance(own, nn.Linear)
+    weight, bias = state.get(f"{head}.weight"), state.get(f"{head}.bias")
+    if weight is None or weight.shape[1:] != (own.in_features,):
+        return None
+    kept = skip_init(nn.Linear, *weight.shape[::-1], dtype=weight.dtype)
+    with torch.no_grad():
+        kept.weight.copy_(weight)
+        nn.init.zeros_(kept.bias) if bias is None else kept.bias.copy_(bias)
+    return kept

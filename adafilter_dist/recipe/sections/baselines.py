@@ -44,6 +44,19 @@ class LpFt(Baseline):
     name: Literal["lp_ft"] = "lp_ft"
 
 
+class CoTuning(Baseline):
+    """Co-Tuning (You et al., NeurIPS 2020): the pre-trained classifier is trained along."""
+
+    name: Literal["co_tuning"] = "co_tuning"
+    strength: NotNegative = Field(2.3, description="weight of the source classes' cross entropy")
+    relation: Literal["direct", "calibrated"] = Field(
+        "direct",
+        description="p(source class | class): mean prediction of the source classifier on the "
+        "training pictures; or from a regression of the classes on those predictions, "
+        "calibrated on the validation split, by Bayes",
+    )
+
+
 class BSS(Baseline):
     """Batch spectral shrinkage (Chen et al., NeurIPS 2019)."""
 

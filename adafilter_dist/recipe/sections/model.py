@@ -13,7 +13,14 @@ from adafilter_dist.recipe.sections.base import (
     Positive,
     Section,
 )
-from adafilter_dist.recipe.sections.baselines import BSS, FineTune, LinearProbe, LpFt, StochNorm
+from adafilter_dist.recipe.sections.baselines import (
+    BSS,
+    CoTuning,
+    FineTune,
+    LinearProbe,
+    LpFt,
+    StochNorm,
+)
 
 _FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -201,5 +208,6 @@ def _is_paper(method: Any) -> bool:
 
 
 Method = Annotated[
-    AdaFilter | FineTune | LinearProbe | LpFt | BSS | StochNorm, Field(discriminator="name")
+    AdaFilter | FineTune | LinearProbe | LpFt | BSS | StochNorm | CoTuning,
+    Field(discriminator="name"),
 ]
