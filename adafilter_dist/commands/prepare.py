@@ -29,7 +29,7 @@ def run(words: list[str]) -> int:
     recipe = load_recipe(parser.parse_args(words).words)
     # Imported here: --help and a mistyped recipe need not wait for the models.
     from adafilter_dist.data.prepare.prepare import list_sources, prepare
-    from adafilter_dist.data.prepare.summary import summarise
+    from adafilter_dist.data.prepare.summary import draw_lines, summarise
     from adafilter_dist.models.backbone.backbones import fetch_weights
 
     console = Console()
@@ -38,5 +38,6 @@ def run(words: list[str]) -> int:
     print_plain(console, weights)
     prepared = prepare(recipe, console, sources)
     summarise(prepared.folder, console)
+    print_plain(console, *draw_lines(recipe, prepared))
     print_plain(console, f"ready: {prepared.folder}")
     return 0

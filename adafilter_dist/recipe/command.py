@@ -14,15 +14,8 @@ from adafilter_dist.recipe.word import as_word
 _LOOKED_AT = {
     "data": {
         *("name", "root", "prepared", "csv", "download", "classes", "on_bad", "split_seed"),
-        *(
-            "train_per_class",
-            "test_per_class",
-            "test_fraction",
-            "test_split",
-            "verify",
-            "join_validation",
-        ),
-        *("stored_size", "stored_format", "jpeg_quality"),
+        *("train_per_class", "test_per_class", "test_fraction", "test_split", "verify"),
+        *("join_validation", "draw", "stored_size", "stored_format", "jpeg_quality"),
     },
     "model": {"name", "weights"},
 }

@@ -16,6 +16,7 @@ from typing import Any
 VALUE_BEFORE_KEY: dict[str, Any] = {
     "data.test_split": "test",
     "data.join_validation": False,
+    "data.draw": "split_seed",
     "model.head": "new",
     "method.batchnorm": "all",
     "method.fixed_statistics": "none",

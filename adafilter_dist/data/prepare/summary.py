@@ -12,8 +12,10 @@ from rich.table import Table
 
 from adafilter_dist.data.prepare.lists import read_list
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest
+from adafilter_dist.data.stored.prepared import Prepared, SplitName
 from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import printable
+from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.system.console import print_plain
 
 _DOMAINS_SHOWN = 10
@@ -25,6 +27,18 @@ def own_validation(pictures: int) -> str:
         f"validation: the data's own split of {pictures:,} pictures; data.val_fraction has no "
         "effect"
     )
+
+
+def draw_lines(recipe: Recipe, prepared: Prepared) -> list[str]:
+    """What the recipe's seed draws from the stored pictures, if it draws."""
+    if recipe.data.draw != "seed":
+        return []
+    splits: tuple[SplitName, SplitName] = ("train", "val")
+    train, val = (len(prepared.split(split)[1]) for split in splits)
+    return [
+        f"data.draw=seed: seed={recipe.seed} draws {train:,} training pictures, other seeds draw "
+        f"others from the same folder; {val:,} validation pictures and the test split stay"
+    ]
 
 
 def summarise(folder: Path, console: Console) -> None:

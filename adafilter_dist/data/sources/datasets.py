@@ -22,7 +22,12 @@ from adafilter_dist.data.sources import (
 )
 from adafilter_dist.data.sources.download import Say
 from adafilter_dist.data.sources.listing import Listing, Sample, SourceListing, labels_of
-from adafilter_dist.data.sources.split import SplitPurpose, cut_count, cut_fraction
+from adafilter_dist.data.sources.split import (
+    SplitPurpose,
+    cut_count,
+    cut_fraction,
+    require_count,
+)
 from adafilter_dist.errors import UserError, nearest, printable, unprintable
 from adafilter_dist.recipe.sections.data import Data
 
@@ -45,6 +50,8 @@ _FETCH = {
     "fgvc_aircraft": fgvc_aircraft.fetch,
     "food101": food101.fetch,
 }
+FETCHABLE = frozenset(_FETCH)
+"""The names of those that can be downloaded."""
 _LISTS = {
     "fgvc_aircraft": fgvc_aircraft.lists_of,
     "food101": food101.lists_of,
@@ -94,7 +101,8 @@ def list_dataset(data: Data) -> Listing:
     """Classes and the pictures of each split, in an order that depends on names alone.
 
     The test set is the published one, or drawn first, so that training sets of other sizes leave
-    it as it is. Raises UserError for anything that cannot be trained on.
+    it as it is. With ``data.draw=seed`` the training pictures are all that a run may draw. Raises
+    UserError for anything that cannot be trained on.
     """
     # The pictures as they are published or lie in folders, of the wanted classes.
     source = _FIND[data.name](data)
@@ -137,7 +145,10 @@ def list_dataset(data: Data) -> Listing:
         raise UserError(
             f"{source.root}: no test pictures; add some, or have them cut off (data.test_fraction)"
         )
-    if data.train_per_class is not None:
+    if data.train_per_class is not None and data.draw == "seed":
+        key = "data.train_per_class"
+        require_count(labels_of(train), data.train_per_class, source.classes, key)
+    elif data.train_per_class is not None:
         train = _draw(
             train, data.train_per_class, SplitPurpose.TRAIN, source, data, "data.train_per_class"
         )

@@ -48,6 +48,12 @@ def cut_count(
 
     Raises UserError naming the smallest class and ``key`` where a class has fewer.
     """
+    require_count(labels, count, classes, key)
+    return _cut(labels, lambda n: count, seed, purpose)
+
+
+def require_count(labels: Indices, count: int, classes: Sequence[str], key: str) -> None:
+    """UserError naming the smallest class and ``key`` where one has fewer pictures than that."""
     sizes = np.bincount(labels, minlength=len(classes))
     short = int(sizes.argmin())
     if sizes[short] < count:
@@ -55,13 +61,26 @@ def cut_count(
             f"{key}={count}: class {classes[short]!r} has only {sizes[short]} pictures to draw "
             f"from; use {key}={sizes[short]} or less, or leave classes out with data.classes"
         )
-    return _cut(labels, lambda n: count, seed, purpose)
 
 
 def keep_fraction(labels: Indices, fraction: float, seed: int, purpose: SplitPurpose) -> Indices:
     """Sorted indices of ``fraction`` of every class, rounded, at least one picture of each."""
     _, part = _cut(labels, lambda n: max(1, int(n * fraction + 0.5)), seed, purpose)
     return part
+
+
+def draw_count(
+    labels: Indices, count: int, val_fraction: float, split_seed: int, draw_seed: int
+) -> tuple[Indices, Indices]:
+    """(train, val) of ``count`` pictures of every class together, sorted indices.
+
+    Validation is ``val_fraction`` of the count, drawn with ``split_seed``; the rest is drawn from
+    what is left with ``draw_seed``. So all draws of a size have one validation split.
+    """
+    share = _share(count, val_fraction)
+    rest, val = _cut(labels, lambda n: share, split_seed, SplitPurpose.VAL)
+    _, part = _cut(labels[rest], lambda n: count - share, draw_seed, SplitPurpose.TRAIN)
+    return rest[part], val
 
 
 def _share(n: int, fraction: float) -> int:

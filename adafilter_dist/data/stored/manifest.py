@@ -110,7 +110,9 @@ def settings_of(data: Data) -> dict[str, Any]:
     """
     pooled = data.name in ("caltech256", "imagefolder")
     mixed = data.name == "mixed_domains"
-    drawn = pooled or mixed or data.train_per_class is not None or data.test_per_class is not None
+    # With data.draw=seed every run draws its training pictures from all that are stored.
+    train_per_class = data.train_per_class if data.draw == "split_seed" else None
+    drawn = pooled or mixed or train_per_class is not None or data.test_per_class is not None
     # Keys younger than prepared folders that never name them: the folders keep their names.
     younger: dict[str, Any] = {"test_split": data.test_split} if data.test_split != "test" else {}
     younger |= {"join_validation": True} if data.join_validation else {}
@@ -119,7 +121,7 @@ def settings_of(data: Data) -> dict[str, Any]:
         "name": data.name,
         "csv": csv_name(data),
         "classes": None if data.classes is None else sorted(set(data.classes)),
-        "train_per_class": data.train_per_class,
+        "train_per_class": train_per_class,
         "test_per_class": data.test_per_class,
         "test_fraction": data.test_fraction if pooled and data.test_per_class is None else None,
         "split_seed": data.split_seed if drawn else None,

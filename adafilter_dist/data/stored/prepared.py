@@ -10,9 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from adafilter_dist.data.sources.datasets import FETCHABLE
 from adafilter_dist.data.sources.listing import root_of
 from adafilter_dist.data.sources.origin import changed_list, origin_of
-from adafilter_dist.data.sources.split import Indices, SplitPurpose, cut_fraction, keep_fraction
+from adafilter_dist.data.sources.split import (
+    Indices,
+    SplitPurpose,
+    cut_count,
+    cut_fraction,
+    draw_count,
+    keep_fraction,
+    require_count,
+)
 from adafilter_dist.data.sources.split import SplitName as SplitName
 from adafilter_dist.data.stored.manifest import Manifest, read_manifest, settings_of
 from adafilter_dist.data.stored.store import Damaged, Store
@@ -21,6 +30,8 @@ from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.command import prepare_line
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.data import Data
+
+_COUNT = "data.train_per_class"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +44,15 @@ class Domains:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Two stores, their labels, and how validation and label fraction are cut from training.
+    """Two stores, their labels, and how validation and training pictures are drawn from the first.
 
     ``validation``: how many of the last pictures of the train store are the data's own validation
     split. Where it is 0, ``val_fraction`` of the training pictures is. ``domains`` names the
     domains of the pictures and is empty where they have none; ``train_domains`` and
     ``test_domains`` hold the number of each picture's, all 0 without names. ``notice``: a line on
-    what may be amiss with them.
+    what may be amiss with them. ``draw_seed`` draws the training pictures, by default
+    ``split_seed`` does; ``train_per_class`` is how many of a class are drawn for training and
+    validation, None where the store holds what was drawn.
     """
 
     folder: Path
@@ -57,31 +70,45 @@ class Prepared:
     train_domains: Indices | None = None
     test_domains: Indices | None = None
     notice: str | None = None
+    train_per_class: int | None = None
+    draw_seed: int | None = None
 
     def split(self, name: SplitName) -> tuple[Path, Indices, Indices]:
         """(store, indices into it, their labels) of a split; int64, indices ascending.
 
         Validation is the data's own, else it is cut first (at least one picture of every class
         that has two). So it is the same for every label_fraction, which then thins out what is
-        left for training.
+        left for training, and for every ``draw_seed``. UserError where a class has too few.
         """
         if name == "test":
             return self.test_store, np.arange(len(self.test_labels)), self.test_labels
-        if self.validation:
-            every = np.arange(len(self.train_labels))
-            rest, val = every[: -self.validation], every[-self.validation :]
-        else:
-            rest, val = cut_fraction(
-                self.train_labels, self.val_fraction, self.split_seed, SplitPurpose.VAL
-            )
+        seed = self.split_seed if self.draw_seed is None else self.draw_seed
+        rest, val = self._train_and_val(seed)
         if name == "val":
             return self.train_store, val, self.train_labels[val]
         if self.label_fraction < 1:
             kept = keep_fraction(
-                self.train_labels[rest], self.label_fraction, self.split_seed, SplitPurpose.LABELS
+                self.train_labels[rest], self.label_fraction, seed, SplitPurpose.LABELS
             )
             rest = rest[kept]
         return self.train_store, rest, self.train_labels[rest]
+
+    def _train_and_val(self, seed: int) -> tuple[Indices, Indices]:
+        """Indices of the training pictures, for all labels, and of those of validation."""
+        count = self.train_per_class
+        if self.validation:
+            every = np.arange(len(self.train_labels))
+            rest, val = every[: -self.validation], every[-self.validation :]
+            if count is not None:
+                labels, purpose = self.train_labels[rest], SplitPurpose.TRAIN
+                rest = rest[cut_count(labels, count, seed, purpose, self.classes, _COUNT)[1]]
+            return rest, val
+        if count is None:
+            return cut_fraction(
+                self.train_labels, self.val_fraction, self.split_seed, SplitPurpose.VAL
+            )
+        require_count(self.train_labels, count, self.classes, _COUNT)
+        return draw_count(self.train_labels, count, self.val_fraction, self.split_seed, seed)
 
     def domains_of(self, name: SplitName) -> Domains | None:
         """The domains of a split's pictures; None where they have none."""
@@ -129,7 +156,8 @@ def open_prepared(recipe: Recipe, *, known: str | None = None) -> Prepared:
     damage = damage_of(folder, manifest)
     if damage:
         raise UserError(f"{damage}; {again()}")
-    prepared = from_manifest(folder, manifest, recipe.data)
+    prepared = from_manifest(folder, manifest, recipe)
+    prepared.split("train")  # raises where a class has too few to draw from
     if manifest.decoding == DECODING:
         return prepared
     notice = (
@@ -167,7 +195,7 @@ def _missing(folder: Path, data: Data, again: str) -> str:
         return f"data.csv={data.csv}: {no_such('file', data.csv)}, and nothing is prepared of it"
     if data.root is not None and not data.root.is_dir():
         what = f"data.root={data.root}: {no_such('folder', data.root)}"
-        if data.name == "imagefolder":
+        if data.name not in FETCHABLE:
             return f"{what}, and nothing is prepared of it"
         return f"{what}, and the data are not prepared; correct it, or to fetch them there {again}"
     return f"{folder}: the data are not prepared; {again}"
@@ -204,8 +232,9 @@ def damage_of(folder: Path, manifest: Manifest) -> str:
     return ""
 
 
-def from_manifest(folder: Path, manifest: Manifest, data: Data) -> Prepared:
+def from_manifest(folder: Path, manifest: Manifest, recipe: Recipe) -> Prepared:
     """The prepared data of a folder that has been checked."""
+    data, by_seed = recipe.data, recipe.data.draw == "seed"
     train = Store(folder / manifest.train.file)
     test = Store(folder / manifest.test.file)
     return Prepared(
@@ -223,4 +252,6 @@ def from_manifest(folder: Path, manifest: Manifest, data: Data) -> Prepared:
         domains=manifest.domains,
         train_domains=train.domains,
         test_domains=test.domains,
+        train_per_class=data.train_per_class if by_seed else None,
+        draw_seed=recipe.seed if by_seed else None,
     )

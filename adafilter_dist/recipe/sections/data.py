@@ -99,7 +99,14 @@ class Data(Section):
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="share of the training labels used, stratified"
     )
-    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="what is drawn of the data: test, validation and training pictures"
+    )
+    draw: Literal["split_seed", "seed"] = Field(
+        "split_seed",
+        description="seed draws other training pictures (train_per_class, label_fraction) for each "
+        "seed of a run, from one prepared folder; test and validation stay those of split_seed",
+    )
     stored_size: Pixels = Field(256, description="shortest side of a stored picture, px")
     stored_format: Literal["jpg", "raw"] = Field("jpg", description="raw: larger, faster")
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
@@ -142,6 +149,10 @@ class Data(Section):
             raise ValueError(
                 "train_per_class is not for data.name=mixed_domains, which has "
                 "mixed.original_per_class and mixed.changed_per_class"
+            )
+        if mixed and self.draw != "split_seed":
+            raise ValueError(
+                "draw=seed is not for data.name=mixed_domains, which draws with split_seed"
             )
         if mixed and self.classes is not None and "relabelled" in self.mixed.changes:
             raise ValueError(
