@@ -6,8 +6,9 @@ docs/compare.md says in words what is estimated, and how often the intervals con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,12 @@ class Estimate:
         return None if self.high is None else self.high - self.value
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return dict(self.__dict__)
+        """Plain JSON types; None for what is not finite, as the loss of a run that diverged."""
+        rows: dict[str, Any] = dict(self.__dict__)
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in rows.items()
+        }
 
 
 def mean_over_seeds(values: Sequence[float]) -> Estimate:
@@ -79,7 +84,7 @@ def paired_difference(
     each = [a.astype(np.float64) - b for a, b in zip(one, other, strict=True)]
     if not same_pictures or len(each) == 1:
         over_seeds = mean_over_seeds([float(d.mean()) for d in each])
-        return Estimate(**{**over_seeds.to_dict(), "pictures": sum(len(d) for d in each)})
+        return replace(over_seeds, pictures=sum(len(d) for d in each))
     differences = np.stack(each)
     value, error, df = crossed_error(differences)
     return _estimate(float(value), float(error), float(df), *differences.shape)

@@ -45,25 +45,35 @@ class PictureOutcomes:
         """(n,): the largest logit is the label's."""
         return self.labels == self.predictions
 
+    def write(self, run: Path) -> None:
+        """Keep them in a run folder; the file appears whole or not at all."""
+        tensors = {
+            "labels": self.labels,
+            "predictions": self.predictions,
+            "losses": self.losses,
+        }
+        about = {
+            "format": str(FORMAT),
+            "data": self.data,
+            "test_pictures": self.test_pictures,
+            "classes": json.dumps(self.classes),
+        }
+        path = RunFiles(run).test_outcomes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, safetensors.numpy.save(tensors, about))
 
-def write_test_outcomes(run: Path, outcomes: Outcomes, prepared: Prepared) -> Path:
-    """Write those of ``prepared``'s test split; the file appears whole or not at all."""
+
+def write_test_outcomes(run: Path, outcomes: Outcomes, prepared: Prepared) -> None:
+    """Keep ``outcomes`` of ``prepared``'s test split in a run folder."""
     manifest = read_manifest(prepared.folder)
-    tensors = {
-        "labels": outcomes.labels.cpu().numpy(),
-        "predictions": outcomes.predictions.cpu().numpy(),
-        "losses": outcomes.losses.cpu().double().numpy(),
-    }
-    about = {
-        "format": str(FORMAT),
-        "data": prepared.fingerprint,
-        "test_pictures": manifest.test.sha256 if manifest is not None else "",
-        "classes": json.dumps(list(prepared.classes)),
-    }
-    path = RunFiles(run).test_outcomes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, safetensors.numpy.save(tensors, about))
-    return path
+    PictureOutcomes(
+        labels=outcomes.labels.cpu().numpy(),
+        predictions=outcomes.predictions.cpu().numpy(),
+        losses=outcomes.losses.cpu().double().numpy(),
+        classes=list(prepared.classes),
+        data=prepared.fingerprint,
+        test_pictures=manifest.test.sha256 if manifest is not None else "",
+    ).write(run)
 
 
 def read_test_outcomes(run: Path) -> PictureOutcomes:

@@ -1,0 +1,135 @@
+"""What the runs of a comparison came to: read from their folders, whatever state they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adafilter_dist.compare.plan import Plan, PlannedContender, final_run, trial_run
+from adafilter_dist.errors import UserError
+from adafilter_dist.report.outcomes import PictureOutcomes, read_test_outcomes
+from adafilter_dist.run.files import RunFiles
+from adafilter_dist.status.read import read_run
+from adafilter_dist.system.json_files import Row, number, read_object
+
+AVERAGES = "averages"
+"""The folder of contenders that are not trained: AVERAGES/NAME/seed-N holds their outcomes."""
+
+
+@dataclass(frozen=True, eq=False)
+class FinalRun:
+    """One seed of a contender. ``problem`` says why there are no outcomes; empty where there are.
+
+    ``cost`` is that of the run's summary.json, empty where it has none.
+    """
+
+    seed: int
+    path: Path
+    problem: str
+    outcomes: PictureOutcomes | None
+    cost: Row
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a contender: settings, and accuracy and loss of its best validation.
+
+    Both are None until it is finished.
+    """
+
+    number: int
+    settings: dict[str, float]
+    validation: float | None
+    loss: float | None
+    problem: str
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """All that is there of a contender, in the order of the plan's seeds and trials."""
+
+    name: str
+    title: str
+    finals: tuple[FinalRun, ...]
+    trials: tuple[Trial, ...] = ()
+
+    @property
+    def finished(self) -> dict[int, PictureOutcomes]:
+        """The outcomes by seed, of those that are there."""
+        return {run.seed: run.outcomes for run in self.finals if run.outcomes is not None}
+
+
+def collect(folder: Path, plan: Plan) -> list[Collected]:
+    """The plan's contenders in their order, then what was averaged from their runs."""
+    planned = [
+        Collected(
+            each.name,
+            each.title,
+            tuple(_final(final_run(folder, each.name, seed), seed) for seed in plan.seeds),
+            tuple(_trials(folder, plan, each)),
+        )
+        for each in plan.contenders
+    ]
+    return [*planned, *_averages(folder, plan)]
+
+
+def _final(path: Path, seed: int) -> FinalRun:
+    problem = _state(path)
+    outcomes: PictureOutcomes | None = None
+    cost: Row = {}
+    if not problem:
+        try:
+            outcomes = read_test_outcomes(path)
+        except UserError as error:
+            problem = str(error)
+        summary: Any = read_object(RunFiles(path).figures / "summary.json", [])
+        cost = summary.get("cost") or {}
+    return FinalRun(seed, path, problem, outcomes, cost)
+
+
+def _trials(folder: Path, plan: Plan, contender: PlannedContender) -> Iterator[Trial]:
+    for k, point in enumerate(plan.design):
+        path = trial_run(folder, contender.name, k)
+        problem = _state(path)
+        best, loss = (None, None) if problem else _best_validation(path)
+        if not problem and best is None:
+            problem = "no validation accuracy in its metrics.jsonl"
+        yield Trial(k, contender.settings(point), best, loss, problem)
+
+
+def _best_validation(path: Path) -> tuple[float | None, float | None]:
+    """Accuracy and loss of the first of the best epochs, which best/ holds."""
+    best: tuple[float | None, float | None] = None, None
+    for row in RunFiles(path).read_metrics([]):
+        top1 = number(row, "top1")
+        if row.get("split") == "val" and top1 is not None and (best[0] is None or top1 > best[0]):
+            best = top1, number(row, "loss")
+    return best
+
+
+def _state(path: Path) -> str:
+    """Why a run is not finished; empty if it is."""
+    if not RunFiles(path).marks():
+        return "not started"
+    status = read_run(path)
+    if status.state == "finished":
+        return ""
+    return f"{status.state}: {status.reason}" if status.reason else status.state
+
+
+def _averages(folder: Path, plan: Plan) -> Iterator[Collected]:
+    """Contenders NAME+AVERAGE; each of the seeds that were averaged has a folder."""
+    for place in sorted((folder / AVERAGES).glob("*+*")):
+        finals = []
+        for seed in plan.seeds:
+            path = place / f"seed-{seed}"
+            outcomes, problem = None, "not evaluated"
+            if RunFiles(path).test_outcomes.exists():
+                try:
+                    outcomes, problem = read_test_outcomes(path), ""
+                except UserError as error:
+                    problem = str(error)
+            finals.append(FinalRun(seed, path, problem, outcomes, {}))
+        yield Collected(place.name, place.name, tuple(finals))
