@@ -34,6 +34,17 @@ def _adafilter(title: str, *words: str) -> Contender:
 
 CONTENDERS: dict[str, Contender] = {
     "finetune": Contender("fine-tuning", ("method=finetune",)),
+    "finetune_last": Contender("last layers alone", ("method=finetune_last",)),
+    "l2sp": Contender(
+        "L2-SP",
+        ("method=l2sp",),
+        space=(RATE, Dimension("method.alpha", 1e-4, 1.0), Dimension("method.beta", 1e-4, 1.0)),
+    ),
+    "layerwise_decay": Contender(
+        "layer-wise rates",
+        ("method=layerwise_decay",),
+        space=(RATE, DECAY, Dimension("method.decay", 0.5, 1.0, "linear")),
+    ),
     "linear_probe": Contender("linear probe", ("method=linear_probe",), space=(HEAD_RATE, DECAY)),
     "adafilter": _adafilter("AdaFilter"),
     "adafilter-paper": _adafilter(

@@ -13,6 +13,9 @@ from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.methods.bss import build_bss, rebuild_bss
 from adafilter_dist.methods.co_tuning import build_co_tuning, rebuild_co_tuning
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
+from adafilter_dist.methods.finetune_last import build_finetune_last
+from adafilter_dist.methods.l2sp import build_l2sp
+from adafilter_dist.methods.layerwise_decay import build_layerwise_decay
 from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
 from adafilter_dist.methods.lp_ft import build_lp_ft, rebuild_lp_ft
 from adafilter_dist.methods.stochnorm import build_stochnorm, rebuild_stochnorm
@@ -36,6 +39,9 @@ class Entry:
 METHODS = {
     "adafilter": Entry("AdaFilter", build_adafilter, rebuild_adafilter),
     "finetune": Entry("plain fine-tuning", build_finetune, rebuild_finetune),
+    "finetune_last": Entry("fine-tuning of the last layers", build_finetune_last, rebuild_finetune),
+    "l2sp": Entry("L2-SP", build_l2sp, rebuild_finetune),
+    "layerwise_decay": Entry("layer-wise rates", build_layerwise_decay, rebuild_finetune),
     "linear_probe": Entry("linear head, trained by SGD", build_linear_probe, rebuild_linear_probe),
     "lp_ft": Entry("LP-FT", build_lp_ft, rebuild_lp_ft),
     "bss": Entry("BSS", build_bss, rebuild_bss),

@@ -54,6 +54,9 @@ def picture() -> Image.Image:
 METHODS = [
     {"name": "adafilter", "gate": {"hidden": 8, "input_norm": "none"}, "layers": "layer[12]"},
     {"name": "finetune"},
+    {"name": "finetune_last"},
+    {"name": "l2sp"},
+    {"name": "layerwise_decay"},
     {"name": "linear_probe"},
     {"name": "lp_ft"},
     {"name": "bss"},
@@ -67,6 +70,7 @@ def test_round_trip(method: object, dtype: torch.dtype, tmp_path: Path) -> None:
     trainable = build(method, dtype=dtype)
     export_model(tmp_path / "best", trainable, classes=CLASSES, preprocess=PREPROCESS)
     model, transform = adafilter_dist.load(tmp_path / "best")
+    assert not any("start_weights" in name for name in model.state_dict())
     x = transform(picture())[None].to(dtype)
     assert x.shape == (1, 3, 32, 32)
     assert not model.training and model.classes == CLASSES

@@ -35,7 +35,11 @@ def names_of(trainable: TrainableModel) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "method", ["adafilter", "finetune", "linear_probe", "lp_ft", "bss", "stochnorm"]
+    "method",
+    [
+        *("adafilter", "finetune", "finetune_last", "l2sp", "linear_probe"),
+        *("lp_ft", "bss", "stochnorm"),
+    ],
 )
 def test_groups_hold_what_is_trained_exactly_once(method: str) -> None:
     trainable, _ = build({"name": method})
@@ -47,7 +51,7 @@ def test_groups_hold_what_is_trained_exactly_once(method: str) -> None:
         part = group["name"].removesuffix("_no_decay")
         assert group["lr"] == {"trunk": 0.1, "gate": 0.2, "head": 0.3}[part]
         still = group["name"].endswith("_no_decay")
-        assert group["weight_decay"] == (0.0 if still else 0.01)
+        assert group["weight_decay"] == (0.0 if still or method == "l2sp" else 0.01)
         assert all((parameter.ndim <= 1) == still for parameter in group["params"])
     assert trainable.num_classes == 5
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -75,4 +75,35 @@ class StochNorm(Baseline):
         0.5,
         description="probability that a channel is normalised by its micro-batch in training, and "
         "not by the running statistics",
+    )
+
+
+class FineTuneLast(Baseline):
+    """Fine-tuning of the last layers and the head."""
+
+    layers_count_with: ClassVar[tuple[str, ...]] = ("train", "freeze")
+
+    name: Literal["finetune_last"] = "finetune_last"
+    last: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        3,
+        description="how many convolutions with a BatchNorm are trained, counted from the end in "
+        "order of execution, of those that match layers; all others are frozen, whatever "
+        "model.ungated says",
+    )
+
+
+class L2SP(Baseline):
+    """L2-SP (Li, Grandvalet, Davoine, ICML 2018), in place of optim.weight_decay."""
+
+    name: Literal["l2sp"] = "l2sp"
+    alpha: NotNegative = Field(0.01, description="strength of the pull to the pre-trained weights")
+    beta: NotNegative = Field(0.01, description="strength of the pull of a new head to zero")
+
+
+class LayerwiseDecay(Baseline):
+    """Fine-tuning with a learning rate that falls with the distance from the head."""
+
+    name: Literal["layerwise_decay"] = "layerwise_decay"
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.75, description="factor on the rate from each layer to the one before it"
     )

@@ -15,8 +15,11 @@ from adafilter_dist.recipe.sections.base import (
 )
 from adafilter_dist.recipe.sections.baselines import (
     BSS,
+    L2SP,
     CoTuning,
     FineTune,
+    FineTuneLast,
+    LayerwiseDecay,
     LinearProbe,
     LpFt,
     StochNorm,
@@ -208,6 +211,15 @@ def _is_paper(method: Any) -> bool:
 
 
 Method = Annotated[
-    AdaFilter | FineTune | LinearProbe | LpFt | BSS | StochNorm | CoTuning,
+    AdaFilter
+    | FineTune
+    | FineTuneLast
+    | L2SP
+    | LayerwiseDecay
+    | LinearProbe
+    | LpFt
+    | BSS
+    | StochNorm
+    | CoTuning,
     Field(discriminator="name"),
 ]
