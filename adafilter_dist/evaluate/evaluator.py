@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from adafilter_dist.activations.cache import ActivationCache
 from adafilter_dist.data.loading.loader import EvalLoader
 from adafilter_dist.data.stored.prepared import Prepared, SplitName
 from adafilter_dist.distributed.world import World
@@ -25,6 +26,7 @@ class Evaluator:
     prepared: Prepared
     preprocess: Preprocess
     world: World
+    cache: ActivationCache | None = None
 
     @property
     def num_classes(self) -> int:
@@ -36,7 +38,11 @@ class Evaluator:
         """How a model is run, by the recipe."""
         train = self.recipe.train
         return ForwardSettings(
-            self.preprocess, self.world.device, train.precision, train.channels_last
+            self.preprocess,
+            self.world.device,
+            train.precision,
+            train.channels_last,
+            self.cache,
         )
 
     def loader(self, split: SplitName, batch_size: int | None = None) -> EvalLoader:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from adafilter_dist.activations.cache import ActivationCache
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.device import to_device
 from adafilter_dist.data.stored.prepared import Domains
@@ -21,6 +22,7 @@ from adafilter_dist.models.gating.control_gates import set_domains
 from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 
 Visit = Callable[[Tensor, Tensor, Callable[[], Tensor]], None]
+Skip = Callable[[], AbstractContextManager[None]]
 
 
 class EvalBatches(Protocol):
@@ -38,12 +40,16 @@ class EvalBatches(Protocol):
 
 @dataclass(frozen=True)
 class ForwardSettings:
-    """How a model is run over pictures: normalisation, device, ``train.precision``, layout."""
+    """How a model is run over pictures: normalisation, device, ``train.precision``, layout.
+
+    ``cache`` is that of ``train.cache``, None where every picture is computed from its pixels.
+    """
 
     preprocess: Preprocess
     device: torch.device
     precision: str = "fp32"
     channels_last: bool = True
+    cache: ActivationCache | None = None
 
 
 @contextmanager
@@ -64,22 +70,39 @@ def sweep(model: nn.Module, loader: EvalBatches, settings: ForwardSettings, visi
     may be called several times. The model is in evaluation mode without gradients; its mode is
     restored.
     """
-    dtype = weights_dtype(settings.precision)
-    preprocess, device, channels_last = settings.preprocess, settings.device, settings.channels_last
+    device = settings.device
     with _evaluating(model):
-        for batch in loader:
-            images, labels = to_device(batch, preprocess, device, dtype, channels_last)
+        for batch, inputs, skip in _inputs(model, loader, settings):
+            labels = batch.labels.to(device, non_blocking=True)
             if batch.domain is not None:
                 names = loader.domains.names if loader.domains is not None else None
                 set_domains(model, batch.domain.to(device), names)
 
-            def forward(images: Tensor = images) -> Tensor:
-                with autocast(device, settings.precision):
-                    logits = model(images)
+            def forward(inputs: Tensor = inputs, skip: Skip = skip) -> Tensor:
+                with autocast(device, settings.precision), skip():
+                    logits = model(inputs)
                 assert isinstance(logits, Tensor)
                 return logits
 
             visit(batch.index, labels, forward)
+
+
+def _inputs(
+    model: nn.Module, loader: EvalBatches, settings: ForwardSettings
+) -> Iterator[tuple[MicroBatch, Tensor, Skip]]:
+    """Batches and what the model takes for them: pictures, or activations inside the last."""
+    cached = None
+    if settings.cache is not None:
+        cached = settings.cache.evaluation(model, loader, settings.precision)
+    if cached is not None:
+        yield from cached
+        return
+    dtype = weights_dtype(settings.precision)
+    for batch in loader:
+        images, _ = to_device(
+            batch, settings.preprocess, settings.device, dtype, settings.channels_last
+        )
+        yield batch, images, nullcontext
 
 
 class OutcomeRows:

@@ -56,6 +56,8 @@ def finish(
     metrics.evaluation(session.total_steps, recipe.train.epochs - 1, "test", row)
     if results.gate_warning:
         metrics.event("gates", warning=results.gate_warning)
+    if session.cache is not None:
+        metrics.say(session.cache.summary(world.world_size))
     metrics.close()
     if world.is_rank0:
         assert results.outcomes is not None

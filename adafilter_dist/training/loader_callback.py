@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from adafilter_dist.data.loading.batch import MicroBatch
 from adafilter_dist.data.loading.loader import EvalLoader
@@ -31,3 +35,20 @@ class LoaderWithCallback:
         for batch in self.loader:
             self.on_batch()
             yield batch
+
+    @property
+    def store_name(self) -> str:
+        """The file that the pictures are in."""
+        return self.loader.store_name
+
+    def sparing(self, known: Callable[[NDArray[np.int64]], bool]) -> LoaderWithCallback:
+        """As `EvalLoader.sparing`."""
+        return replace(self, loader=self.loader.sparing(known))
+
+    def records(self, index: Tensor) -> NDArray[np.int64]:
+        """As `EvalLoader.records`."""
+        return self.loader.records(index)
+
+    def read(self, index: Tensor) -> MicroBatch:
+        """As `EvalLoader.read`."""
+        return self.loader.read(index)

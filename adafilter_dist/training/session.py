@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from adafilter_dist.activations.cache import ActivationCache, Work, open_cache
 from adafilter_dist.data.loading.batch import DeviceBatch
 from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import TrainLoader
@@ -54,6 +55,7 @@ class Session:
     step: TrainingStep
     transfer: BatchTransfer
     prefetcher: Prefetcher | None
+    cache: ActivationCache | None = None
     notices: list[str] = field(default_factory=list)  # of the nodes, to be said at the start
 
     @property
@@ -79,6 +81,12 @@ class Session:
 
         All threads have ended when the context is left, also by an exception.
         """
+        if self.cache is not None:
+            forwards_of_step = rank_forwards(self.recipe, self.world)
+            work = Work(epoch, first_step, self.steps_per_epoch, forwards_of_step)
+            with self.cache.epoch(work, self.trainable.num_classes) as cached:
+                yield cached
+            return
         counts = forward_counts(self.recipe, self.world)
         left = counts * (self.steps_per_epoch - first_step)
         with (
@@ -90,7 +98,7 @@ class Session:
     @property
     def evaluator(self) -> Evaluator:
         """What evaluates the network on the splits of the data."""
-        return Evaluator(self.recipe, self.prepared, self.preprocess, self.world)
+        return Evaluator(self.recipe, self.prepared, self.preprocess, self.world, self.cache)
 
     @contextmanager
     def whole_model(self) -> Iterator[nn.Module]:
@@ -160,6 +168,12 @@ def build_session(
     step = TrainingStep(recipe, trainable, engine, world, ema)
     transfer = BatchTransfer(preprocess, world.device, engine.dtype, recipe.train.channels_last)
 
+    # What the frozen layers give may be read instead of computed.
+    say = callbacks.tell if callbacks is not None else print
+    cache, about_cache = open_cache(
+        recipe, engine.model, trainable, loader, transfer, prepared.fingerprint, say
+    )
+
     # On a GPU, the next batch is copied while the current one is computed.
     prefetcher: Prefetcher | None = None
     if world.device.type == "cuda":
@@ -177,7 +191,8 @@ def build_session(
         step,
         transfer,
         prefetcher,
-        notices,
+        cache,
+        [*notices, *about_cache],
     )
 
 
@@ -192,8 +207,13 @@ def kernels_of(recipe: Recipe) -> Kernels:
 
 def forward_counts(recipe: Recipe, world: World) -> list[int]:
     """How many micro-batches each forward of this rank takes in a step."""
+    return [len(part) for part in rank_forwards(recipe, world)]
+
+
+def rank_forwards(recipe: Recipe, world: World) -> list[range]:
+    """The micro-batches of each forward of this rank in a step."""
     mine = micro_batches_of_rank(recipe.train.micro_batches, world.rank, world.world_size)
-    return [len(part) for part in forwards_of(mine, recipe.train.micro_batches_per_forward)]
+    return forwards_of(mine, recipe.train.micro_batches_per_forward)
 
 
 def require_same_random_numbers(

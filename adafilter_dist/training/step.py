@@ -143,20 +143,23 @@ class TrainingStep:
         self, batch: DeviceBatch, step: int, epoch: int, micro_batches: range
     ) -> tuple[Tensor, Tensor, Tensor]:
         recipe, engine = self._recipe, self._engine
-        images, targets = mix_each(
-            batch.images,
-            batch.labels,
-            batch.index,
-            recipe.augment,
-            seed=recipe.seed,
-            epoch=epoch,
-            step=step,
-            micro_batches=micro_batches,
-            num_classes=self._trainable.num_classes,
-        )
+        images, targets = batch.images, batch.targets
+        if targets is None:
+            images, targets = mix_each(
+                images,
+                batch.labels,
+                batch.index,
+                recipe.augment,
+                seed=recipe.seed,
+                epoch=epoch,
+                step=step,
+                micro_batches=micro_batches,
+                num_classes=self._trainable.num_classes,
+            )
         if batch.domain is not None:
             set_domains(engine.model, batch.domain)
-        logits = engine.forward(images)
+        with batch.skip():
+            logits = engine.forward(images)
         smoothing = recipe.optim.label_smoothing
         loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
         penalty = self._trainable.penalty(batch.labels).to(loss.dtype)

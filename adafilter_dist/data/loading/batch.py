@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,6 +15,7 @@ class MicroBatch:
 
     ``images`` uint8 (m, 3, R, R) channels last, ``labels`` int64 (m,), ``index`` int64 (m,): each
     sample's position in its split; ``domain`` int64 (m,), None where the data have no domains.
+    ``images`` is empty where the loader was told that nobody needs them.
     """
 
     images: Tensor
@@ -27,6 +30,10 @@ class DeviceBatch:
 
     ``images`` (n * m, 3, R, R) normalised, ``labels`` (n * m,) and ``domain`` (n * m,), None where
     the data have no domains, are on the device, ``index`` (n * m,) on the CPU; ``count`` is n.
+
+    With ``train.cache`` ``images`` are the activations of the frozen part, which the network takes
+    inside ``skip()``; they are mixed already, and ``targets`` are what the mixed pictures are of:
+    labels, or probabilities (n * m, classes).
     """
 
     images: Tensor
@@ -34,3 +41,5 @@ class DeviceBatch:
     index: Tensor
     count: int
     domain: Tensor | None = None
+    targets: Tensor | None = None
+    skip: Callable[[], AbstractContextManager[None]] = nullcontext

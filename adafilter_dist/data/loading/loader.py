@@ -7,8 +7,9 @@ pictures whatever the number of workers and ranks.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ class TrainLoader:
         self._workers = recipe.data.num_workers or cpus_of_rank()
         self._policy = policy_of(recipe.augment, recipe.seed)
         self.steps_per_epoch = steps_per_epoch(len(self._records), recipe.train.global_batch)
+        self.store_name = path.name
         self._store = Store(path)
         self._backend, self.notice = self._choose(preprocess.crop)
         self.kind = self._backend.kind
@@ -74,8 +76,13 @@ class TrainLoader:
         What came before ``first_step`` is not read. However the context is left, threads have ended
         afterwards.
         """
+        with self.read(epoch, self.order(epoch, first_step)) as batches:
+            yield batches
+
+    def order(self, epoch: int, first_step: int = 0) -> NDArray[np.int64]:
+        """The samples of `epoch`: (micro-batches, m)."""
         train = self._recipe.train
-        samples = rank_order(
+        return rank_order(
             self._recipe.seed,
             epoch,
             len(self._records),
@@ -85,18 +92,38 @@ class TrainLoader:
             self._world_size,
             first_step,
         ).reshape(-1, train.micro_batch)
-        with contextlib.closing(self._micro_batches(epoch, samples)) as batches:
+
+    @contextlib.contextmanager
+    def read(
+        self, epoch: int, samples: NDArray[np.int64], wanted: NDArray[np.bool_] | None = None
+    ) -> Iterator[Iterator[MicroBatch]]:
+        """Micro-batches of ``samples`` (n, m) as the epoch has them.
+
+        Those that are not ``wanted`` (n,) are not decoded: they come without images.
+        """
+        with contextlib.closing(self._micro_batches(epoch, samples, wanted)) as batches:
             yield batches
 
+    def crops(self, epoch: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What is seen of the samples ``index`` (n,): record, top, left, height, width, mirrored.
+
+        (n, 6). With ``augment.policy`` more is drawn by seed and epoch.
+        """
+        return np.column_stack([self._records[index], self._boxes(epoch, index)])
+
     def _micro_batches(
-        self, epoch: int, samples: NDArray[np.int64]
+        self, epoch: int, samples: NDArray[np.int64], wanted: NDArray[np.bool_] | None
     ) -> Generator[MicroBatch, None, None]:
-        plan = ReadPlan(samples, self._records[samples], lambda index: self._boxes(epoch, index))
+        if wanted is None:
+            wanted = np.ones(len(samples), np.bool_)
+        read = samples[wanted]
+        plan = ReadPlan(read, self._records[read], lambda index: self._boxes(epoch, index))
         with contextlib.closing(self._images(epoch, plan)) as images:
-            for index, batch in zip(samples, images, strict=True):
+            for index, decode in zip(samples, wanted, strict=True):
+                pixels = next(images) if decode else _nothing()
                 labels = _host(self._labels[index], self._pin)
                 domain = _domain(self._domains, index, self._pin)
-                yield MicroBatch(batch, labels, torch.from_numpy(index), domain)
+                yield MicroBatch(pixels, labels, torch.from_numpy(index), domain)
 
     def _images(self, epoch: int, plan: ReadPlan) -> Generator[Tensor, None, None]:
         with contextlib.closing(self._backend.read(plan)) as images:
@@ -161,8 +188,10 @@ class EvalLoader:
     ) -> None:
         path, self._records, self._labels = prepared.split(split)
         self.domains = prepared.domains_of(split)
+        self.store_name = path.name
         self._store = Store(path)
         self._workers = recipe.data.num_workers or cpus_of_rank()
+        self._known: Callable[[NDArray[np.int64]], bool] | None = None
         self._batch_size = batch_size
         self._preprocess = preprocess
         self.total = len(self._records)
@@ -172,26 +201,60 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Generator[MicroBatch, None, None]:
-        crop, pin = self._preprocess.crop, torch.cuda.is_available()
         samples = range(
             self._batches.start * self._batch_size,
             min(self._batches.stop * self._batch_size, self.total),
         )
+        batches = [
+            torch.arange(first, min(first + self._batch_size, samples.stop))
+            for first in samples[:: self._batch_size]
+        ]
+        decoded = [self._known is None or not self._known(self.records(b)) for b in batches]
+        wanted = (
+            sample
+            for batch, decode in zip(batches, decoded, strict=True)
+            if decode
+            for sample in batch.tolist()
+        )
         with WorkerPool(self._workers) as pool:
-            pictures = pool.map(self._picture, samples, ahead=self._batch_size + self._workers)
-            for first in samples[:: self._batch_size]:
-                index = torch.arange(first, min(first + self._batch_size, samples.stop))
-                shape = (len(index), crop, crop, 3)
-                images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-                for pixels in images.numpy():
-                    pixels[:] = next(pictures)
-                labels = _host(self._labels[index.numpy()], pin)
-                domain = _domain(self.domains, index.numpy(), pin)
-                yield MicroBatch(images.permute(0, 3, 1, 2), labels, index, domain)
+            pictures = pool.map(self._picture, wanted, ahead=self._batch_size + self._workers)
+            for batch, decode in zip(batches, decoded, strict=True):
+                yield self._filled(batch, pictures if decode else None)
+
+    def sparing(self, known: Callable[[NDArray[np.int64]], bool]) -> EvalLoader:
+        """The same batches, without images where ``known(records)`` says so before any is read."""
+        other = copy.copy(self)
+        other._known = known
+        return other
+
+    def records(self, index: Tensor) -> NDArray[np.int64]:
+        """Where the samples ``index`` (n,) lie in the file ``store_name``."""
+        return self._records[index.numpy()]
+
+    def read(self, index: Tensor) -> MicroBatch:
+        """A batch of the samples ``index`` (n,), decoded one after the other."""
+        return self._filled(index, (self._picture(sample) for sample in index.tolist()))
+
+    def _filled(self, index: Tensor, pictures: Iterator[NDArray[np.uint8]] | None) -> MicroBatch:
+        crop, pin = self._preprocess.crop, torch.cuda.is_available()
+        images = _nothing()
+        if pictures is not None:
+            shape = (len(index), crop, crop, 3)
+            images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+            for pixels in images.numpy():
+                pixels[:] = next(pictures)
+            images = images.permute(0, 3, 1, 2)
+        labels = _host(self._labels[index.numpy()], pin)
+        domain = _domain(self.domains, index.numpy(), pin)
+        return MicroBatch(images, labels, index, domain)
 
     def _picture(self, sample: int) -> NDArray[np.uint8]:
         picture = fromarray(self._store.read(int(self._records[sample])))
         return evaluation_pixels(picture, self._preprocess)
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0, dtype=torch.uint8)
 
 
 def _domain(domains: Domains | None, index: NDArray[np.int64], pin: bool) -> Tensor | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from adafilter_dist.recipe.sections.base import (
+    AbsolutePath,
     Batch,
     Epochs,
     NotNegative,
@@ -91,6 +92,11 @@ class Train(Section):
     )
     channels_last: bool = True
     clip_norm: Positive | None = None
+    cache: AbsolutePath | None = Field(
+        None,
+        description="folder where the outputs of the frozen first layers are kept, to be read "
+        "instead of computed by this run and by others; same numbers",
+    )
     evaluate_every: Epochs = Field(1, description="epochs between validations")
 
     @model_validator(mode="after")
