@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adafilter_dist.activations import identity
 from adafilter_dist.activations.find_cut import NotFrozen, computes_the_same, find_frozen_part
 from adafilter_dist.activations.frozen_part import FrozenPart
-from adafilter_dist.activations.store import ActivationStore, Counts, size_of
+from adafilter_dist.activations.store import ActivationStore, Counts
 from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
 from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import TrainLoader
@@ -27,7 +27,7 @@ from adafilter_dist.data.loading.mix import mix_each
 from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
-from adafilter_dist.system.disk import gib
+from adafilter_dist.system.disk import gib, size_of
 
 _EXAMPLES = 4
 
@@ -286,11 +286,10 @@ def open_cache(
         return none("train.compile=true computes the layers together; use train.compile=false")
     if recipe.engine.name != "ddp":
         return none(f"engine={recipe.engine.name} moves the weights about; use engine=ddp")
-    network = trainable.classifier.removesuffix(trainable.head).rstrip(".")
     context = partial(autocast, transfer.device, recipe.train.precision)
     example = _example(transfer)
     try:
-        part = find_frozen_part(model, network, example, context, trainable.penalty)
+        part = find_frozen_part(model, trainable.head, example, context, trainable.penalty)
     except NotFrozen as reason:
         return none(
             f"{reason}; the frozen layers before it would be kept (model.ungated=freeze and "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.activations.frozen_part import Cut, FrozenPart
+from adafilter_dist.activations.frozen_part import Cut, FrozenPart, has_modules
 from adafilter_dist.activations.store import is_dense
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.control_gates import any_domain
@@ -67,15 +67,15 @@ class _Recorder:
 
 
 def find_frozen_part(
-    model: nn.Module, network: str, example: Tensor, context: Context, penalty: Penalty
+    model: nn.Module, head: str, example: Tensor, context: Context, penalty: Penalty
 ) -> FrozenPart:
-    """The longest frozen part of the backbone at the path `network` of `model`.
+    """The longest frozen part of the backbone in `model`, the first module with a part `head`.
 
     `example` (N, 3, H, W) is run in training mode; statistics, modes and generators are left as
     they were. `context` is entered around each forward, for autocast. `penalty(labels)` is the
     method's. Raises NotFrozen.
     """
-    backbone = model.get_submodule(network)
+    backbone = next(module for module in model.modules() if has_modules(module, [head]))
     with _as_before(model, len(example)):
         recorder, stopped_by, first = _record(model, backbone, example, context)
         cuts = list(_cuts(recorder, first, len(example)))[:_TRIES]
@@ -103,10 +103,12 @@ def computes_the_same(
     In training and in evaluation mode (`modes`): logits, penalty, and what the gate's decision
     sees of a picture.
     """
-    with _as_before(model, len(example)):
+    with _as_before(model, len(example)) as buffers:
         for training in modes:
+            _restore(model, buffers)
             model.train(training)
             whole = _outcome(model, example, context, penalty)
+            _restore(model, buffers)
             with context():
                 activations = part.run(example)
             if not is_dense(activations):
@@ -142,16 +144,24 @@ def _outcome(
 
 
 @contextmanager
-def _as_before(model: nn.Module, pictures: int) -> Iterator[None]:
-    """Restore modes and generator and forget statistics at the end; no gradients inside."""
+def _as_before(model: nn.Module, pictures: int) -> Iterator[dict[str, Tensor]]:
+    """Restore buffers, modes and generator at the end; no gradients inside. Gives the buffers."""
     modes = [(module, module.training) for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with any_domain(model, pictures), torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            yield
+            yield buffers
         finally:
             for module, mode in modes:
                 module.training = mode
             step_statistics.discard(model)
+            _restore(model, buffers)
+
+
+def _restore(model: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        if not torch.equal(buffer, buffers[name]):
+            buffer.copy_(buffers[name])
 
 
 def _record(

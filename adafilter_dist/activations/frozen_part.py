@@ -8,7 +8,7 @@ that reads anything else of the frozen part gives NaN, and not a wrong number.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +55,7 @@ class FrozenPart:
     @classmethod
     def of(cls, model: nn.Module, cut: Cut) -> FrozenPart | None:
         """The frozen part of the first network in `model` that has the modules of `cut`."""
-        networks = [module for module in model.modules() if _has(module, cut.modules)]
+        networks = [module for module in model.modules() if has_modules(module, cut.modules)]
         if not networks:
             return None
         main = networks[0]
@@ -131,7 +131,8 @@ def _forward_is(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
             module.__dict__["forward"] = before
 
 
-def _has(module: nn.Module, paths: tuple[str, ...]) -> bool:
+def has_modules(module: nn.Module, paths: Sequence[str]) -> bool:
+    """Whether there are modules at these paths below `module`."""
     try:
         for path in paths:
             module.get_submodule(path)

@@ -78,7 +78,7 @@ class ActivationStore:
         path = self._path(key)
         try:
             tensor = _unpack(path.read_bytes(), key)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
             self._counts.damaged += 1
@@ -112,16 +112,6 @@ class ActivationStore:
     def _give_up(self, error: OSError) -> None:
         self._writes = False
         self._say(f"train.cache: {self.folder}: {error}; training goes on and keeps nothing more")
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # another process has just renamed it
-                total += os.stat(os.path.join(place, name)).st_size
-    return total
 
 
 def _pack(tensor: Tensor, key: str) -> bytes:

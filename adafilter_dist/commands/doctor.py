@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.system.disk import free_space, gib, shared_memory, shortage
+from adafilter_dist.system.disk import free_space, gib, shared_memory, shortage, size_of
 
 HELP = "show what is installed and missing, and how to get it"
 
@@ -227,6 +227,10 @@ def _cache() -> Iterator[Row]:
         yield Row("note", "cache", hint)
     else:
         yield Row("ok", "cache", str(folder))
+    kept = folder / "activations"
+    if kept.is_dir():
+        used = f"{gib(size_of(kept))} of train.cache in {kept}"
+        yield Row("ok", "activations", f"{used}; with rm -r it is free, and computed again")
 
 
 def _host_names() -> Row:

@@ -5,6 +5,8 @@ Imports nothing but the standard library: `adafilter doctor` runs where the rest
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -30,6 +32,16 @@ def gib(size: float) -> str:
 def free_space(folder: Path) -> int:
     """Bytes that are free where ``folder`` lies or will lie."""
     return shutil.disk_usage(existing_parent(folder)).free
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # another process has just renamed it
+                total += (Path(place) / name).stat().st_size
+    return total
 
 
 def no_space(folder: Path, needed: float, what: str) -> str:

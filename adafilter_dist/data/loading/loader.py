@@ -112,7 +112,10 @@ class TrainLoader:
         return np.column_stack([self._records[index], self._boxes(epoch, index)])
 
     def _micro_batches(
-        self, epoch: int, samples: NDArray[np.int64], wanted: NDArray[np.bool_] | None
+        self,
+        epoch: int,
+        samples: NDArray[np.int64],
+        wanted: NDArray[np.bool_] | None = None,
     ) -> Generator[MicroBatch, None, None]:
         if wanted is None:
             wanted = np.ones(len(samples), np.bool_)
