@@ -10,6 +10,7 @@ from torch import nn
 
 from adafilter_dist.methods.adafilter import build_adafilter, rebuild_adafilter
 from adafilter_dist.methods.base import TrainableModel
+from adafilter_dist.methods.bi_tuning import build_bi_tuning, rebuild_bi_tuning
 from adafilter_dist.methods.bss import build_bss, rebuild_bss
 from adafilter_dist.methods.co_tuning import build_co_tuning, rebuild_co_tuning
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
@@ -46,6 +47,7 @@ METHODS = {
     "lp_ft": Entry("LP-FT", build_lp_ft, rebuild_lp_ft),
     "bss": Entry("BSS", build_bss, rebuild_bss),
     "stochnorm": Entry("StochNorm", build_stochnorm, rebuild_stochnorm),
+    "bi_tuning": Entry("Bi-Tuning", build_bi_tuning, rebuild_bi_tuning),
     "co_tuning": Entry("Co-Tuning", build_co_tuning, rebuild_co_tuning),
 }
 """By ``method.name``, which is also the name in an export."""

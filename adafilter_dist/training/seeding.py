@@ -25,7 +25,10 @@ def seeded_draws(
     generators = []
     if len(keys) > 1:
         generators = [torch.Generator(device).manual_seed(key) for key in keys]
-    with torch.random.fork_rng(devices=devices), in_micro_batches(len(keys), generators):
+    with (
+        torch.random.fork_rng(devices=devices),
+        in_micro_batches(len(keys), generators, micro_batches),
+    ):
         # Not torch.manual_seed: without a GPU it keeps each call, and a traceback, for a later one.
         torch.default_generator.manual_seed(keys[0])
         for index in devices:

@@ -72,7 +72,7 @@ def test_killed_before_the_first_checkpoint_and_resumed_from_one(
     assert differences(run_folder(killed), run_folder(whole)) == []
 
 
-@pytest.mark.parametrize("method", ["stochnorm"])
+@pytest.mark.parametrize("method", ["stochnorm", "bi_tuning"])
 def test_resumed_within_an_epoch_it_has_the_same_bits_and_on_two_ranks_the_same_numbers(
     attempt: Attempt, tmp_path: Path, method: str
 ) -> None:

@@ -18,13 +18,15 @@ from torch import Tensor
 
 @dataclass
 class MicroBatches:
-    """How many equal micro-batches a forward holds, and each one's random generator.
+    """How many equal micro-batches a forward holds, and each one's random generator and number.
 
-    Without generators all of them draw from torch's default one.
+    Without generators all of them draw from torch's default one. `numbers` are their places among
+    the micro-batches of the whole step, over all ranks.
     """
 
     count: int = 1
     generators: Sequence[torch.Generator] = ()
+    numbers: Sequence[int] = (0,)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Views of x (N, ...) by micro-batch; ValueError where N is no multiple of the count."""
@@ -44,17 +46,23 @@ current = MicroBatches()
 
 
 @contextmanager
-def in_micro_batches(count: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+def in_micro_batches(
+    count: int,
+    generators: Sequence[torch.Generator] = (),
+    numbers: Sequence[int] | None = None,
+) -> Iterator[None]:
     """Inside, the samples of a forward are ``count`` micro-batches, one after the other.
 
-    ``generators``, one for each, draw the noise of the gates.
+    ``generators``, one for each, draw the noise of the gates. ``numbers`` are their places in the
+    step, 0 to count - 1 unless they are named.
     """
-    before = current.count, current.generators
-    current.count, current.generators = count, generators
+    before = current.count, current.generators, current.numbers
+    numbers = range(count) if numbers is None else numbers
+    current.count, current.generators, current.numbers = count, generators, numbers
     try:
         yield
     finally:
-        current.count, current.generators = before
+        current.count, current.generators, current.numbers = before
 
 
 def draw(draws: Callable[..., Tensor], like: Tensor, columns: int | None = None) -> Tensor:

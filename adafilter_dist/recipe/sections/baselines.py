@@ -6,7 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from adafilter_dist.recipe.sections.base import Count, Expression, Fraction, NotNegative, Section
+from adafilter_dist.recipe.sections.base import (
+    Count,
+    Expression,
+    Fraction,
+    NotNegative,
+    Positive,
+    Section,
+)
 
 
 class Baseline(Section):
@@ -54,6 +61,19 @@ class CoTuning(Baseline):
         description="p(source class | class): mean prediction of the source classifier on the "
         "training pictures; or from a regression of the classes on those predictions, "
         "calibrated on the validation split, by Bayes",
+    )
+
+
+class BiTuning(Baseline):
+    """Bi-Tuning (Zhong et al., 2020): two contrastive losses over queues of keys."""
+
+    name: Literal["bi_tuning"] = "bi_tuning"
+    strength: NotNegative = Field(1.0, description="weight of each of the two losses")
+    queue: Annotated[int, Field(ge=1, le=65_536)] = Field(40, description="keys kept of each class")
+    momentum: Fraction = Field(0.999, description="of the network that makes the keys")
+    temperature: Positive = 0.07
+    projection: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        128, description="size of the projections that are compared"
     )
 
 

@@ -16,6 +16,7 @@ from adafilter_dist.recipe.sections.base import (
 from adafilter_dist.recipe.sections.baselines import (
     BSS,
     L2SP,
+    BiTuning,
     CoTuning,
     FineTune,
     FineTuneLast,
@@ -220,6 +221,7 @@ Method = Annotated[
     | LpFt
     | BSS
     | StochNorm
-    | CoTuning,
+    | CoTuning
+    | BiTuning,
     Field(discriminator="name"),
 ]
