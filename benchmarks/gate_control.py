@@ -1,13 +1,13 @@
 """The positive control: does deciding by picture pay where it must, and what of it is needed?
 
-Every arm trains the same recipe (recipes/control/mixed-domains.yaml) with its own words. Learning
-rates are chosen on the validation pictures over the tuning seeds, then each arm runs on fresh seeds
-and is tested once. Differences are paired by seed; intervals are Student's t, 95 %. What is done is
-kept under --out and not run again.
+Every arm trains the same recipe with its own words. Learning rates are chosen on the validation
+pictures over the tuning seeds, then each arm runs on fresh seeds and is tested once. Each seed
+draws other training pictures (data.split_seed). Differences are paired by seed; intervals are
+Student's t, 95 %. What is done is kept under --out and not run again.
 
     python benchmarks/gate_control.py --out results/control
-    python benchmarks/gate_control.py --out results/edges --data "data.mixed.changes=[edges]"
-    python benchmarks/gate_control.py --out results/near --arms finetune adafilter --seeds 5 6 7
+    python benchmarks/gate_control.py --out results/edges --words "data.mixed.changes=[edges]"
+    python benchmarks/gate_control.py --out results/demo --recipe demo --arms finetune adafilter
 """
 
 from __future__ import annotations
@@ -21,21 +21,16 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 from bench.reporting import Column, Table, say
 
 from adafilter_dist.compare.statistics import mean_over_seeds
 from adafilter_dist.errors import UserError
-from adafilter_dist.models import backbone
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.run.files import RunFiles
-
-RECIPE = "recipe=control/mixed-domains"
-_SOURCE = Path(backbone.__file__).parent / "zoo/weights/small_resnet-fashion_mnist.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,19 +39,25 @@ class Arm:
 
     words: tuple[str, ...]
     rates: tuple[float, ...] = (0.01, 0.03)
-    probe: bool = False
-    """Start from the head of a linear probe."""
 
 
-def arms(oracle: str) -> dict[str, Arm]:
-    """All arms by name; `oracle` is the gate of each domain."""
+def arms(data: Data) -> dict[str, Arm]:
+    """All arms by name, for these data."""
+    changes = data.mixed.original_changes, data.mixed.changes
+    first, second = ("+".join(each) or "original" for each in changes)
+
+    def oracle(one: str, other: str) -> tuple[str, ...]:
+        gates = f"{{{first}: {one}, {second}: {other}}}"
+        return ("method.gate.mode=oracle", f"method.gate.oracle={gates}")
+
     no_picture = ("method.gate.decision=filter", "method.batchnorm=selected")
     # What is left out of AdaFilter is left out at its rate.
     same = (0.03,)
     return {
         "finetune": Arm(("method=finetune",), (0.003, 0.01, 0.03)),
-        "lp_ft": Arm(("method=finetune",), (0.003, 0.01, 0.03), probe=True),
-        "oracle": Arm(("method.gate.mode=oracle", f"method.gate.oracle={oracle}")),
+        "lp_ft": Arm(("method=lp_ft",), (0.003, 0.01, 0.03)),
+        "oracle": Arm(oracle("0", "1")),
+        "oracle_of_groups": Arm(oracle("[1, 0]", "[0, 1]")),
         "adafilter": Arm(()),
         "paper": Arm(("method.gate.recipe=paper",)),
         "frozen": Arm(("method.gate.mode=frozen",), same),
@@ -82,11 +83,11 @@ class Outcome:
 
 
 class Control:
-    """Runs arms and reads what they came to; `data` are words for the data of all runs."""
+    """Runs arms and reads what they came to; `words` are those of all runs."""
 
-    def __init__(self, out: Path, data: Sequence[str], kinds: dict[str, Arm]) -> None:
+    def __init__(self, out: Path, words: Sequence[str], kinds: dict[str, Arm]) -> None:
         self._out = out
-        self._data = list(data)
+        self._of_all = list(words)
         self._arms = kinds
 
     def run(self, name: str, seed: int, rate: float, *, gates: bool = False) -> Outcome:
@@ -96,8 +97,6 @@ class Control:
         words = [*self._words(seed), *arm.words, f"optim.lr={rate}", f"run_dir={folder}"]
         words.append(f"evaluate.gates={str(gates).lower()}")
         if not self._is_done(folder):
-            if arm.probe:
-                words.append(f"model.weights={self._probe(seed)}")
             self._adafilter("train", *words)
             say(f"{name}, lr {rate:g}, seed {seed}: {self._outcome(folder).test:.1f} %")
         return self._outcome(folder)
@@ -107,22 +106,8 @@ class Control:
         self._adafilter("prepare", *self._words(seed))
 
     def _words(self, seed: int) -> list[str]:
-        return [
-            *(RECIPE, f"seed={seed}", f"data.split_seed={seed}", "engine.device=cpu", "log.to=[]"),
-            *self._data,
-        ]
-
-    def _probe(self, seed: int) -> Path:
-        folder = self._out / f"probe-{seed}"
-        if not self._is_done(folder):
-            self._adafilter("train", *self._words(seed), "method=linear_probe", f"run_dir={folder}")
-        # The backbone of the export, as the weights of a backbone.
-        state = safetensors.torch.load_file(RunFiles(folder).best / "model.safetensors")
-        weights = folder / "backbone.safetensors"
-        own = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
-        with safetensors.safe_open(_SOURCE, "pt") as source:
-            safetensors.torch.save_file(own, weights, source.metadata())
-        return weights.resolve()
+        of_seed = (f"seed={seed}", f"data.split_seed={seed}")
+        return [*self._of_all, *of_seed, "engine.device=cpu", "log.to=[]"]
 
     @staticmethod
     def _is_done(folder: Path) -> bool:
@@ -162,8 +147,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and the table")
-    parser.add_argument("--data", nargs="*", default=[], help="words for the data of all runs")
+    parser.add_argument("--recipe", default="control/mixed-domains")
+    parser.add_argument("--words", nargs="*", default=[], help="words of the recipe for all runs")
     parser.add_argument("--arms", nargs="*", help="which; all if none are given")
+    parser.add_argument("--rates", type=float, nargs="+", help="to choose from, for every arm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7, 8, 9])
     parser.add_argument("--tune", type=int, nargs="+", default=[0, 1], help="seeds to tune on")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
@@ -171,33 +158,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(options.seeds) < 2:
         raise UserError("--seeds: at least two, for intervals")
 
-    changes = load_recipe([RECIPE, *options.data]).data
-    kinds = arms(_oracle(changes))
+    words = [f"recipe={options.recipe}", *options.words]
+    kinds = arms(load_recipe(words).data)
     unknown = [name for name in options.arms or () if name not in kinds]
     if unknown:
         raise UserError(f"--arms: no {unknown[0]}; there are: {', '.join(kinds)}")
+    if options.rates:
+        kinds = {name: Arm(arm.words, tuple(options.rates)) for name, arm in kinds.items()}
     names = options.arms or list(kinds)
-    control = Control(options.out, options.data, kinds)
+    control = Control(options.out, words, kinds)
     options.out.mkdir(parents=True, exist_ok=True)
     for seed in [*options.tune, *options.seeds]:
         control.prepare(seed)
 
     with ThreadPoolExecutor(options.workers) as pool:
-        # Learning rates, on validation pictures.
+        # Learning rates, on validation pictures; where there is one, nothing is chosen.
         tuning = {
             (name, rate, seed): pool.submit(control.run, name, seed, rate)
             for name in names
             for rate in kinds[name].rates
             for seed in options.tune
+            if len(kinds[name].rates) > 1
         }
-        chosen = {
-            name: max(
-                kinds[name].rates,
-                key=lambda rate: statistics.mean(
-                    tuning[name, rate, seed].result().validation for seed in options.tune
-                ),
+
+        def validation(name: str, rate: float) -> float:
+            return statistics.mean(
+                tuning[name, rate, seed].result().validation for seed in options.tune
             )
-            for name in names
+
+        chosen = {
+            name: max(arm.rates, key=partial(validation, name))
+            if len(arm.rates) > 1
+            else arm.rates[0]
+            for name, arm in kinds.items()
+            if name in names
         }
         # Fresh seeds, tested once.
         runs = {
@@ -209,11 +203,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = _table(names, options.seeds, chosen, outcomes)
     table.print_markdown()
     (options.out / "table.md").write_text(table.markdown())
-
-
-def _oracle(data: Data) -> str:
-    changes = data.mixed.changes
-    return f"{{original: 0, {'+'.join(changes)}: 1}}"
 
 
 def _table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +87,13 @@ def ablations_of(
     classes: GroupCounts,
     domains: Domains | None,
     by_domain: GroupCounts | None,
-    oracle: Mapping[str, float] | None,
+    oracle: Tensor | None,
     seed: int,
 ) -> dict[str, OtherGates]:
     """The gates of each ablation that the pictures allow, by the names of ``TITLES``.
 
     ``bits`` (n, bytes) are the learned gates, packed; ``classes`` and ``by_domain`` their counts;
-    ``oracle`` names a gate for each domain.
+    ``oracle`` (domains, filters) are the gates named for each domain.
     """
     means = classes.means[None]
     found = {
@@ -120,10 +120,7 @@ def ablations_of(
             lambda positions: torch.from_numpy(counts.mean_of(of[positions.numpy()]))
         )
         if oracle is not None:
-            named = torch.tensor([oracle[name] for name in domains.names])[torch.from_numpy(of)]
-            found["oracle"] = OtherGates(
-                lambda positions: named[positions][:, None].expand(-1, filters)
-            )
+            found["oracle"] = OtherGates(lambda positions: oracle[of[positions.numpy()]])
     return found
 
 

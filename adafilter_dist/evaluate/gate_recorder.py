@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adafilter_dist.evaluate.rows import Rows
+from adafilter_dist.models.gating.control_gates import gates_by_layer
 from adafilter_dist.models.gating.gate import RecurrentGate, find_gate, observe_gates
 
 
@@ -28,8 +29,9 @@ def has_bits(model: nn.Module) -> bool:
     if not gates:
         return False
     settings = gates[0].settings
-    named = set((settings.oracle or {}).values())
-    return settings.mode not in ("bernoulli", "constant") and named <= {0, 1}
+    oracle = settings.oracle or {}
+    named = gates_by_layer(oracle, list(oracle), len(gates[0].names)).unique().tolist()
+    return settings.mode not in ("bernoulli", "constant") and {*named} <= {0, 1}
 
 
 class GateRecorder:

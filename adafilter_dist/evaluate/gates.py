@@ -8,10 +8,11 @@ its gate frozen, measured on the same pictures (`report.control`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adafilter_dist.evaluate.ablations import TITLES, Ablation, ablations_of
@@ -32,6 +33,7 @@ from adafilter_dist.evaluate.gate_figures import (
 )
 from adafilter_dist.evaluate.gate_recorder import GateRecorder, widths_of
 from adafilter_dist.evaluate.scores import Evaluation, Outcomes
+from adafilter_dist.models.gating.control_gates import OracleGates, gates_by_layer
 from adafilter_dist.models.gating.gate import find_gate, override_gates
 
 
@@ -69,13 +71,13 @@ def evaluate_gates(
     settings: ForwardSettings,
     num_classes: int,
     seed: int = 0,
-    oracle: Mapping[str, float] | None = None,
+    oracle: OracleGates | None = None,
 ) -> GateEvaluation:
     """Learned gates in one pass over the data; all ablations, known by then, in a second one.
 
-    ``oracle`` names the gate (0 to 1) that each domain ought to have. Keeps one bit per image and
-    filter (84 MB for ResNet-50 on 25,250 images). Collective; errors as in ``evaluate``; ValueError
-    for a model without gates.
+    ``oracle`` names the gate (0 to 1) that each domain ought to have, or one for each group of its
+    layers. Keeps one bit per image and filter (84 MB for ResNet-50 on 25,250 images). Collective;
+    errors as in ``evaluate``; ValueError for a model without gates.
     """
     n = loader.total
     widths = widths_of(model)
@@ -90,7 +92,11 @@ def evaluate_gates(
     bits, filters = recorder.complete(), recorder.filters
     classes, by_domain = group_counts(bits, filters, own.labels, num_classes, loader.domains)
     domains = None if by_domain is None else loader.domains
-    wanted = ablations_of(bits, filters, own.labels, classes, domains, by_domain, oracle, seed)
+    named = None
+    if oracle is not None and domains is not None:
+        named = gates_by_layer(oracle, domains.names, len(widths))
+        named = named.repeat_interleave(torch.tensor(widths), 1)
+    wanted = ablations_of(bits, filters, own.labels, classes, domains, by_domain, named, seed)
     rows = {name: OutcomeRows(n, num_classes, settings.device) for name in wanted}
     sweep(model, loader, settings, second)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.errors import UserError, nearest
+from adafilter_dist.models.gating.control_gates import OracleGates
 
 _SHOWN = 10
 
 
 def require_oracle(
-    oracle: Mapping[str, float] | None, prepared: Prepared, key: str = "evaluate.oracle"
+    oracle: OracleGates | None, prepared: Prepared, key: str = "evaluate.oracle"
 ) -> None:
     """UserError unless ``oracle`` is None, or names a gate for each domain and no other.
 

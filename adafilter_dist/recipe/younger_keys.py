@@ -17,6 +17,7 @@ VALUE_BEFORE_KEY: dict[str, Any] = {
     "data.test_split": "test",
     "data.join_validation": False,
     "data.draw": "split_seed",
+    "data.mixed.original_changes": [],
     "model.head": "new",
     "method.batchnorm": "all",
     "method.fixed_statistics": "none",
@@ -29,6 +30,7 @@ VALUE_BEFORE_KEY: dict[str, Any] = {
     "method.gate.warmup": 0.15,
     "method.gate.lean": 0.1,
     "method.gate.ridge": 3e-4,
+    "method.gate.contrast": 0.0,
     "method.gate.look_ahead": 0.5,
     "method.gate.margin": 4.0,
     "method.gate.pictures": 4096,
@@ -66,7 +68,8 @@ def filled_in(tree: dict[str, Any]) -> dict[str, Any]:
         *sections, last = key.split(".")
         inner: Any = tree
         for section in sections:
-            inner = inner[section]
+            # A section that is younger than the recipe takes its defaults.
+            inner = inner.get(section) if isinstance(inner, dict) else None
         if isinstance(inner, dict):  # what else it may be is refused later
             inner.setdefault(last, value)
     return tree

@@ -54,7 +54,7 @@ class GateWatch:
     def _advice(self) -> str:
         if self._gate is not None and self._gate.picture is not None:
             return (
-                "the losses measured for its decision were lower with the same filters for all "
-                "pictures (gate_decision in events.jsonl); method.gate.lean shifts that"
+                "by the losses measured for its decision it does not pay to divide the pictures "
+                "(gate_decision in events.jsonl); method.gate.lean and contrast shift that"
             )
         return "raise optim.lr_gate or method.gate.init_scale, or set method.sparsity.kind=decide"

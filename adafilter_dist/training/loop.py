@@ -208,11 +208,12 @@ class Trainer:
             seconds=round(time.monotonic() - began, 3),
             **asdict(decided),
         )
+        apart = "" if decided.contrast is None else f", contrast {decided.contrast:.2f} nats"
         self._metrics.say(
             f"step {self.position.step}: the gate decides by the losses of {decided.pictures:,} "
             f"training pictures: {decided.frozen_loss:.3f} with pre-trained filters, "
             f"{decided.tuned_loss:.3f} with fine-tuned ones, {decided.decided_loss:.3f} as decided "
-            f"({decided.tuned:.1%} fine-tuned)"
+            f"({decided.tuned:.1%} fine-tuned{apart})"
         )
         self._row_at += time.monotonic() - began  # no time of the steps'
 

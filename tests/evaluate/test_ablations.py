@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from adafilter_dist.data.stored.prepared import Domains
+from adafilter_dist.errors import UserError
 from adafilter_dist.evaluate import ForwardSettings, GateEvaluation, evaluate_gates
 from adafilter_dist.evaluate.gate_donors import donors_across, donors_within, partners
+from adafilter_dist.models.gating.control_gates import OracleGates
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.recipe.sections.model import Gate
 from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared
@@ -56,7 +58,7 @@ def network() -> AdaFilterNet:
 
 
 def measured(
-    oracle: dict[str, float] | None = None, domains: bool = True, labels: Tensor = LABELS
+    oracle: OracleGates | None = None, domains: bool = True, labels: Tensor = LABELS
 ) -> GateEvaluation:
     named = Domains(["near", "far"], FAR.numpy()) if domains else None
     return evaluate_gates(
@@ -96,6 +98,10 @@ def test_every_ablation_gives_the_accuracy_that_it_must() -> None:
     assert len({wanted["permuted"], wanted["same_class"], wanted["other_class"]}) == 3
     wrong = measured({"near": 1, "far": 0})
     assert wrong.ablations["oracle"].evaluation.top1 == 0
+    half = measured({"near": [1], "far": 1})  # of the one group of layers
+    assert half.ablations["oracle"].evaluation.top1 == 0.75
+    with pytest.raises(UserError, match="'far' has 2 gates, and 1 layers are gated"):
+        measured({"near": 1, "far": [0, 1]})
 
 
 def test_figures_of_gates_that_are_the_domain() -> None:

@@ -25,6 +25,8 @@ def network() -> nn.Module:
         ({"mode": "partition"}, True),
         ({"mode": "oracle", "oracle": {"near": 0, "far": 1}}, True),
         ({"mode": "oracle", "oracle": {"near": 0, "far": 0.5}}, False),
+        ({"mode": "oracle", "oracle": {"near": [0], "far": 1}}, True),
+        ({"mode": "oracle", "oracle": {"near": [0.5], "far": 1}}, False),
         ({"mode": "bernoulli"}, False),
         ({"mode": "constant"}, False),
     ],

@@ -1,5 +1,7 @@
 """Fashion-MNIST in two domains: half of the pictures as they are, half of them changed.
 
+The first half may be changed, too, in another way.
+
 A task on which choosing filters by picture pays by construction: a network trained on Fashion-MNIST
 (`model.name=small_resnet`) is right for the first half as it is, and wrong for the second. Training
 pictures come from the 10,000 that this network did not see, a draw for each ``data.split_seed``.
@@ -37,7 +39,7 @@ def find(data: Data) -> SourceListing:
     """Both domains, each with a validation and a test split of its own pictures."""
     published = fashion_mnist.find(data)
     assert published.test is not None
-    changes = data.mixed.changes
+    changes = (data.mixed.original_changes, data.mixed.changes)
 
     # Each domain draws from pictures of its own: its draw is the same whatever the other's size.
     unseen = published.train[SOURCE_PICTURES:]
@@ -48,14 +50,14 @@ def find(data: Data) -> SourceListing:
     )
     splits = [(original, changed)]
     splits += [(published.test[one], published.test[two]) for one, two in (_VALIDATION, _TEST)]
-    train, validation, test = (_both(one, two, changes) for one, two in splits)
+    train, validation, test = (_both(halves, changes) for halves in splits)
     return SourceListing(
         published.root,
         published.classes,
         train,
         test,
         validation=validation,
-        domains=[_ORIGINAL, "+".join(changes)] if changes else [],
+        domains=[_name(each) for each in changes] if data.mixed.changes else [],
     )
 
 
@@ -66,19 +68,21 @@ def _draw(
     return [pool[position] for position in part]
 
 
-def _both(
-    original: Sequence[Sample], changed: Sequence[Sample], changes: Sequence[Change]
-) -> list[Sample]:
-    if not changes:
-        return [*original, *changed]
+def _both(halves: Sequence[Sequence[Sample]], changes: Sequence[Sequence[Change]]) -> list[Sample]:
+    one_domain = not any(changes)
     return [
-        *(replace(sample, name=f"{_ORIGINAL}/{sample.name}") for sample in original),
-        *(_changed(sample, changes) for sample in changed),
+        sample if one_domain else _changed(sample, changes[domain], domain)
+        for domain, half in enumerate(halves)
+        for sample in half
     ]
 
 
-def _changed(sample: Sample, changes: Sequence[Change]) -> Sample:
-    """The sample in the second domain; the changes are made in their order."""
+def _name(changes: Sequence[Change]) -> str:
+    return "+".join(changes) or _ORIGINAL
+
+
+def _changed(sample: Sample, changes: Sequence[Change], domain: int) -> Sample:
+    """The sample in a domain; the changes are made in their order."""
     pixels, label = sample.pixels, sample.label
     assert pixels is not None
     for change in changes:
@@ -86,8 +90,8 @@ def _changed(sample: Sample, changes: Sequence[Change]) -> Sample:
             label = _LABELS[label]
         else:
             pixels = np.ascontiguousarray(_CHANGES[change](pixels))
-    name = f"{'+'.join(changes)}/{sample.name}"
-    return replace(sample, name=name, label=label, pixels=pixels, domain=1)
+    name = f"{_name(changes)}/{sample.name}"
+    return replace(sample, name=name, label=label, pixels=pixels, domain=domain)
 
 
 def _inverted(picture: Picture) -> Picture:

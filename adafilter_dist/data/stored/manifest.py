@@ -116,7 +116,9 @@ def settings_of(data: Data) -> dict[str, Any]:
     # Keys younger than prepared folders that never name them: the folders keep their names.
     younger: dict[str, Any] = {"test_split": data.test_split} if data.test_split != "test" else {}
     younger |= {"join_validation": True} if data.join_validation else {}
-    younger |= {"mixed": data.mixed.model_dump(mode="json")} if mixed else {}
+    if mixed:
+        unnamed = set() if data.mixed.original_changes else {"original_changes"}
+        younger["mixed"] = data.mixed.model_dump(mode="json", exclude=unnamed)
     return younger | {
         "name": data.name,
         "csv": csv_name(data),

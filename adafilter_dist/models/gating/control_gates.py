@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.micro_batches import draw
+from adafilter_dist.models.gating.picture_decision import group_of_layers
 from adafilter_dist.recipe.sections.model import Gate
+
+OracleGates = Mapping[str, float | Sequence[float]]
+"""For each domain a gate, or one for each group of consecutive layers."""
 
 
 class ControlGates(nn.Module):
@@ -19,7 +24,8 @@ class ControlGates(nn.Module):
     partition: one bit a filter, drawn once (1 with `probability`), in the buffer `partition`.
     bernoulli: bits drawn anew for each picture and filter in training; in evaluation their mean, a
     blend. constant: the blend `probability`. oracle: the gate that `oracle` names for the picture's
-    domain; `domains` (N,) are the numbers of the pictures of this forward, set by who runs it.
+    domain and the layer's group; `domains` (N,) are the numbers of the pictures of this forward,
+    set by who runs it. UserError for more groups than layers.
     """
 
     partition: Tensor
@@ -44,9 +50,8 @@ class ControlGates(nn.Module):
 
     def order_domains(self, names: Sequence[str], **kind: Any) -> None:
         """Take the numbers of domains as those of `names`: the data's, in their order."""
-        oracle = self.settings.oracle or {}
-        gates = torch.tensor([oracle[name] for name in names]).to(**kind)
-        self.register_buffer("domain_gates", gates, persistent=False)
+        gates = gates_by_layer(self.settings.oracle or {}, names, len(self._first))
+        self.register_buffer("domain_gates", gates.to(**kind), persistent=False)
 
     def gates(self, index: int, like: Tensor, training: bool) -> Tensor:
         """Gates of layer `index` of the shape and dtype of `like` (N, C_out)."""
@@ -60,10 +65,28 @@ class ControlGates(nn.Module):
                     "method.gate.mode=oracle: the pictures' domains were not given; evaluate with "
                     "data that have domains"
                 )
-            return self.domain_gates[self.domains][:, None].expand_as(like)
+            return self.domain_gates[self.domains, index, None].expand_as(like)
         if settings.mode == "bernoulli" and training:
             return (draw(torch.rand, like) < settings.probability).to(like.dtype)
         return torch.full_like(like, settings.probability)
+
+
+def gates_by_layer(oracle: OracleGates, names: Sequence[str], layers: int) -> Tensor:
+    """The gates (domains, layers) that `oracle` has for the domains `names`.
+
+    UserError where a domain has gates for more groups of layers than there are layers.
+    """
+    rows: list[list[float]] = []
+    for name in names:
+        named = oracle[name]
+        gates = list(named) if isinstance(named, Sequence) else [named]
+        if len(gates) > layers:
+            raise UserError(
+                f"oracle: domain {name!r} has {len(gates)} gates, and {layers} layers are gated; "
+                "give one gate for each group of consecutive layers"
+            )
+        rows.append([gates[group] for group in group_of_layers(layers, len(gates))])
+    return torch.tensor(rows, dtype=torch.float32).reshape(len(rows), layers)
 
 
 def set_domains(

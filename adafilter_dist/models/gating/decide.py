@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.gating.decision_contrast import cross_validated_contrast
 from adafilter_dist.models.gating.gate import RecurrentGate, find_gate, override_gates
 from adafilter_dist.models.gating.picture_decision import (
     PictureDecision,
     fit_decision,
+    is_same_for_all,
     random_decision,
+    same_for_all,
 )
 
 
@@ -23,7 +26,8 @@ class DecisionSummary:
     """What was decided: pictures measured, and means over them.
 
     `tuned` is the share of groups that a picture takes fine-tuned; the losses are in nats, with
-    all filters pre-trained, with all fine-tuned, and as decided.
+    all filters pre-trained, with all fine-tuned, and as decided. `contrast` is the one compared
+    with `method.gate.contrast`; None where nothing was to be compared.
     """
 
     pictures: int
@@ -31,6 +35,7 @@ class DecisionSummary:
     frozen_loss: float
     tuned_loss: float
     decided_loss: float
+    contrast: float | None = None
 
 
 def require_picture_decision(model: nn.Module) -> tuple[RecurrentGate, PictureDecision]:
@@ -73,28 +78,38 @@ def find_decision(
 ) -> tuple[dict[str, Tensor], DecisionSummary]:
     """The decision from all pictures' features (N, D) and losses (N, J): buffers and summary.
 
-    `seed` draws the decision of a gate with mode=frozen, which is not fitted.
+    Fine-tuned filters for all pictures where it would set them too little apart
+    (`method.gate.contrast`). `seed` draws the decision of a gate with mode=frozen, which is not
+    fitted.
     """
     settings, picture = gate.settings, gate.picture
     assert picture is not None
     choices = picture.choices.double().cpu()
     features, losses = features.double().cpu(), losses.double().cpu()
+    apart: float | None = None
     if settings.mode == "frozen":
         generator = torch.Generator().manual_seed(seed)
         fitted = random_decision(features, choices, generator)
     else:
-        fitted = fit_decision(features, losses, choices, lean=settings.lean, ridge=settings.ridge)
+        how = {"lean": settings.lean, "ridge": settings.ridge}
+        fitted = fit_decision(features, losses, choices, **how)
+        # Pictures that are much alike are not divided, and fine-tuning is what was asked for.
+        tuned = len(choices) - 1
+        if settings.contrast > 0 and not is_same_for_all(fitted, tuned):
+            apart = cross_validated_contrast(features, losses, choices, **how)
+            if apart < settings.contrast:
+                fitted = same_for_all(fitted, tuned)
     # A copy in float64 says what each picture gets.
     copy = PictureDecision(features.shape[1], settings.groups, dtype=torch.float64)
     copy.decide(fitted, settings.margin)
-    bits = (copy(features) > 0).double()
-    chosen = (bits[:, None] == choices).all(2).double()
+    chosen = copy.choice(features)
     return fitted, DecisionSummary(
         pictures=len(features),
-        tuned=float(bits.mean()),
+        tuned=float(choices[chosen].mean()),
         frozen_loss=float(losses[:, 0].mean()),
         tuned_loss=float(losses[:, -1].mean()),
-        decided_loss=float((losses * chosen).sum(1).mean()),
+        decided_loss=float(losses.gather(1, chosen[:, None]).mean()),
+        contrast=apart,
     )
 
 

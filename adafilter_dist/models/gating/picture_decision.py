@@ -79,13 +79,15 @@ class PictureDecision(nn.Module):
     def forward(self, features: Tensor | None) -> Tensor:
         """Logits (N, K) of the picture's choice, or (1, K) without features; no gradient."""
         with torch.no_grad():
-            if features is None:
-                return (2 * self.choices[self.bias.argmax()] - 1)[None] * self.margin
-            standard = standardise(
-                features.to(self.weight.dtype), self.feature_mean, self.feature_scale
-            )
-            choice = F.linear(standard, self.weight, self.bias).argmax(1)
+            choice = self.bias.argmax()[None] if features is None else self.choice(features)
             return (2 * self.choices[choice] - 1) * self.margin
+
+    def choice(self, features: Tensor) -> Tensor:
+        """Which of `choices` each picture gets (N,)."""
+        standard = standardise(
+            features.to(self.weight.dtype), self.feature_mean, self.feature_scale
+        )
+        return F.linear(standard, self.weight, self.bias).argmax(1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PictureDecision:
         # What is known of the weights belongs to these tensors.
@@ -161,11 +163,20 @@ def fit_decision(
     weight, bias = weight.detach(), bias.detach()
 
     # The same for all of these pictures: then it is for any, and nothing has to be looked at.
+    fitted = {"feature_mean": mean, "feature_scale": scale, "weight": weight, "bias": bias}
     choice = F.linear(standard, weight, bias).argmax(1)
-    if bool((choice == choice[0]).all()):
-        weight = torch.zeros_like(weight)
-        bias = F.one_hot(choice[0], len(choices)).double()
-    return {"feature_mean": mean, "feature_scale": scale, "weight": weight, "bias": bias}
+    return same_for_all(fitted, int(choice[0])) if bool((choice == choice[0]).all()) else fitted
+
+
+def same_for_all(fitted: dict[str, Tensor], choice: int) -> dict[str, Tensor]:
+    """The decision `fitted` with one choice for every picture."""
+    bias = F.one_hot(torch.tensor(choice), len(fitted["bias"])).to(fitted["bias"])
+    return fitted | {"weight": torch.zeros_like(fitted["weight"]), "bias": bias}
+
+
+def is_same_for_all(fitted: dict[str, Tensor], choice: int) -> bool:
+    """Whether the decision `fitted` is this one choice for every picture."""
+    return not fitted["weight"].any() and int(fitted["bias"].argmax()) == choice
 
 
 def random_decision(

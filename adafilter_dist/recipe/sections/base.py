@@ -63,6 +63,19 @@ def _expression(value: str) -> str:
     return value
 
 
+def _gates(value: Any) -> float | list[float]:
+    # One validator for both kinds, so that a mistake is one line.
+    gates = value if isinstance(value, list) else [value]
+    numbers = [
+        gate for gate in gates if isinstance(gate, int | float) and not isinstance(gate, bool)
+    ]
+    if not gates or len(numbers) < len(gates) or not all(0 <= gate <= 1 for gate in numbers):
+        raise ValueError(
+            "must be a gate from 0 to 1, or one for each group of consecutive layers, as in [1, 0]"
+        )
+    return [float(gate) for gate in gates] if isinstance(value, list) else float(value)
+
+
 Expression = Annotated[str, AfterValidator(_expression)]
 Duration = Annotated[str, BeforeValidator(check_duration)]
 # ~ is spelled out; AbsolutePath from the start, so that a run can be resumed from another folder.
@@ -72,6 +85,8 @@ AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=1e4)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e4)]
+# A gate for each domain, or one for each group of consecutive layers.
+DomainGates = dict[str, Annotated[float | list[float], BeforeValidator(_gates)]]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Batch = Annotated[int, Field(ge=1, le=1 << 20)]

@@ -27,15 +27,33 @@ Change = Literal["inverted", "turned", "shuffled", "edges", "relabelled"]
 
 
 class MixedDomains(Section):
-    """Two domains of Fashion-MNIST: pictures as they are, and changed ones."""
+    """Two domains of Fashion-MNIST: pictures as they are, or changed too, and changed ones."""
 
     changes: list[Change] = Field(
         ["inverted", "turned"],
         description="what is done to the pictures of the second domain, in this order; shuffled: "
         "their 4x4 patches, relabelled: their classes; [] for one domain",
     )
-    original_per_class: Count = Field(2, description="training pictures per class as they are")
-    changed_per_class: Count = Field(10, description="training pictures per class changed")
+    original_changes: list[Change] = Field(
+        [],
+        description="what is done to the pictures of the first domain; [] leaves them as they are",
+    )
+    original_per_class: Count = Field(2, description="training pictures per class, first domain")
+    changed_per_class: Count = Field(10, description="training pictures per class, second domain")
+
+    @model_validator(mode="after")
+    def _check(self) -> MixedDomains:
+        if self.original_changes and self.original_changes == self.changes:
+            raise ValueError(
+                "original_changes and changes are the same, and both domains then; leave out one "
+                "of their changes (original_changes=[])"
+            )
+        if self.original_changes and not self.changes:
+            raise ValueError(
+                "original_changes is the first of two domains; changes=[] is one domain: exchange "
+                "the two, or leave original_changes out"
+            )
+        return self
 
 
 class Data(Section):
@@ -154,10 +172,11 @@ class Data(Section):
             raise ValueError(
                 "draw=seed is not for data.name=mixed_domains, which draws with split_seed"
             )
-        if mixed and self.classes is not None and "relabelled" in self.mixed.changes:
-            raise ValueError(
-                "mixed.changes=[relabelled] exchanges all ten classes; leave out data.classes"
-            )
+        for key in ("original_changes", "changes"):
+            if mixed and self.classes is not None and "relabelled" in getattr(self.mixed, key):
+                raise ValueError(
+                    f"mixed.{key}=[relabelled] exchanges all ten classes; leave out data.classes"
+                )
         if self.stage_to is not None and not self.stage_to.startswith(("/", "$", "~")):
             raise ValueError(
                 f"stage_to={self.stage_to}: must begin with / or a variable such as $SLURM_TMPDIR"

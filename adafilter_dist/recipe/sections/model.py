@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from adafilter_dist.recipe.sections.base import (
+    DomainGates,
     Expression,
     Fraction,
     NotNegative,
@@ -77,10 +78,11 @@ class Gate(Section):
     probability: Fraction = Field(
         0.5, description="of mode partition and bernoulli, and the blend of mode constant"
     )
-    oracle: dict[str, Fraction] | None = Field(
+    oracle: DomainGates | None = Field(
         None,
         description="of mode oracle: the gate of each domain of the data, 0 pre-trained to 1 "
-        "fine-tuned; {original: 0, changed: 1}",
+        "fine-tuned, {original: 0, changed: 1}; or one for each group of consecutive layers, "
+        "{inverted: [1, 0], relabelled: [0, 1]}",
     )
     decision: Literal["picture", "filter"] = Field(
         "picture",
@@ -97,6 +99,11 @@ class Gate(Section):
         0.1, description="nats by which fine-tuned filters must beat pre-trained ones"
     )
     ridge: Positive = Field(3e-4, description="penalty on the weights of the picture's decision")
+    contrast: NotNegative = Field(
+        0.5,
+        description="nats by which two pictures with different decisions must be better off, "
+        "together, than with these exchanged; else all are fine-tuned; 0: not asked",
+    )
     look_ahead: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.5,
         description="share of the gated layers whose pre-trained outputs the picture's decision "
@@ -123,7 +130,7 @@ class Gate(Section):
     @classmethod
     def _fill_paper(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("recipe") == "paper":
-            return {"decision": "filter"} | value
+            return {"decision": "filter", "contrast": 0.0} | value
         return value
 
     @model_validator(mode="after")

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field
 from adafilter_dist.recipe.sections.base import (
     AbsolutePath,
     Count,
+    DomainGates,
     Duration,
-    Fraction,
     Section,
     check_duration,
 )
@@ -65,9 +65,10 @@ class Evaluate(Section):
         description="folder of a run on the same data, such as one with a frozen gate, whose "
         "accuracy on the same pictures is subtracted",
     )
-    oracle: dict[str, Fraction] | None = Field(
+    oracle: DomainGates | None = Field(
         None,
-        description="the gate that each domain of the data ought to have, e.g. {near: 0, far: 1}",
+        description="the gate that each domain of the data ought to have, e.g. {near: 0, far: 1}, "
+        "or one for each group of consecutive layers, {near: [0, 1], far: 1}",
     )
 
 

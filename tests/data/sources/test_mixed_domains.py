@@ -110,6 +110,25 @@ def patches(picture: np.ndarray) -> list[bytes]:
     ]
 
 
+def test_both_domains_may_be_changed(published: dict[str, Sample]) -> None:
+    both = {"original_changes": ["inverted"], "changes": ["relabelled"]}
+    listing = listed(both)
+    assert listing.domains == ["inverted", "relabelled"]
+    alone = [listed({"changes": changes}) for changes in both.values()]
+    # Each domain draws what it draws beside pictures as they are, and is changed in the same way.
+    assert per_class([s for s in listing.train if s.domain == 0]) == [2] * 10
+    for sample in (*listing.train, *listing.test):
+        before = published[source_of(sample)]
+        assert sample.pixels is not None and before.pixels is not None
+        if sample.domain == 0:
+            assert np.array_equal(255 - before.pixels, sample.pixels)
+            assert sample.label == before.label
+        else:
+            assert np.array_equal(before.pixels, sample.pixels)
+    second = [[(s.name, s.label) for s in each.train if s.domain] for each in (listing, alone[1])]
+    assert second[0] == second[1]
+
+
 def test_without_a_change_there_is_one_domain() -> None:
     wanted = ["Dress", "Shirt"]
     listing = listed({"changes": []}, classes=wanted)
@@ -129,6 +148,7 @@ def test_prepared_pictures_are_those_of_the_recipe(tmp_path: Any) -> None:
     other = load_recipe(["recipe=control/mixed-domains", "data.mixed.changes=[edges]"])
     assert settings_of(other.data) != settings_of(recipe.data)
     assert run_dir(other) != run_dir(recipe)
+    assert "original_changes" not in settings_of(recipe.data)["mixed"]  # as before there were any
     # Recipes that are older than the keys keep their folders and runs.
     assert "mixed" not in settings_of(load_recipe(["recipe=demo"]).data)
 
@@ -140,6 +160,12 @@ def test_prepared_pictures_are_those_of_the_recipe(tmp_path: Any) -> None:
         ({"train_per_class": 5}, "mixed.original_per_class and mixed.changed_per_class"),
         ({"mixed": {"changes": ["relabelled"]}, "classes": ["Dress", "Coat"]}, "leave out"),
         ({"mixed": {"changes": ["mirrored"]}}, "'relabelled'"),
+        (
+            {"mixed": {"original_changes": ["relabelled"]}, "classes": ["Dress", "Coat"]},
+            "mixed.original_changes=[relabelled] exchanges all ten classes",
+        ),
+        ({"mixed": {"original_changes": ["edges"], "changes": ["edges"]}}, "are the same"),
+        ({"mixed": {"original_changes": ["edges"], "changes": []}}, "exchange the two"),
     ],
 )
 def test_mistakes_are_named(keys: dict[str, Any], message: str) -> None:

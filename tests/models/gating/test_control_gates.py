@@ -63,6 +63,16 @@ def test_an_oracle_gives_each_domain_its_gate_whatever_the_order_of_their_names(
         net(x)
 
 
+def test_an_oracle_may_name_a_gate_for_each_group_of_layers() -> None:
+    oracle = {"photo": [1.0, 0.0], "drawing": 0.0, "sketch": [0.0, 1.0]}
+    net, x = gated(mode="oracle", oracle=oracle), images(3, 16)
+    set_domains(net, torch.tensor([0, 1, 2]), ("drawing", "photo", "sketch"))
+    first, second = (layer[:, 0].tolist() for layer in gates(net, x))
+    assert (first, second) == ([0.0, 1.0, 0.0], [0.0, 0.0, 1.0])
+    with pytest.raises(UserError, match="'photo' has 3 gates, and 2 layers are gated"):
+        gated(mode="oracle", oracle={"photo": [1.0, 0.0, 1.0]})
+
+
 @pytest.mark.parametrize("mode", ["partition", "bernoulli", "constant"])
 def test_no_gradient_trains_a_control_and_none_is_exported_for_inference(mode: str) -> None:
     net = gated(mode=mode).train()

@@ -208,7 +208,7 @@ def test_the_pre_trained_layers_run_only_where_the_choice_depends_on_the_picture
 
 
 def test_decide_in_your_own_loop() -> None:
-    net = gated(mode="learned", lean=5.0).train()
+    net = gated(lean=5.0, contrast=0.0).train()
     x, labels = images(8, 16), torch.arange(8) % 3
     summary = decide(net, [(x[:5], labels[:5]), (x[5:], labels[5:])])
     # Nothing is trained: both branches are the same, and fine-tuned filters would have to gain 5.
@@ -216,6 +216,10 @@ def test_decide_in_your_own_loop() -> None:
     assert summary.frozen_loss == pytest.approx(summary.tuned_loss)
     assert summary.decided_loss == summary.frozen_loss
     assert net.training
+    assert summary.contrast is None
+    # Nothing but the lean speaks for pre-trained filters, for all pictures alike.
+    alike = decide(gated(lean=5.0).train(), [(x, labels)])
+    assert (alike.tuned, alike.contrast) == (1, 0)
     with pytest.raises(UserError, match="no decision=picture"):
         decide(gated(decision="filter"), [(x, labels)])
     with pytest.raises(UserError, match="no pictures"):
