@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from adafilter_dist.compare.plan import Plan, PlannedContender, final_run, trial_run
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, nearest
 from adafilter_dist.report.outcomes import PictureOutcomes, read_test_outcomes
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.status.read import read_run
@@ -16,6 +16,10 @@ from adafilter_dist.system.json_files import Row, number, read_object
 
 AVERAGES = "averages"
 """The folder of contenders that are not trained: AVERAGES/NAME/seed-N holds their outcomes."""
+REFERENCE = "best-trial"
+"""Beside a soup's outcomes: those of the best of the trials that it was made from."""
+AVERAGE_KINDS = {"wise_ft": "WiSE-FT", "soup": "greedy soup", "uniform_soup": "uniform soup"}
+"""What CONTENDER+KIND may be averaged to, with their titles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +52,16 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """All that is there of a contender, in the order of the plan's seeds and trials."""
+    """All that is there of a contender, in the order of the plan's seeds and trials.
+
+    ``references``: outcomes to be compared with instead of the base's, by seed.
+    """
 
     name: str
     title: str
     finals: tuple[FinalRun, ...]
     trials: tuple[Trial, ...] = ()
+    references: Mapping[int, PictureOutcomes] = field(default_factory=dict)
 
     @property
     def finished(self) -> dict[int, PictureOutcomes]:
@@ -119,17 +127,39 @@ def _state(path: Path) -> str:
     return f"{status.state}: {status.reason}" if status.reason else status.state
 
 
+def split_average(name: str) -> tuple[str, str]:
+    """(contender, kind) of CONTENDER+KIND; UserError where the kind is not known."""
+    contender, _, kind = name.partition("+")
+    if kind not in AVERAGE_KINDS:
+        known = ", ".join(AVERAGE_KINDS)
+        raise UserError(
+            f"{name}: no average of this kind{nearest(kind, AVERAGE_KINDS)}; there are: {known}"
+        )
+    return contender, kind
+
+
 def _averages(folder: Path, plan: Plan) -> Iterator[Collected]:
-    """Contenders NAME+AVERAGE; each of the seeds that were averaged has a folder."""
+    """Of all seeds; soups of the trials' seed, beside the best trial."""
+    titles = {each.name: each.title for each in plan.contenders}
     for place in sorted((folder / AVERAGES).glob("*+*")):
-        finals = []
-        for seed in plan.seeds:
+        contender, kind = split_average(place.name)
+        of_trials = kind != "wise_ft"
+        finals, references = [], {}
+        for seed in (plan.tune_seed,) if of_trials else plan.seeds:
             path = place / f"seed-{seed}"
-            outcomes, problem = None, "not evaluated"
-            if RunFiles(path).test_outcomes.exists():
-                try:
-                    outcomes, problem = read_test_outcomes(path), ""
-                except UserError as error:
-                    problem = str(error)
+            outcomes, problem = _outcomes(path)
+            reference = _outcomes(path / REFERENCE)[0] if of_trials else None
+            if reference is not None:
+                references[seed] = reference
             finals.append(FinalRun(seed, path, problem, outcomes, {}))
-        yield Collected(place.name, place.name, tuple(finals))
+        title = f"{titles.get(contender, contender)} + {AVERAGE_KINDS[kind]}"
+        yield Collected(place.name, title, tuple(finals), (), references)
+
+
+def _outcomes(path: Path) -> tuple[PictureOutcomes | None, str]:
+    if not RunFiles(path).test_outcomes.exists():
+        return None, "not averaged yet"
+    try:
+        return read_test_outcomes(path), ""
+    except UserError as error:
+        return None, str(error)

@@ -28,7 +28,7 @@ def conclusion(results: Results) -> str:
     else:
         text = _judge(judged, base)
         if unknown := [each.title for each in others if each.p is None]:
-            text += f" Without a result: {', '.join(unknown)}."
+            text += f" Fewer than two seeds to judge by: {', '.join(unknown)}."
     text = so_far + text
     return text[0].upper() + text[1:]
 

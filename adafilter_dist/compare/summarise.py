@@ -42,7 +42,9 @@ def summarise(
         rows[i] = replace(rows[i], p=p)
 
     # Ranks, over the seeds that all have.
-    begun = {each.name: each.finished for each in collected if each.finished}
+    begun = {
+        each.name: each.finished for each in collected if each.finished and not each.references
+    }
     common: list[int] = []
     if len(begun) > 1:
         every_run = [[runs.get(seed) for runs in begun.values()] for seed in seeds]
@@ -72,10 +74,11 @@ def _row(each: Collected, base: Collected, same_pictures: bool) -> ContenderResu
 
     difference = bootstrap = None
     if each.name != base.name:
-        both = [seed for seed in finished if seed in base.finished]
-        other = [s for s in both if not _same_data([finished[s], base.finished[s]])]
+        beside = each.references or base.finished
+        both = [seed for seed in finished if seed in beside]
+        other = [s for s in both if not _same_data([finished[s], beside[s]])]
         problems += [f"seed {s}: on other data than {base.name}, not compared" for s in other]
-        pairs = [(finished[s].correct, base.finished[s].correct) for s in both if s not in other]
+        pairs = [(finished[s].correct, beside[s].correct) for s in both if s not in other]
         if pairs:
             ours, theirs = zip(*pairs, strict=True)
             difference = paired_difference(ours, theirs, same_pictures=same_pictures)
