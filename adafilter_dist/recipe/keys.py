@@ -63,8 +63,8 @@ def means_recipe(word: str) -> bool:
 
 @cache
 def all_keys() -> tuple[str, ...]:
-    """The dotted keys and sections of a recipe, and ``recipe`` itself, each once."""
-    return tuple(dict.fromkeys(("recipe", *keys_of(Recipe))))
+    """The dotted keys and sections of a recipe, and ``recipe`` and ``over``, each once."""
+    return tuple(dict.fromkeys(("recipe", "over", *keys_of(Recipe))))
 
 
 def meant(word: str) -> str:

@@ -27,10 +27,11 @@ from adafilter_dist.recipe.younger_keys import filled_in
 def load_recipe(words: Sequence[str]) -> Recipe:
     """The recipe that ``recipe=NAME key=value ...`` describes, checked and frozen.
 
-    Of a key that stands there twice the last value holds. Raises UserError with one line per
-    mistake, all at once.
+    ``over=OTHER`` puts the recipe over another base than its own. Of a key that stands there twice
+    the last value holds. Raises UserError with one line per mistake, all at once.
     """
     named: list[str] = []
+    base: str | None = None
     overrides: list[tuple[str, Any]] = []
     mistakes = wrong_words(words)
     for word in words:
@@ -52,6 +53,8 @@ def load_recipe(words: Sequence[str]) -> Recipe:
                 f"{shown(word)}: a comma list is a sweep, and this command runs one recipe; write "
                 f"a list as {shown(key)}=[{shown(text)}] or a text as {_as_text(key, text)}"
             )
+        elif key == "over":
+            base = text
         else:
             try:
                 overrides.append(
@@ -67,7 +70,7 @@ def load_recipe(words: Sequence[str]) -> Recipe:
         mistakes.append(f"which recipe? add recipe=NAME, one of: {', '.join(recipe_names())}")
     if mistakes or not named:
         raise UserError("\n".join(limited(mistakes)))
-    tree = filled_in(read_tree(find_recipe(named[0])))
+    tree = filled_in(read_tree(find_recipe(named[0]), base=base))
     put_words(tree, overrides)
     return _validated(tree)
 

@@ -26,8 +26,11 @@ KINDS: dict[str, tuple[str, Collection[str]]] = {
 }
 
 
-def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The sections of a recipe file, over those of its base; UserError that names the file."""
+def read_tree(path: Path, seen: tuple[Path, ...] = (), base: str | None = None) -> dict[str, Any]:
+    """The sections of a recipe file, over those of its base; UserError that names the file.
+
+    ``base`` names another recipe than the file's own base, which it must have.
+    """
     path = path.resolve()
     where = shown(str(path))
     if path in seen:
@@ -45,14 +48,20 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{where}: a recipe is a mapping of sections, e.g. 'optim: {{lr: 0.01}}'")
     if twice:
         raise UserError(f"{where}: {shown(twice)}")
-    base = tree.pop("base", None)
+    own_base = tree.pop("base", None)
+    if base is not None and own_base is None:
+        raise UserError(
+            f"over={shown(base)}: {where} has no base:, so it does not stand over another recipe"
+        )
+    base, beside = (own_base, True) if base is None else (base, False)
     over = _merge({}, tree)
     if base is None:
         return over
     if not isinstance(base, str):
         base = getattr(base, "written", None) or ""
     sibling = path.parent / f"{base}.yaml"
-    below = read_tree(sibling if sibling.is_file() else find_recipe(base), (*seen, path))
+    beside = beside and sibling.is_file()
+    below = read_tree(sibling if beside else find_recipe(base), (*seen, path))
     give_way(below, over)
     return _merge(below, tree)
 

@@ -49,6 +49,7 @@ DATA = {
     "demo": "prepared: {data}/fashion-mnist\n  train_per_class: 2\n  test_per_class: 1",
     "food101": "root: {data}/food-101",
     "caltech256": "root: {data}/caltech256\n  train_per_class: 6\n  test_per_class: 2",
+    "paper": "root: {data}/caltech256\n  train_per_class: 4\n  test_per_class: 2",
     "imagefolder": "root: {data}/birds",
     "stanford-dogs": "root: {data}/stanford-dogs",
     "fgvc-aircraft": "root: {data}/aircraft",

@@ -205,7 +205,8 @@ def test_commands_of_a_page_mean_the_same_data(page: str) -> None:
         words = {key: value for key, _, value in (w.partition("=") for w in command.words)}
         tried = way_of(command) in (Way.PLAYED, Way.DRY, Way.BATCH)
         if tried and "recipe" in words and words["recipe"] != "NAME" and "--cfg" not in words:
-            roots.setdefault(words["recipe"], {}).setdefault(words.get("data.root"), command)
+            recipe = words["recipe"] + (f" over={words['over']}" if "over" in words else "")
+            roots.setdefault(recipe, {}).setdefault(words.get("data.root"), command)
     for recipe, places in roots.items():
         assert len(places) == 1, f"data of recipe={recipe}: " + "; ".join(map(str, places.values()))
 

@@ -98,6 +98,30 @@ def test_short_form_and_switching_the_method(file: Path) -> None:
     assert (recipe.model.name, recipe.model.weights) == ("resnet18", None)
 
 
+def test_another_base_by_over(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    child = tmp_path / "child.yaml"
+    child.write_text("base: demo\noptim: {momentum: 0.5}\ntrain: {epochs: 1}\n")
+    own = load_recipe([f"recipe={child}"])
+    other = load_recipe([f"recipe={child}", "over=caltech256-30", f"over={file}", "seed=3"])
+    assert (own.name, other.name) == ("demo", load_recipe([f"recipe={file}"]).name)
+    assert other.optim.momentum == 0.5 and other.train.epochs == 1 and other.seed == 3
+    assert 0 < load_recipe([f"recipe={child}", "over=food101"]).optim.warmup_epochs < 1
+    # Named as recipe= names one: what lies beside the recipe is not looked at.
+    (tmp_path / "food101.yaml").write_text("name: beside\n")
+    assert load_recipe([f"recipe={child}", "over=food101"]).name == "food101"
+    for words, line in (
+        (["recipe=food101", "over=demo"], "over=demo: .*food101.yaml has no base:"),
+        ([f"recipe={child}", "over=fod101"], r"fod101: no recipe of that name \(did you mean"),
+        ([f"recipe={child}", f"over={child}"], "base: leads back to the recipe itself"),
+        ([f"recipe={child}", "over="], "which one"),
+        ([f"recipe={child}", "over=demo,food101"], "a comma list is a sweep"),
+        (["recipe=demo", "ovr=food101"], "ovr"),
+    ):
+        with pytest.raises(UserError, match=line):
+            load_recipe(words)
+
+
 def test_base_is_merged_and_loops_are_refused(tmp_path: Path, file: Path) -> None:
     child = tmp_path / "child.yaml"
     child.write_text("base: mine\nname: child\noptim: {momentum: 0.5}\n")

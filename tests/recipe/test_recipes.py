@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist import __main__ as command
-from adafilter_dist.data.sources import decathlon, fgvc_aircraft, indoor67, stanford_dogs
+from adafilter_dist.data.sources import (
+    caltech256,
+    decathlon,
+    fgvc_aircraft,
+    food101,
+    indoor67,
+    stanford_dogs,
+)
+from adafilter_dist.data.stored.manifest import settings_of
 from adafilter_dist.recipe import Recipe, find_recipe, load_recipe, recipe_names
 from adafilter_dist.recipe.sections.data import Augment
 from adafilter_dist.recipe.sections.engine import DeepSpeed
@@ -30,6 +38,8 @@ SHIPPED = {
     "omniglot",
     "imagefolder",
     "control/mixed-domains",
+    "paper/protocol",
+    "paper/modern",
 }
 PAPER = sorted(SHIPPED - {"demo", "food101-sparse", "omniglot", "control/mixed-domains"})
 # Few pictures: global batches of 64, about 5,000 steps.
@@ -38,7 +48,7 @@ SMALL = {"stanford-dogs", "fgvc-aircraft", "indoor67", "ucf101", "omniglot"}
 
 def header_commands(path: Path) -> list[list[str]]:
     """The command lines in the comment at the top of a recipe, as words after the verb."""
-    lines = [line[1:].strip() for line in path.read_text().split("\nname:")[0].splitlines()]
+    lines = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
     found = re.findall(r"^(?:adafilter|torchrun .* -m adafilter_dist) (.+)$", text, re.MULTILINE)
     return [shlex.split(words, comments=True) for words in found]
@@ -67,9 +77,11 @@ def test_header_holds_commands_that_work(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_name_and_sharing(name: str) -> None:
     recipe = load_recipe([f"recipe={name}"])
-    assert recipe.name == Path(name).name
+    # Those of the folder paper stand over the recipe of a data set.
+    assert recipe.name == ("caltech256-30" if name.startswith("paper/") else Path(name).name)
     # A job of two nodes of eight GPUs; others are for two CPU cores, an image folder may be small.
-    small = {"demo": 2, "imagefolder": 4, "control/mixed-domains": 1} | dict.fromkeys(SMALL, 4)
+    small = {"demo": 2, "imagefolder": 4, "control/mixed-domains": 1, "paper/protocol": 1}
+    small |= dict.fromkeys((*SMALL, "paper/modern"), 4)
     assert recipe.train.micro_batches == small.get(name, 16)
 
 
@@ -101,6 +113,48 @@ def test_recipes_of_small_sets_are_about_5000_steps(name: str) -> None:
     assert re.search(r"^# Source: (.*http|the Visual Decathlon)", header, re.MULTILINE)
     assert "# Licence: " in header
     assert "This recipe has not been run" in re.sub(r"\n# ", " ", header)
+
+
+OVER = ["caltech256-30", "caltech256-60", "food101", *sorted(SMALL)]
+
+
+@pytest.mark.parametrize("name", OVER)
+@pytest.mark.parametrize("protocol", ["paper/protocol", "paper/modern"])
+def test_protocols_change_the_training_and_not_the_data(protocol: str, name: str) -> None:
+    data = load_recipe([f"recipe={name}"])
+    words = [f"recipe={protocol}", f"over={name}", "method=finetune"]
+    recipe, default = load_recipe(words), load_recipe([words[0], words[2]])
+    assert settings_of(recipe.data) == settings_of(data.data) and recipe.name == name
+    assert (recipe.optim, recipe.train) == (default.optim, default.train)
+    assert recipe.optim.name == "sgd" and recipe.optim.momentum == 0.9
+    assert recipe.optim.lr_head is recipe.optim.lr_gate is None
+    assert recipe.train.global_batch == 64
+    assert f"over={name} " in header_text(protocol) or f"{name}," in header_text(protocol)
+    if protocol == "paper/protocol":
+        assert (recipe.optim.lr, recipe.optim.weight_decay) == (0.01, 5e-4)
+        assert (recipe.train.epochs, recipe.optim.step_epochs) == (110, [30, 60, 90])
+        assert recipe.augment == Augment()
+        assert (recipe.data.resolution, recipe.data.eval_resize) == (224, 256)
+
+
+def header_text(name: str) -> str:
+    lines = find_recipe(name).read_text().splitlines()
+    return " ".join(line[1:].strip() for line in lines if line.startswith("#"))
+
+
+def test_the_modern_protocol_says_how_long_5000_steps_are() -> None:
+    text = header_text("paper/modern")
+    pairs = dict(re.findall(r"over=(\S+) train\.epochs=(\d+)", text))
+    assert pairs.keys() == set(OVER)
+    assert load_recipe(["recipe=paper/modern"]).train.epochs == int(pairs["caltech256-30"])
+    classes, food = caltech256.CLASSES, food101.TRAIN
+    pictures = {"caltech256-30": 27 * classes, "caltech256-60": 54 * classes, "food101": food * 0.9}
+    for name, epochs in pairs.items():
+        if name in SMALL:  # these are as long themselves
+            assert load_recipe([f"recipe={name}"]).train.epochs == int(epochs)
+        else:
+            steps = pictures[name] // 64 * int(epochs)
+            assert steps == pytest.approx(5000, rel=0.07), name
 
 
 def test_food101_deepspeed_differs_from_food101_by_the_engine_alone() -> None:
