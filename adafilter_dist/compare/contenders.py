@@ -45,6 +45,17 @@ CONTENDERS: dict[str, Contender] = {
         ("method=layerwise_decay",),
         space=(RATE, DECAY, Dimension("method.decay", 0.5, 1.0, "linear")),
     ),
+    "lp_ft": Contender("LP-FT", ("method=lp_ft",)),
+    "co_tuning": Contender(
+        "Co-Tuning",
+        ("method=co_tuning", "augment.mixup=0", "augment.cutmix=0"),
+        space=(RATE, DECAY, Dimension("method.strength", 0.1, 10.0)),
+    ),
+    "bi_tuning": Contender(
+        "Bi-Tuning",
+        ("method=bi_tuning", "augment.mixup=0", "augment.cutmix=0"),
+        space=(RATE, DECAY, Dimension("method.strength", 0.03, 3.0)),
+    ),
     "linear_probe": Contender("linear probe", ("method=linear_probe",), space=(HEAD_RATE, DECAY)),
     "adafilter": _adafilter("AdaFilter"),
     "adafilter-paper": _adafilter(
@@ -56,6 +67,9 @@ CONTENDERS: dict[str, Contender] = {
         "method.sparsity.weight=0",
     ),
     "adafilter-bias1": _adafilter("AdaFilter, gates start open", "method.gate.bias=1"),
+    # Ablations: without one of its parts.
+    "adafilter-shared": _adafilter("AdaFilter, one BatchNorm", "method.shared_batchnorm=true"),
+    "adafilter-alone": _adafilter("AdaFilter, gates without state", "method.gate.recurrent=false"),
     # Controls: their gates learn nothing.
     "adafilter-frozen": _adafilter("frozen random gate", "method.gate.mode=frozen"),
     "adafilter-partition": _adafilter("fixed random bits", "method.gate.mode=partition"),

@@ -31,7 +31,7 @@ def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         gate=method.gate,
         layers=method.layers,
         ungated=recipe.model.ungated,
-        batchnorm=method.batchnorm,
+        batchnorm="shared" if method.shared_batchnorm else method.batchnorm,
         head=backbone.head,
         seed=recipe.seed,
     )

@@ -21,6 +21,7 @@ VALUE_BEFORE_KEY: dict[str, Any] = {
     "model.head": "new",
     "method.batchnorm": "all",
     "method.fixed_statistics": "none",
+    "method.shared_batchnorm": False,
     "method.gate.recipe": "paper",
     "method.gate.mode": "learned",
     "method.gate.probability": 0.5,
@@ -34,6 +35,7 @@ VALUE_BEFORE_KEY: dict[str, Any] = {
     "method.gate.look_ahead": 0.5,
     "method.gate.margin": 4.0,
     "method.gate.pictures": 4096,
+    "method.gate.recurrent": True,
     "optim.schedule_epochs": None,
 }
 # The same for keys of other methods, by the method's name.

@@ -12,6 +12,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.methods import TrainableModel, build_method
 from adafilter_dist.models.backbone.backbones import Backbone, load_backbone
 from adafilter_dist.models.gating.conversion_report import ConversionReport
+from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.baselines import FineTune
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
@@ -127,6 +128,11 @@ def _print_conversion(console: Console, report: ConversionReport) -> None:
     print_plain(console, *(f"warning: {warning}" for warning in report.warnings()))
 
 
+def _norms_of(trainable: TrainableModel) -> str:
+    shared = isinstance(trainable.model, AdaFilterNet) and trainable.model.batchnorm == "shared"
+    return "one for both kinds of filter" if shared else "one for each kind of filter"
+
+
 def _parameters(trainable: TrainableModel, head: str) -> Table:
     table = Table(title="parameters", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("part")
@@ -138,7 +144,7 @@ def _parameters(trainable: TrainableModel, head: str) -> Table:
             ("frozen filters", counts.frozen, "kept in buffers, never trained"),
             ("fine-tuned filters", counts.tuned, "start as the frozen ones"),
             ("gate", counts.gate, ""),
-            ("BatchNorm", counts.batchnorm, "one for each kind of filter"),
+            ("BatchNorm", counts.batchnorm, _norms_of(trainable)),
             ("classifier", counts.head, "new" if head == "new" else "of the weights"),
             ("other", counts.other, "ungated layers"),
         ]

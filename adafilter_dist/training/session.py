@@ -139,7 +139,7 @@ def build_session(
         open_prepared(recipe, known=data), recipe, world, nodes, callbacks or StagingCallbacks()
     )
     data_notices = [] if prepared.notice is None else [prepared.notice]
-    notices = [*warnings_about(nodes), *data_notices, *notices, *compiling]
+    notices = [*warnings_about(nodes), *data_notices, *notices, *compiling, *_unfused(recipe)]
 
     # Model: the backbone with its weights and a new head, made trainable by the recipe's method.
     preprocess = resolve_preprocess(recipe)
@@ -198,11 +198,24 @@ def build_session(
 
 def kernels_of(recipe: Recipe) -> Kernels:
     """How gated layers train: ZeRO-3 hands weights to modules when these are called, and a fused
-    layer calls none for its BatchNorms."""
+    layer calls none for its BatchNorms. Nor does it know a BatchNorm behind the choice."""
     engine = recipe.engine
     if isinstance(engine, DeepSpeed) and engine.zero_stage == 3:
         return "reference"
+    if isinstance(recipe.method, AdaFilter) and recipe.method.shared_batchnorm:
+        return "reference"
     return recipe.train.kernels
+
+
+def _unfused(recipe: Recipe) -> list[str]:
+    """What to say where the method has no fused layers, and the recipe does not ask for plain."""
+    method = recipe.method
+    if isinstance(method, AdaFilter) and method.shared_batchnorm and recipe.train.kernels == "auto":
+        return [
+            "method.shared_batchnorm=true: gated layers train as plain modules, more slowly; the "
+            "fused ones have a BatchNorm for each branch"
+        ]
+    return []
 
 
 def forward_counts(recipe: Recipe, world: World) -> list[int]:

@@ -72,12 +72,15 @@ def test_killed_before_the_first_checkpoint_and_resumed_from_one(
     assert differences(run_folder(killed), run_folder(whole)) == []
 
 
-@pytest.mark.parametrize("method", ["stochnorm", "bi_tuning"])
+ABLATED = "adafilter method.shared_batchnorm=true method.gate.recurrent=false"
+
+
+@pytest.mark.parametrize("method", ["stochnorm", "bi_tuning", ABLATED])
 def test_resumed_within_an_epoch_it_has_the_same_bits_and_on_two_ranks_the_same_numbers(
     attempt: Attempt, tmp_path: Path, method: str
 ) -> None:
     whole, stopped, shared = (tmp_path / name for name in ("whole", "stopped", "shared"))
-    words = (f"method={method}", "train.precision=fp64")
+    words = (*f"method={method}".split(), "train.precision=fp64")
     attempt(whole, 1, *words)
     attempt(stopped, 1, *words, signal="2:TERM")
     attempt(stopped, 1, *words)

@@ -26,6 +26,7 @@ from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.look_ahead import LookAhead, features_of
 from adafilter_dist.models.gating.modes import trial_copy
 from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind
+from adafilter_dist.models.gating.shared_batchnorm import SharedNormConvBN
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.recipe.sections.model import Gate
 
@@ -102,10 +103,11 @@ def convert(
     directly followed by a BatchNorm2d whose path matches `layers` (re.search) is gated; `ungated`
     says what happens to the other convolutions and BatchNorms; `batchnorm` of which images the two
     BatchNorms of a gated layer take their statistics in training, of those that chose the filter or
-    of all; `head` is the classifier's path (default the last nn.Linear); `seed` draws the gate's
-    initial weights. `gate` is the recipe's section; its default here has no decision on pictures,
-    for which losses must be measured during training (`adafilter_dist.decide`). Raises UserError if
-    nothing can be gated or the network computes something else afterwards, naming the layer.
+    of all, or "shared": there is one, behind the choice; `head` is the classifier's path (default
+    the last nn.Linear); `seed` draws the gate's initial weights. `gate` is the recipe's section;
+    its default here has no decision on pictures, for which losses must be measured during training
+    (`adafilter_dist.decide`). Raises UserError if nothing can be gated or the network computes
+    something else afterwards, naming the layer.
     """
     example = _example(model, size) if example_input is None else example_input
     source = trial_copy(model)
@@ -175,7 +177,11 @@ def _gate_pair(
 ) -> None:
     norm = model.get_submodule(pair.batchnorm)
     assert isinstance(norm, nn.BatchNorm2d)
-    layer = GatedConvBN(_conv(model, pair.conv), norm, gate, index, batchnorm)
+    conv = _conv(model, pair.conv)
+    if batchnorm == "shared":
+        layer: GatedConvBN = SharedNormConvBN(conv, norm, gate, index)
+    else:
+        layer = GatedConvBN(conv, norm, gate, index, batchnorm)
     model.set_submodule(pair.conv, layer.train(norm.training))
     rest: nn.Module = nn.Identity()
     if has_activation(norm):

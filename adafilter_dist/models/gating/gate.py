@@ -2,6 +2,7 @@
 
 For layer i with input x: u_i = P_i GAP(x); (h_i, c_i) = LSTM(u_i, (h_{i-1}, c_{i-1}));
 logits = Q_i h_i; gate = binarise(logits), 1 for the fine-tuned filter, 0 for the pre-trained one.
+With `recurrent=false`, an ablation, (h_{i-1}, c_{i-1}) are zero for every layer.
 With `decision=picture` the logits of all filters of a group of layers start from the decision on
 the whole picture (`picture_decision.py`), and Q_i h_i is added.
 """
@@ -236,7 +237,8 @@ class RecurrentGate(nn.Module, StepStatistics):
         pooled = self._means.of(x, self.running_mean.dtype)
         if self.settings.input_norm == "layer_norm":
             pooled = F.layer_norm(pooled, pooled.shape[1:])
-        self._state = self.cell(self.inputs[index](pooled), self._state)
+        state = self._state if self.settings.recurrent else None
+        self._state = self.cell(self.inputs[index](pooled), state)
 
         # Projection out, on top of the decision on the picture: one logit an image and filter.
         return self.with_picture(index, self.outputs[index](self._state[0]))

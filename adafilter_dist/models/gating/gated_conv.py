@@ -51,10 +51,15 @@ class GatedConvBN(nn.Module):
         self.bn1, self.bn2 = kind.from_batchnorm(source), kind.from_batchnorm(source)
         if isinstance(self.bn2, SelectedBatchNorm2d):
             self.bn2.tuned = False
-        self.batchnorm = batchnorm
+        self.batchnorm: BatchNormKind = batchnorm
         self.index = index
         # In a tuple, so that the shared gate does not become a submodule of every layer.
         self._gate = (gate,)
+
+    @property
+    def norms(self) -> tuple[MicroBatchNorm2d, MicroBatchNorm2d]:
+        """The BatchNorms of the tuned and of the frozen branch."""
+        return self.bn1, self.bn2
 
     def gates(self, x: Tensor) -> Tensor:
         """The next step of the shared gate: (N, C_out), in the gate's own dtype."""
@@ -63,12 +68,12 @@ class GatedConvBN(nn.Module):
 
     def tuned(self, x: Tensor) -> Tensor:
         """BN1(F x)."""
-        y: Tensor = self.bn1(self.conv(x))
+        y: Tensor = self.norms[0](self.conv(x))
         return y
 
     def frozen(self, x: Tensor) -> Tensor:
         """BN2(S x)."""
-        y: Tensor = self.bn2(self._frozen_conv(x))
+        y: Tensor = self.norms[1](self._frozen_conv(x))
         return y
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
@@ -177,5 +182,6 @@ def fix_statistics(net: nn.Module, branches: Literal["none", "frozen", "both"]) 
     """Which branches of the gated layers normalise by their running statistics in training too."""
     for module in net.modules():
         if isinstance(module, GatedConvBN):
-            module.bn1.frozen = branches == "both"
-            module.bn2.frozen = branches != "none"
+            tuned, frozen = module.norms
+            frozen.frozen = branches != "none"
+            tuned.frozen = branches == "both"

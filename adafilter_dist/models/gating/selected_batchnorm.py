@@ -13,8 +13,10 @@ from adafilter_dist.models.ops import passes_reference
 from adafilter_dist.models.ops.norm import Choosers, Norm
 from adafilter_dist.models.ops.passes import Passes
 
-BatchNormKind = Literal["selected", "all"]
-"""Of which images of a micro-batch a branch takes its statistics: the filter's choosers, or all."""
+BatchNormKind = Literal["selected", "all", "shared"]
+"""Of which images of a micro-batch a branch takes its statistics: the filter's choosers, or all.
+
+shared: there is one BatchNorm, of the outputs that were chosen."""
 PRIOR = 1.0
 """Images that the running statistics stand in for where nobody chose the filter."""
 

@@ -26,8 +26,9 @@ def fold(layer: GatedConvBN) -> Folded:
     Computed in float64 and rounded once to the filters' dtype. The layer is left as it is.
     """
     conv = layer.conv
-    frozen = _fold(layer.frozen_weight, layer.frozen_bias, layer.bn2)
-    tuned = _fold(conv.weight, conv.bias, layer.bn1)
+    norm_of_tuned, norm_of_frozen = layer.norms
+    frozen = _fold(layer.frozen_weight, layer.frozen_bias, norm_of_frozen)
+    tuned = _fold(conv.weight, conv.bias, norm_of_tuned)
     weight, bias = (torch.stack(pair) for pair in zip(frozen, tuned, strict=True))
     rows = weight.permute(0, 1, 3, 4, 2).contiguous()
     return Folded(rows.to(conv.weight), bias.to(conv.weight))

@@ -70,9 +70,9 @@ class InferenceGate(RecurrentGate):
     def advance_state(self, index: int, x: Tensor) -> None:
         """Update the LSTM state for a layer whose gates are all fixed; later layers need it.
 
-        After the last layer that decides, nothing is computed.
+        After the last layer that decides, nothing is computed; nor where layers decide alone.
         """
-        if index < self._last_deciding:
+        if index < self._last_deciding and self.settings.recurrent:
             self._guarded(index, x)
 
     def forward(self, index: int, x: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class InferenceGate(RecurrentGate):
         step = self._steps.get(index)
         if step is None:
             step = self._steps[index] = self._weights(index)
-        state = self._state
+        state = self._state if self.settings.recurrent else None
         if state is None:
             like = self.running_mean
             hidden = self.settings.hidden

@@ -118,6 +118,11 @@ class Gate(Section):
     hidden: Annotated[int, Field(ge=1, le=65_536)] = Field(
         128, description="common size d and LSTM width"
     )
+    recurrent: bool = Field(
+        True,
+        description="false, an ablation: each layer decides alone, without the LSTM's state from "
+        "earlier layers",
+    )
     estimator: Literal["straight_through", "identity", "gumbel", "semhash"] = "straight_through"
     temperature: Positive = 1.0
     input_norm: Literal["layer_norm", "none"] = "layer_norm"
@@ -190,6 +195,11 @@ class AdaFilter(Section):
         description="whose statistics a branch's BatchNorm takes in training: of the images that "
         "chose the filter, or of all images",
     )
+    shared_batchnorm: bool = Field(
+        False,
+        description="an ablation: one BatchNorm behind the choice, with the statistics of the "
+        "chosen outputs of all images, instead of one for each branch",
+    )
     fixed_statistics: Literal["none", "frozen", "both"] = Field(
         "none",
         description="branches whose BatchNorm keeps the pre-trained statistics in training; there "
@@ -207,6 +217,11 @@ class AdaFilter(Section):
             raise ValueError(
                 f"gate.recipe=paper has no batchnorm={self.batchnorm}; leave out one of them "
                 "(batchnorm=all)"
+            )
+        if self.shared_batchnorm and self.fixed_statistics == "frozen":
+            raise ValueError(
+                "fixed_statistics=frozen is for a branch's own BatchNorm, and "
+                "shared_batchnorm=true has one for both; use fixed_statistics=none or both"
             )
         return self
 
