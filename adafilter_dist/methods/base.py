@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,16 @@ from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.training import Optim
 
 
-class UpdateRule(Protocol):
+class UpdateRule:
     """Changes what an update does, on every rank alike; for methods that cannot say it as a loss.
 
     It sees the whole gradients of a step, after they were reduced, unscaled and clipped: engines
-    that share them out (ZeRO 1 to 3) refuse it.
+    that share them out (ZeRO 1 to 3) refuse it. Rules inherit from this
+    class, which changes nothing.
     """
+
+    def begin(self, epoch: int) -> None:
+        """Once a step, before `before`: the epoch that the step belongs to, from 0."""
 
     def before(self, optimizer: torch.optim.Optimizer) -> None:
         """Just before the optimizer's step, the rates of this step in its groups."""
@@ -80,6 +84,14 @@ class TrainableModel:
     start: Callable[[StartData], Start] | None = None
     rule: UpdateRule | None = None
     exported: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+
+    def keep_beside(self, name: str, part: nn.Module) -> None:
+        """Make `part` the model's module `name`: in checkpoints, and not in exports."""
+        self.model.add_module(name, part)
+        prefix = f"{name}."
+        self.exported = lambda state: {
+            key: value for key, value in state.items() if not key.startswith(prefix)
+        }
 
 
 def parameter_groups(

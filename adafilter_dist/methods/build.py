@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from adafilter_dist.methods.adafilter import build_adafilter, rebuild_adafilter
+from adafilter_dist.methods.auto_rgn import build_auto_rgn
 from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.methods.bi_tuning import build_bi_tuning, rebuild_bi_tuning
 from adafilter_dist.methods.bss import build_bss, rebuild_bss
@@ -19,6 +20,7 @@ from adafilter_dist.methods.l2sp import build_l2sp
 from adafilter_dist.methods.layerwise_decay import build_layerwise_decay
 from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
 from adafilter_dist.methods.lp_ft import build_lp_ft, rebuild_lp_ft
+from adafilter_dist.methods.spd import build_spd
 from adafilter_dist.methods.stochnorm import build_stochnorm, rebuild_stochnorm
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.recipe.schema import Recipe
@@ -49,6 +51,8 @@ METHODS = {
     "stochnorm": Entry("StochNorm", build_stochnorm, rebuild_stochnorm),
     "bi_tuning": Entry("Bi-Tuning", build_bi_tuning, rebuild_bi_tuning),
     "co_tuning": Entry("Co-Tuning", build_co_tuning, rebuild_co_tuning),
+    "spd": Entry("SPD", build_spd, rebuild_finetune),
+    "auto_rgn": Entry("Auto-RGN", build_auto_rgn, rebuild_finetune),
 }
 """By ``method.name``, which is also the name in an export."""
 

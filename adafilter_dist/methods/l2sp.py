@@ -15,27 +15,11 @@ from torch import Tensor, nn
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.methods.finetune import build_finetune
+from adafilter_dist.methods.start_weights import StartWeights
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.baselines import L2SP
 from adafilter_dist.recipe.sections.engine import DeepSpeed
-
-_START = "start_weights"
-
-
-class StartWeights(nn.Module):
-    """The values that the given parameters have now; checkpoints hold them, once a run."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        super().__init__()
-        # Tensors with names of this form are stored once a run, like frozen filters.
-        self._names = [f"frozen_{number}" for number in range(len(parameters))]
-        for name, parameter in zip(self._names, parameters, strict=True):
-            self.register_buffer(name, parameter.detach().clone())
-
-    def values(self) -> list[Tensor]:
-        """In the order of the parameters."""
-        return [self.get_buffer(name) for name in self._names]
 
 
 def build_l2sp(backbone: Backbone, recipe: Recipe) -> TrainableModel:
@@ -55,7 +39,7 @@ def build_l2sp(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         group["weight_decay"] = 0.0
     pulled, head = _split(trainable, shared_head=recipe.model.head == "pretrained")
     start = StartWeights(pulled)
-    trainable.model.add_module(_START, start)
+    trainable.keep_beside("start_weights", start)
 
     def penalty(labels: Tensor) -> Tensor:
         away = [now - then for now, then in zip(pulled, start.values(), strict=True)]
@@ -63,12 +47,7 @@ def build_l2sp(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         return method.alpha * to_start + method.beta * to_zero
 
     trainable.penalty = penalty
-    trainable.exported = _without_start_weights
     return trainable
-
-
-def _without_start_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith(f"{_START}.")}
 
 
 def _split(

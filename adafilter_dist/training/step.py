@@ -129,6 +129,8 @@ class TrainingStep:
         ratio = self._gradient.ratio() if gradient and self._gradient is not None else None
 
         # The update. A step whose fp16 gradients overflowed leaves everything as it was.
+        if self._trainable.rule is not None:
+            self._trainable.rule.begin(epoch)
         taken = engine.step(rate)
         if taken:
             step_statistics.apply(engine.model, flat[_LOCAL:] / train.micro_batches)

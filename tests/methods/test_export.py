@@ -61,6 +61,8 @@ METHODS = [
     {"name": "lp_ft"},
     {"name": "bss"},
     {"name": "stochnorm"},
+    {"name": "spd"},
+    {"name": "auto_rgn"},
 ]
 
 

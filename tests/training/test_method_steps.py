@@ -14,6 +14,7 @@ from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.prefetch import forward_batches
 from adafilter_dist.distributed import World, join_world
 from adafilter_dist.engine import FullState, build_engine
+from adafilter_dist.errors import UserError
 from adafilter_dist.methods import build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
 from adafilter_dist.recipe import Recipe
@@ -27,6 +28,10 @@ METHODS = {
     "finetune_last": ("method=finetune_last", "method.last=4"),
     "l2sp": ("method=l2sp", "method.alpha=0.5", *SOME),
     "layerwise_decay": ("method=layerwise_decay", "optim.lr_head=0.2"),
+    "bss": ("method=bss", "method.eta=0.1"),
+    "stochnorm": ("method=stochnorm",),
+    "spd": ("method=spd", *SOME),
+    "auto_rgn": ("method=auto_rgn", "method.scaling=min_max"),
 }
 COMMON = ("optim.momentum=0.9", "optim.weight_decay=0.01", "ema.decay=0.8", "train.clip_norm=5")
 
@@ -98,3 +103,17 @@ def test_resumed_and_with_more_at_once(method: str, tmp_path: Path) -> None:
         half, _ = go(recipe, world, range(1))
         _, rest = go(recipe, world, range(1, 2), half)
         assert [n for n, t in rest.items() if not torch.equal(t, whole[n])] == []
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("method", ["spd", "auto_rgn"])
+def test_rules_around_the_update_are_refused_where_no_rank_has_whole_gradients(
+    method: str, tmp_path: Path
+) -> None:
+    recipe = of_method(tmp_path, method)
+    trainable = build_method(load_backbone(recipe, CLASSES), recipe)
+    shared = ("engine=deepspeed", "engine.zero_stage=1", "train.precision=fp32")
+    under_zero = of_method(tmp_path, method, *shared)
+    line = rf"^method={method}: .*engine\.zero_stage=1 .*; use engine\.zero_stage=0 or engine=ddp$"
+    with join_world(recipe) as world, pytest.raises(UserError, match=line):
+        build_engine(trainable.model, trainable.groups, under_zero, world, trainable.rule)

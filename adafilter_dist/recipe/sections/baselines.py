@@ -127,3 +127,28 @@ class LayerwiseDecay(Baseline):
     decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         0.75, description="factor on the rate from each layer to the one before it"
     )
+
+
+class SPD(Baseline):
+    """Selective projection decay (Tian et al., NeurIPS 2024)."""
+
+    name: Literal["spd"] = "spd"
+    strength: Positive = Field(
+        1.0,
+        description="share of the way back to the distance of before, for layers that the gradient "
+        "pulls back to their start; 1: all of it",
+    )
+
+
+class AutoRGN(Baseline):
+    """Surgical fine-tuning by relative gradient norms (Lee et al., ICLR 2023)."""
+
+    name: Literal["auto_rgn"] = "auto_rgn"
+    scaling: Literal["max", "min_max"] = Field(
+        "max",
+        description="factors on the learning rates: relative gradient norms over the largest, or "
+        "from 0 for the smallest to 1 for the largest",
+    )
+    train_batchnorm: bool = Field(
+        False, description="whether weights and biases of BatchNorms are trained, too"
+    )

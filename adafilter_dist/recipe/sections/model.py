@@ -17,6 +17,8 @@ from adafilter_dist.recipe.sections.base import (
 from adafilter_dist.recipe.sections.baselines import (
     BSS,
     L2SP,
+    SPD,
+    AutoRGN,
     BiTuning,
     CoTuning,
     FineTune,
@@ -244,6 +246,8 @@ Method = Annotated[
     | BSS
     | StochNorm
     | CoTuning
-    | BiTuning,
+    | BiTuning
+    | SPD
+    | AutoRGN,
     Field(discriminator="name"),
 ]
