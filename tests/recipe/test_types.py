@@ -59,7 +59,7 @@ def kind(key: str) -> list[str]:
     """The words that make the key one of its section."""
     section, _ = LEAVES[key]
     top = key.partition(".")[0]
-    if top in ("method", "engine") and section.__name__ in ("DeepSpeed", "AdaFilter"):
+    if top in ("method", "engine") and "name" in section.model_fields:
         return [f"{top}={section.model_fields['name'].default}"]
     return []
 
