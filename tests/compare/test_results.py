@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from adafilter_dist.compare.console_table import print_results
 from adafilter_dist.compare.plan import Plan, final_run, trial_run
-from adafilter_dist.compare.results import write_results
+from adafilter_dist.compare.results import read_results, write_results
 from adafilter_dist.compare.statistics import holm, paired_difference
 from adafilter_dist.errors import UserError
 from adafilter_dist.run.files import RunFiles
@@ -84,6 +87,18 @@ def test_what_tuning_chose_and_that_it_is_the_edge(whole: tuple[Path, Plan]) -> 
     rate = found["chosen"]["optim.lr"]
     assert f"optim.lr={rate:g} is the highest that was tried" in found["edges"]
     assert f"AdaFilter: optim.lr={rate:g} is the highest" in (folder / "results.md").read_text()
+
+
+def test_the_console_says_the_same(whole: tuple[Path, Plan]) -> None:
+    place = Console(file=io.StringIO(), width=120)
+    print_results(place, read_results(whole[0]), whole[0])
+    assert isinstance(place.file, io.StringIO)
+    text = place.file.getvalue()
+    table = (whole[0] / "results.md").read_text()
+    cells = [line.split("|")[2].strip() for line in table.splitlines() if "| base |" in line]
+    assert cells and cells[0] in text and "Above fine-tuning: linear probe" in text
+    assert "4 seeds, 300 test pictures" in text and "missing" not in text
+    assert text.splitlines()[-1] == f"results     {whole[0] / 'results.md'}"
 
 
 def test_csv_and_figure(whole: tuple[Path, Plan]) -> None:
