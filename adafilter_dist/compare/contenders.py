@@ -56,6 +56,18 @@ CONTENDERS: dict[str, Contender] = {
         ("method=bi_tuning", "augment.mixup=0", "augment.cutmix=0"),
         space=(RATE, DECAY, Dimension("method.strength", 0.03, 3.0)),
     ),
+    "bss": Contender(
+        "BSS", ("method=bss",), space=(RATE, DECAY, Dimension("method.eta", 1e-5, 0.1))
+    ),
+    "stochnorm": Contender(
+        "StochNorm",
+        ("method=stochnorm",),
+        space=(RATE, DECAY, Dimension("method.p", 0.0, 1.0, "linear")),
+    ),
+    "spd": Contender(
+        "SPD", ("method=spd",), space=(RATE, DECAY, Dimension("method.strength", 0.1, 10.0))
+    ),
+    "auto_rgn": Contender("Auto-RGN", ("method=auto_rgn",)),
     "linear_probe": Contender("linear probe", ("method=linear_probe",), space=(HEAD_RATE, DECAY)),
     "adafilter": _adafilter("AdaFilter"),
     "adafilter-paper": _adafilter(
