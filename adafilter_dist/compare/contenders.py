@@ -68,6 +68,11 @@ CONTENDERS: dict[str, Contender] = {
         "SPD", ("method=spd",), space=(RATE, DECAY, Dimension("method.strength", 0.1, 10.0))
     ),
     "auto_rgn": Contender("Auto-RGN", ("method=auto_rgn",)),
+    "spottune": Contender(
+        "SpotTune",
+        ("method=spottune",),
+        space=(RATE, DECAY, Dimension("method.policy_rate", 0.01, 1.0)),
+    ),
     "linear_probe": Contender("linear probe", ("method=linear_probe",), space=(HEAD_RATE, DECAY)),
     "adafilter": _adafilter("AdaFilter"),
     "adafilter-paper": _adafilter(

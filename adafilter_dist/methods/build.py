@@ -21,6 +21,7 @@ from adafilter_dist.methods.layerwise_decay import build_layerwise_decay
 from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_linear_probe
 from adafilter_dist.methods.lp_ft import build_lp_ft, rebuild_lp_ft
 from adafilter_dist.methods.spd import build_spd
+from adafilter_dist.methods.spottune import build_spottune, rebuild_spottune
 from adafilter_dist.methods.stochnorm import build_stochnorm, rebuild_stochnorm
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.recipe.schema import Recipe
@@ -48,6 +49,7 @@ METHODS = {
     "linear_probe": Entry("linear head, trained by SGD", build_linear_probe, rebuild_linear_probe),
     "lp_ft": Entry("LP-FT", build_lp_ft, rebuild_lp_ft),
     "bss": Entry("BSS", build_bss, rebuild_bss),
+    "spottune": Entry("SpotTune", build_spottune, rebuild_spottune),
     "stochnorm": Entry("StochNorm", build_stochnorm, rebuild_stochnorm),
     "bi_tuning": Entry("Bi-Tuning", build_bi_tuning, rebuild_bi_tuning),
     "co_tuning": Entry("Co-Tuning", build_co_tuning, rebuild_co_tuning),

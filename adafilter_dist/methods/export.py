@@ -20,6 +20,7 @@ from adafilter_dist.models.backbone.head import replace_head
 from adafilter_dist.models.backbone.preprocess import Preprocess, Transform, evaluation_transform
 from adafilter_dist.models.backbone.weights import read_state, sha256_of_tensors
 from adafilter_dist.models.gating.convert import AdaFilterNet
+from adafilter_dist.models.gating.routed_blocks import SpotTuneNet
 from adafilter_dist.models.inference.compact import read_constant
 from adafilter_dist.models.inference.selected_conv import InferenceNet, for_inference
 from adafilter_dist.run.files import RunFiles
@@ -70,6 +71,12 @@ def export_model(
             "batchnorm": trainable.model.batchnorm,
             "layers": [[layer.name, layer.batchnorm] for layer in trainable.model.report.gated],
             "left_out": [list(entry) for entry in trainable.model.report.left_out],
+        }
+    if isinstance(trainable.model, SpotTuneNet):
+        config |= {
+            "blocks": trainable.model.block_names,
+            "sample": trainable.model.sample,
+            "seed": trainable.model.seed,
         }
     state = trainable.model.state_dict()
     write_files(folder, config, trainable.exported(state) if trainable.exported else state)

@@ -57,6 +57,7 @@ METHODS = [
     {"name": "finetune_last"},
     {"name": "l2sp"},
     {"name": "layerwise_decay"},
+    {"name": "spottune", "layers": "layer[12]", "sample": True},
     {"name": "linear_probe"},
     {"name": "lp_ft"},
     {"name": "bss"},

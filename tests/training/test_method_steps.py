@@ -27,6 +27,7 @@ METHODS = {
     "finetune": ("method=finetune", *SOME),
     "finetune_last": ("method=finetune_last", "method.last=4"),
     "l2sp": ("method=l2sp", "method.alpha=0.5", *SOME),
+    "spottune": ("method=spottune", "method.sample=true", *SOME),
     "layerwise_decay": ("method=layerwise_decay", "optim.lr_head=0.2"),
     "bss": ("method=bss", "method.eta=0.1"),
     "stochnorm": ("method=stochnorm",),

@@ -152,3 +152,20 @@ class AutoRGN(Baseline):
     train_batchnorm: bool = Field(
         False, description="whether weights and biases of BatchNorms are trained, too"
     )
+
+
+class SpotTune(Baseline):
+    """SpotTune (Guo et al., CVPR 2019): blocks pre-trained or fine-tuned, by picture."""
+
+    # The blocks that hold a matching convolution are the ones that the policy chooses for.
+    layers_count_with: ClassVar[tuple[str, ...]] = ("train", "freeze")
+
+    name: Literal["spottune"] = "spottune"
+    temperature: Positive = Field(5.0, description="of the policy's Gumbel-softmax in training")
+    sample: bool = Field(
+        False,
+        description="draw in evaluation too, as published, by the picture and the seed; false: the "
+        "likelier block",
+    )
+    policy_rate: Positive = Field(0.1, description="factor on optim.lr for the policy network")
+    policy_weight_decay: NotNegative = 1e-3

@@ -26,6 +26,7 @@ from adafilter_dist.recipe.sections.baselines import (
     LayerwiseDecay,
     LinearProbe,
     LpFt,
+    SpotTune,
     StochNorm,
 )
 
@@ -244,6 +245,7 @@ Method = Annotated[
     | LinearProbe
     | LpFt
     | BSS
+    | SpotTune
     | StochNorm
     | CoTuning
     | BiTuning
