@@ -75,7 +75,9 @@ def test_killed_before_the_first_checkpoint_and_resumed_from_one(
 ABLATED = "adafilter method.shared_batchnorm=true method.gate.recurrent=false"
 
 
-@pytest.mark.parametrize("method", ["stochnorm", "bi_tuning", "auto_rgn", ABLATED])
+@pytest.mark.parametrize(
+    "method", ["stochnorm", "bi_tuning", "auto_rgn", "l2sp", "spottune", ABLATED]
+)
 def test_resumed_within_an_epoch_it_has_the_same_bits_and_on_two_ranks_the_same_numbers(
     attempt: Attempt, tmp_path: Path, method: str
 ) -> None:
