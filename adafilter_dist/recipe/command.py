@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.recipe.find import recipe_names
 from adafilter_dist.recipe.load import load_recipe
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.word import as_word
@@ -24,9 +25,11 @@ _LOOKED_AT = {
 def prepare_line(recipe: Recipe) -> str:
     """``adafilter prepare recipe=NAME key=value ...`` that prepares what this recipe needs.
 
-    NAME is the recipe's own, or the data set's where that is no recipe's name (``name=birds``).
+    NAME is the recipe's own, also in a folder of recipes, or the data set's where that is no
+    recipe's name (``name=birds``).
     """
-    for name in (recipe.name, recipe.data.name):
+    names = [recipe.name, *(n for n in recipe_names() if n.endswith(f"/{recipe.name}"))]
+    for name in (*names, recipe.data.name, recipe.data.name.replace("_", "-")):
         try:
             shipped = _flat(load_recipe([f"recipe={name}"]))
         except UserError:

@@ -159,6 +159,18 @@ def test_the_line_for_preparing_reads_back(file: Path) -> None:
     assert (again.data, again.model) == (recipe.data, recipe.model)
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["recipe=control/mixed-domains"], "control/mixed-domains"),
+        (["recipe=stanford-dogs", "name=mine"], "stanford-dogs"),
+        (["recipe=paper/modern", "over=stanford-dogs"], "stanford-dogs"),
+    ],
+)
+def test_the_line_for_preparing_names_a_recipe_of_the_data(words: list[str], name: str) -> None:
+    assert prepare_line(load_recipe(words)) == f"adafilter prepare recipe={name}"
+
+
 def test_of_two_words_for_a_key_the_last_holds_and_of_two_recipes_none(file: Path) -> None:
     assert load(file, "optim.lr=0.5", "optim.lr=0.25").optim.lr == 0.25
     (line,) = errors(file, "recipe=demo")
