@@ -15,7 +15,7 @@ set_wait_policy()  # before torch is imported
 
 VERBS = (
     *("prepare", "train", "resume", "submit", "status", "logs", "rm"),
-    *("evaluate", "compact", "inspect", "doctor"),
+    *("compare", "evaluate", "compact", "inspect", "doctor"),
 )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from adafilter_dist.compare.collected import AVERAGES, REFERENCE, split_average
+from adafilter_dist.compare.average_names import split_average
+from adafilter_dist.compare.collected import AVERAGES, REFERENCE
 from adafilter_dist.compare.plan import Plan, final_run, trial_run
 from adafilter_dist.compare.weight_averages import greedy_soup, uniform_soup, wise_ft
 from adafilter_dist.data.stored.prepared import open_prepared

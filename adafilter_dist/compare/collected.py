@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adafilter_dist.compare.average_names import AVERAGE_KINDS, split_average
 from adafilter_dist.compare.plan import Plan, PlannedContender, final_run, trial_run
-from adafilter_dist.errors import UserError, nearest
+from adafilter_dist.errors import UserError
 from adafilter_dist.report.outcomes import PictureOutcomes, read_test_outcomes
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.status.read import read_run
@@ -18,8 +19,6 @@ AVERAGES = "averages"
 """The folder of contenders that are not trained: AVERAGES/NAME/seed-N holds their outcomes."""
 REFERENCE = "best-trial"
 """Beside a soup's outcomes: those of the best of the trials that it was made from."""
-AVERAGE_KINDS = {"wise_ft": "WiSE-FT", "soup": "greedy soup", "uniform_soup": "uniform soup"}
-"""What CONTENDER+KIND may be averaged to, with their titles."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,17 +124,6 @@ def _state(path: Path) -> str:
     if status.state == "finished":
         return ""
     return f"{status.state}: {status.reason}" if status.reason else status.state
-
-
-def split_average(name: str) -> tuple[str, str]:
-    """(contender, kind) of CONTENDER+KIND; UserError where the kind is not known."""
-    contender, _, kind = name.partition("+")
-    if kind not in AVERAGE_KINDS:
-        known = ", ".join(AVERAGE_KINDS)
-        raise UserError(
-            f"{name}: no average of this kind{nearest(kind, AVERAGE_KINDS)}; there are: {known}"
-        )
-    return contender, kind
 
 
 def _averages(folder: Path, plan: Plan) -> Iterator[Collected]:

@@ -73,7 +73,9 @@ class Plan:
     """Contenders in their order, which of them is the ``base`` of differences, seeds and trials.
 
     ``tune``: trials of each contender, 0 for none, at the points of ``design``, trained with the
-    seed ``tune_seed``, which is none of ``seeds``. ``name`` is the recipe's.
+    seed ``tune_seed``, which is none of ``seeds``. ``draws``: the training pictures are drawn, by
+    each run's seed. ``averages`` name what is averaged afterwards from runs of a contender, as
+    CONTENDER+KIND. ``name`` is the recipe's.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Plan:
     tune: int
     tune_seed: int
     design: tuple[Point, ...]
+    draws: bool = False
+    averages: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Plan:
@@ -111,6 +115,8 @@ class Plan:
                 tune=row["tune"],
                 tune_seed=row["tune_seed"],
                 design=tuple(tuple(point) for point in row["design"]),
+                draws=row["draws"],
+                averages=tuple(row["averages"]),
             )
         except (DamagedError, KeyError, TypeError, ValidationError) as error:
             raise UserError(
@@ -127,6 +133,8 @@ class Plan:
             "seeds": list(self.seeds),
             "tune": self.tune,
             "tune_seed": self.tune_seed,
+            "draws": self.draws,
+            "averages": list(self.averages),
             "design": [list(point) for point in self.design],
             "contenders": [
                 {
@@ -151,6 +159,7 @@ class Plan:
             "methods": sorted(each.name for each in self.contenders),
             "seeds": list(self.seeds),
             "tune": self.tune,
+            "a draw of pictures each seed": self.draws,
         }
         if self.tune:
             rows["tune_seed"] = self.tune_seed

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adafilter_dist.compare.average_names import split_average
 from adafilter_dist.compare.contenders import CONTENDERS, Contender, require_contenders
 from adafilter_dist.compare.design import DIMENSIONS, sobol_points
 from adafilter_dist.compare.plan import Plan, PlannedContender, default_folder
+from adafilter_dist.compare.runs import is_drawn
 from adafilter_dist.errors import UserError, nearest, shown
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.comma_list import split_list
@@ -57,7 +59,9 @@ def read_request(words: Sequence[str]) -> Request:
         else:
             rest.append(word)
 
-    names = [name.strip() for name in split_list(own.get("methods", ""))]
+    every = [name.strip() for name in split_list(own.get("methods", ""))]
+    averages = [name for name in every if "+" in name]
+    names = [name for name in every if name not in averages]
     seeds = tune = tune_seed = None
     try:
         seeds = _seeds(own.get("seeds", "0..4"))
@@ -68,15 +72,16 @@ def read_request(words: Sequence[str]) -> Request:
         tune_seed = _whole("tune_seed", own["tune_seed"], 2**63 - 1) if "tune_seed" in own else None
     except UserError as error:
         mistakes.append(str(error))
-    if names == [""]:
+    if every == [""]:
         mistakes.append(f"which methods? add methods=A,B, of: {', '.join(CONTENDERS)}")
     else:
         try:
             require_contenders(names)
+            _require_averages(averages, names)
         except UserError as error:
             mistakes += str(error).splitlines()
-    base = own.get("base") or ("finetune" if "finetune" in names else names[0])
-    if names != [""] and base not in names:
+    base = own.get("base") or ("finetune" if "finetune" in names else "".join(names[:1]))
+    if names and names != [""] and base not in names:
         mistakes.append(
             f"base={shown(base)}: none of methods={','.join(names)}{nearest(base, names)}"
         )
@@ -98,9 +103,25 @@ def read_request(words: Sequence[str]) -> Request:
         tune=tune,
         tune_seed=tune_seed,
         design=sobol_points(tune) if tune else (),
+        draws=is_drawn(contenders[0].recipe.data)
+        and not any(word.startswith(("data.split_seed=", "data.draw=")) for word in rest),
+        averages=tuple(averages),
     )
     folder = own.get("compare_dir")
     return Request(plan, Path(folder).expanduser() if folder else default_folder(plan))
+
+
+def _require_averages(averages: Sequence[str], names: Sequence[str]) -> None:
+    """UserError for an average of an unknown kind, of a method that is not compared, or twice."""
+    for name in averages:
+        contender, _ = split_average(name)
+        if contender not in names:
+            raise UserError(
+                f"methods={shown(name)}: {shown(contender)} must be one of methods=, too"
+                f"{nearest(contender, names)}"
+            )
+        if averages.count(name) > 1:
+            raise UserError(f"methods={shown(name)}: stands there twice")
 
 
 def _planned(names: Sequence[str], words: Sequence[str]) -> tuple[PlannedContender, ...]:

@@ -32,7 +32,7 @@ _MEANING = (
 
 def write_summary(run_dir: Path, results: Results) -> Path:
     """RUN/figures/summary.json: everything the summary says, as numbers."""
-    path = RunFiles(run_dir).figures / "summary.json"
+    path = RunFiles(run_dir).summary_numbers
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, results.to_dict())
     return path

@@ -108,6 +108,7 @@ class RunFiles:
         self.test_outcomes = run / "test-outcomes.safetensors"
         self.figures = run / "figures"
         self.summary = self.figures / "summary.txt"
+        self.summary_numbers = self.figures / "summary.json"
         self.gates = self.figures / "gates.txt"
 
     def marks(self) -> int:

@@ -36,10 +36,14 @@ def finish(
 ) -> None:
     """Measure the best model on the test set, then print and store the summary and the figure.
 
+    Under ``evaluate.test=false`` it only says so, and reads no picture of the test set.
     ``start`` holds the gates before the first step. ``every_gate`` also prints the gates of all
     layers, which are stored in any case. ``cost`` is what training took.
     """
     recipe, world = session.recipe, session.world
+    if not recipe.evaluate.test:
+        metrics.say("not evaluated on the test set (evaluate.test=false)")
+        return
     metrics.say("evaluating the best model on the test set")
     dist.barrier()  # rank 0 has written best/
     model = load_best(run.path)

@@ -93,6 +93,13 @@ def test_a_plan_that_was_edited_is_refused(tmp_path: Path) -> None:
         Plan.read(tmp_path)
 
 
+def test_averages_are_no_contenders() -> None:
+    plan = plan_of("methods=finetune,finetune+wise_ft,adafilter,finetune+soup")
+    assert [each.name for each in plan.contenders] == ["finetune", "adafilter"]
+    assert plan.averages == ("finetune+wise_ft", "finetune+soup")
+    assert plan.hash == plan_of().hash  # nothing else is trained
+
+
 def test_order_base_and_site_make_no_other_comparison() -> None:
     same = plan_of("methods=adafilter,finetune", "base=adafilter", "launch.partition=gpu")
     assert same.hash == plan_of().hash
@@ -127,6 +134,8 @@ def test_another_plan_in_the_same_folder_says_what_differs(word: str, line: str)
         (["seeds=1,1"], "1 stands there twice"),
         (["tune=-1"], "must be a whole number from 0 to 1024"),
         (["tune_seed=1"], "tune_seed=1: is one of seeds="),
+        (["methods=finetune,finetune+soop"], "no average of this kind (did you mean 'soup'?)"),
+        (["methods=finetune,l2sp+soup"], "methods=l2sp+soup: l2sp must be one of methods=, too"),
         (["base=l2sp"], "base=l2sp: none of methods=finetune,adafilter"),
         (["seed=3"], "the seeds are those of seeds=0..4"),
         (["run_dir=x"], "compare_dir=PATH"),

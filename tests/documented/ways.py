@@ -42,7 +42,7 @@ def way_of(command: Command) -> Way | None:
         case "adafilter" | "python" if re.search(r" \[[^=\]]+[\]=]| \.\.\.", text):
             return Way.USAGE
         case "adafilter":
-            return Way.DRY if script == "submit" else Way.PLAYED
+            return Way.DRY if script in ("submit", "compare") else Way.PLAYED
         case "python" if script == "launch/submit.py":
             return Way.DRY
         case "python" if _QUICK.fullmatch(text):

@@ -54,6 +54,11 @@ class Checkpoint(Section):
 class Evaluate(Section):
     """What is measured on the test set at the end of a run."""
 
+    test: bool = Field(
+        True,
+        description="whether the run ends with the test set; false: with its last validation, and "
+        "no picture of the test set is read",
+    )
     probe: bool = Field(False, description="a linear probe on the frozen features beside it")
     gates: bool = Field(
         True,

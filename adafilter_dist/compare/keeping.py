@@ -1,0 +1,57 @@
+"""The folder of a comparison: its plan is kept there, and one command at a time works in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from adafilter_dist.compare.plan import FILE, Plan
+from adafilter_dist.errors import UserError
+from adafilter_dist.system.files import make_folder
+from adafilter_dist.system.lock import exclusive
+
+
+def agreed_plan(plan: Plan, folder: Path) -> Plan:
+    """``plan``, with the design that the folder keeps if a comparison was begun there.
+
+    Raises UserError where that is another one; writes nothing.
+    """
+    if not (folder / FILE).is_file():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"compare_dir={folder}: holds something else; give an empty or a new folder"
+            )
+        return plan
+    kept = Plan.read(folder)
+    plan.require_same(kept, folder)
+    return replace(plan, design=kept.design)
+
+
+@contextmanager
+def sole_command(folder: Path) -> Iterator[None]:
+    """Make the folder, and hold it; UserError where another command works in it."""
+
+    def refuse() -> None:
+        raise UserError(
+            f"{folder} is in use by another `adafilter compare`; wait for its end, or stop it"
+        )
+
+    try:
+        make_folder(folder)
+        with exclusive(folder.with_name(f".{folder.name}.lock"), on_wait=refuse):
+            yield
+    except OSError as error:
+        raise UserError(
+            f"compare_dir={folder}: cannot be written ({error.strerror or error}); choose another "
+            "with compare_dir=PATH"
+        ) from None
+
+
+def keep_plan(plan: Plan, folder: Path) -> Plan:
+    """Write the plan into the folder, which is held; the plan as it is kept."""
+    plan = agreed_plan(plan, folder)
+    if not (folder / FILE).is_file() or Plan.read(folder) != plan:
+        plan.write(folder)
+    return plan
