@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import shutil
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torchvision.datasets import Food101
+from torchvision.datasets import FGVCAircraft, Food101
 
+from adafilter_dist.data.sources import fgvc_aircraft
 from adafilter_dist.data.sources.datasets import fetch_dataset, list_dataset
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.sections.data import Data
@@ -36,18 +38,27 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder / "food-101", "food-101")
     shutil.rmtree(folder / "food-101")
+    monkeypatch.setenv("no_proxy", "*")
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with serving(folder) as address:
+        monkeypatch.setattr(Food101, "_URL", f"{address}/food-101.tar.gz")
+        monkeypatch.setattr(Food101, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+        yield folder
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder over http; gives the address."""
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(_Quiet, directory=str(folder))
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(Food101, "_URL", f"http://127.0.0.1:{server.server_port}/food-101.tar.gz")
-    monkeypatch.setattr(Food101, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
-    usage = shutil.disk_usage(tmp_path)._replace(free=10**12)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    yield folder
-    server.shutdown()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("name", ["data", "food-101"])
@@ -63,6 +74,28 @@ def test_food101_is_downloaded_once(served: Path, tmp_path: Path, name: str) -> 
     (served / "food-101.tar.gz").unlink()
     fetch_dataset(data, said.append)
     assert len(said) == 1
+
+
+def test_aircraft_is_downloaded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "served"
+    trees.fgvc_aircraft(folder)
+    archive = folder / "fgvc-aircraft-2013b.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / "fgvc-aircraft-2013b", "fgvc-aircraft-2013b")
+    monkeypatch.setenv("no_proxy", "*")
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    monkeypatch.setattr(fgvc_aircraft, "_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
+    data = Data(name="fgvc_aircraft", root=tmp_path / "data")
+    # What an attempt that was killed has left: the beginning of the archive.
+    scratch = tmp_path / "data" / ".fgvc-aircraft-2013b.download"
+    scratch.mkdir(parents=True)
+    (scratch / archive.name).write_bytes(archive.read_bytes()[:5000])
+    with serving(folder) as address:
+        monkeypatch.setattr(FGVCAircraft, "_URL", f"{address}/{archive.name}")
+        fetch_dataset(data, lambda line: None)
+    assert len(list_dataset(data).train) == 12
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["fgvc-aircraft-2013b"]
 
 
 def test_archive_unpacked_half_way_is_not_taken_for_the_data(served: Path, tmp_path: Path) -> None:
