@@ -37,31 +37,32 @@ def recipe_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("launch/"))
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, word: str = "recipe") -> Path:
     """The file of a recipe: a path as it is, else ./recipes/NAME.yaml, else the package's.
 
     FOLDER/NAME is a recipe of the package, or in ./recipes, where there is one of that name.
+    ``word`` is the key that named it, for messages.
 
     Raises UserError when there is none, naming the nearest.
     """
     names = recipe_names()
     if name.endswith((".yaml", ".yml")) or ("/" in name and name not in names):
-        return _file(name, names)
+        return _file(name, names, word)
     for folder in recipe_folders():
         path = folder / f"{name}.yaml"
         if _is_file(path):
             return path
     if not name:
-        raise UserError(f"recipe=: which one? There are: {', '.join(names)}")
+        raise UserError(f"{word}=: which one? There are: {', '.join(names)}")
     if _is_file(Path(name)):
-        raise UserError(f"recipe={shown(name)}: a file is given as a path: recipe=./{shown(name)}")
+        raise UserError(f"{word}={shown(name)}: a file is given as a path: {word}=./{shown(name)}")
     raise UserError(
-        f"recipe={shown(name)}: no recipe of that name{nearest(name, names)}; "
+        f"{word}={shown(name)}: no recipe of that name{nearest(name, names)}; "
         f"there are: {', '.join(names)}; or give the path of a .yaml file"
     )
 
 
-def _file(name: str, names: list[str]) -> Path:
+def _file(name: str, names: list[str], word: str) -> Path:
     try:
         path = Path(name).expanduser()
         if path.is_file():
@@ -74,10 +75,10 @@ def _file(name: str, names: list[str]) -> Path:
         elif not path.is_dir():
             bare = path.with_suffix("").as_posix()
             close = next((each for each in (bare, path.stem) if each in names), None)
-            kind += f" (did you mean recipe={close}?)" if close else nearest(name, names)
+            kind += f" (did you mean {word}={close}?)" if close else nearest(name, names)
     except (OSError, ValueError, RuntimeError) as error:  # ~nobody, a name too long, NUL
         kind = f"no such file: {getattr(error, 'strerror', None) or error}"
-    raise UserError(f"recipe={shown(name)}: {kind}")
+    raise UserError(f"{word}={shown(name)}: {kind}")
 
 
 def _is_file(path: Path) -> bool:

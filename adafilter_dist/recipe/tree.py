@@ -53,15 +53,16 @@ def read_tree(path: Path, seen: tuple[Path, ...] = (), base: str | None = None) 
         raise UserError(
             f"over={shown(base)}: {where} has no base:, so it does not stand over another recipe"
         )
-    base, beside = (own_base, True) if base is None else (base, False)
     over = _merge({}, tree)
-    if base is None:
+    if own_base is None:
         return over
-    if not isinstance(base, str):
-        base = getattr(base, "written", None) or ""
-    sibling = path.parent / f"{base}.yaml"
-    beside = beside and sibling.is_file()
-    below = read_tree(sibling if beside else find_recipe(base), (*seen, path))
+    if base is not None:
+        file = find_recipe(base, "over")
+    else:
+        name = own_base if isinstance(own_base, str) else getattr(own_base, "written", None) or ""
+        sibling = path.parent / f"{name}.yaml"
+        file = sibling if sibling.is_file() else find_recipe(name)
+    below = read_tree(file, (*seen, path))
     give_way(below, over)
     return _merge(below, tree)
 

@@ -112,9 +112,9 @@ def test_another_base_by_over(tmp_path: Path, file: Path, monkeypatch: pytest.Mo
     assert load_recipe([f"recipe={child}", "over=food101"]).name == "food101"
     for words, line in (
         (["recipe=food101", "over=demo"], "over=demo: .*food101.yaml has no base:"),
-        ([f"recipe={child}", "over=fod101"], r"fod101: no recipe of that name \(did you mean"),
+        ([f"recipe={child}", "over=fod101"], r"over=fod101: no recipe of that name \(did you mean"),
         ([f"recipe={child}", f"over={child}"], "base: leads back to the recipe itself"),
-        ([f"recipe={child}", "over="], "which one"),
+        ([f"recipe={child}", "over="], "over=: which one"),
         ([f"recipe={child}", "over=demo,food101"], "a comma list is a sweep"),
         (["recipe=demo", "ovr=food101"], "ovr"),
     ):
