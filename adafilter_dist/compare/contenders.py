@@ -56,6 +56,11 @@ CONTENDERS: dict[str, Contender] = {
         ("method=bi_tuning", "augment.mixup=0", "augment.cutmix=0"),
         space=(RATE, DECAY, Dimension("method.strength", 0.03, 3.0)),
     ),
+    "delta": Contender(
+        "DELTA",
+        ("method=delta",),
+        space=(RATE, Dimension("method.alpha", 1e-4, 1.0), Dimension("method.beta", 1e-4, 1.0)),
+    ),
     "bss": Contender(
         "BSS", ("method=bss",), space=(RATE, DECAY, Dimension("method.eta", 1e-5, 0.1))
     ),

@@ -37,6 +37,17 @@ class UpdateRule:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Images (n, 3, H, W) as evaluation sees them, normalised, and labels int64 (n,).
+
+    On the device, all of them on every rank.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class StartData:
     """The splits as the untrained network sees them in evaluation mode; ``val`` may be missing."""
 
@@ -44,6 +55,7 @@ class StartData:
     val: Features | None
     num_classes: int
     device: torch.device  # where a fit is quick; the features lie on the CPU
+    pictures: Pictures | None = None  # as many as the method's `start_pictures`
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,9 @@ class TrainableModel:
 
     `start` is called once, before the first step of a run, and gives new values of parameters and
     persistent buffers of `model`: a function of its argument and the weights alone, without draws
-    of its own. `rule` changes what updates do. `exported` takes the state of `model` and leaves
-    what an export holds, for methods whose network has parts that only training needs.
+    of its own. `start_pictures` training pictures come with it, or as many as there are. `rule`
+    changes what updates do. `exported` takes the state of `model` and leaves what an export holds,
+    for methods whose network has parts that only training needs.
     """
 
     model: nn.Module
@@ -82,6 +95,7 @@ class TrainableModel:
     gates: RecurrentGate | None = None
     report: ConversionReport | None = None
     start: Callable[[StartData], Start] | None = None
+    start_pictures: int = 0
     rule: UpdateRule | None = None
     exported: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
 

@@ -14,6 +14,7 @@ from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.methods.bi_tuning import build_bi_tuning, rebuild_bi_tuning
 from adafilter_dist.methods.bss import build_bss, rebuild_bss
 from adafilter_dist.methods.co_tuning import build_co_tuning, rebuild_co_tuning
+from adafilter_dist.methods.delta import build_delta
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
 from adafilter_dist.methods.finetune_last import build_finetune_last
 from adafilter_dist.methods.l2sp import build_l2sp
@@ -55,6 +56,7 @@ METHODS = {
     "co_tuning": Entry("Co-Tuning", build_co_tuning, rebuild_co_tuning),
     "spd": Entry("SPD", build_spd, rebuild_finetune),
     "auto_rgn": Entry("Auto-RGN", build_auto_rgn, rebuild_finetune),
+    "delta": Entry("DELTA", build_delta, rebuild_finetune),
 }
 """By ``method.name``, which is also the name in an export."""
 

@@ -7,12 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from adafilter_dist.data.loading.device import to_device
+from adafilter_dist.data.loading.loader import EvalLoader
 from adafilter_dist.data.stored.prepared import SplitName
+from adafilter_dist.data.stored.views import PreparedSubset
 from adafilter_dist.evaluate.linear_probe import extract_features
-from adafilter_dist.methods.base import StartData
+from adafilter_dist.methods.base import Pictures, StartData
 from adafilter_dist.models.backbone.linear_fit import Features
 from adafilter_dist.training.loader_callback import LoaderWithCallback
 from adafilter_dist.training.session import Session
+
+_AT_ONCE = 64
 
 
 def start_method(session: Session, say: Callable[[str], None], tick: Callable[[], None]) -> None:
@@ -34,6 +39,7 @@ def start_method(session: Session, say: Callable[[str], None], tick: Callable[[]
             _features(session, model, "val", tick) if has_val else None,
             trainable.num_classes,
             session.world.device,
+            _pictures(session, trainable.start_pictures, tick),
         )
         start = trainable.start(data)
     engine.set_values({name: _of_rank0(session, value) for name, value in start.values.items()})
@@ -48,6 +54,35 @@ def _features(
     evaluator, trainable = session.evaluator, session.trainable
     loader = LoaderWithCallback(evaluator.loader(split), tick)
     return extract_features(model, trainable.classifier, loader, evaluator.settings)
+
+
+def _pictures(session: Session, number: int, tick: Callable[[], None]) -> Pictures | None:
+    """That many training pictures, evenly spaced, the same on every rank."""
+    if not number:
+        return None
+    evaluator = session.evaluator
+    settings, subset = evaluator.settings, PreparedSubset.of(session.prepared, number)
+    loader = EvalLoader(
+        subset,
+        "train",
+        session.recipe,
+        session.preprocess,
+        rank=0,
+        world_size=1,
+        batch_size=_AT_ONCE,
+    )
+    batches = [
+        to_device(
+            batch,
+            settings.preprocess,
+            settings.device,
+            session.engine.dtype,
+            settings.channels_last,
+        )
+        for batch in LoaderWithCallback(loader, tick)
+    ]
+    images, labels = zip(*batches, strict=True)
+    return Pictures(torch.cat(images), torch.cat(labels))
 
 
 def _of_rank0(session: Session, value: Tensor) -> Tensor:

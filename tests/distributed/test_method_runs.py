@@ -56,8 +56,13 @@ def attempt(server: ForkServer, words: list[str]) -> Attempt:
 
 @pytest.mark.parametrize(
     ("ranks", "words_of_it"),
-    [(1, ("method=lp_ft",)), (2, ("method=lp_ft", *ZERO2)), (1, ("method=co_tuning", *SOURCE))],
-    ids=["lp_ft", "lp_ft-zero2", "co_tuning"],
+    [
+        (1, ("method=lp_ft",)),
+        (2, ("method=lp_ft", *ZERO2)),
+        (1, ("method=co_tuning", *SOURCE)),
+        (1, ("method=delta", "method.maps=layer1.0.conv2", "method.pictures=8")),
+    ],
+    ids=["lp_ft", "lp_ft-zero2", "co_tuning", "delta"],
 )
 def test_killed_before_the_first_checkpoint_and_resumed_from_one(
     attempt: Attempt, tmp_path: Path, ranks: int, words_of_it: tuple[str, ...]

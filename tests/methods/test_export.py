@@ -64,6 +64,7 @@ METHODS = [
     {"name": "stochnorm"},
     {"name": "spd"},
     {"name": "auto_rgn"},
+    {"name": "delta"},
 ]
 
 

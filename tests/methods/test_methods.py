@@ -39,7 +39,7 @@ def names_of(trainable: TrainableModel) -> dict[str, list[str]]:
     "method",
     [
         *("adafilter", "finetune", "finetune_last", "l2sp", "linear_probe"),
-        *("lp_ft", "bss", "stochnorm", "spd", "auto_rgn"),
+        *("lp_ft", "bss", "stochnorm", "spd", "auto_rgn", "delta"),
     ],
 )
 def test_groups_hold_what_is_trained_exactly_once(method: str) -> None:
@@ -53,7 +53,7 @@ def test_groups_hold_what_is_trained_exactly_once(method: str) -> None:
         part = name.removesuffix("_no_decay")
         assert group["lr"] == {"trunk": 0.1, "gate": 0.2, "head": 0.3}[part]
         still = name.endswith("_no_decay")
-        assert group["weight_decay"] == (0.0 if still or method == "l2sp" else 0.01)
+        assert group["weight_decay"] == (0.0 if still or method in ("l2sp", "delta") else 0.01)
         assert all((parameter.ndim <= 1) == still for parameter in group["params"])
     assert trainable.num_classes == 5
 

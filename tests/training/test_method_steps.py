@@ -31,6 +31,7 @@ METHODS = {
     "layerwise_decay": ("method=layerwise_decay", "optim.lr_head=0.2"),
     "bss": ("method=bss", "method.eta=0.1"),
     "stochnorm": ("method=stochnorm",),
+    "delta": ("method=delta", "method.alpha=0.1", *SOME),
     "spd": ("method=spd", *SOME),
     "auto_rgn": ("method=auto_rgn", "method.scaling=min_max"),
 }

@@ -169,3 +169,21 @@ class SpotTune(Baseline):
     )
     policy_rate: Positive = Field(0.1, description="factor on optim.lr for the policy network")
     policy_weight_decay: NotNegative = 1e-3
+
+
+class Delta(Baseline):
+    """DELTA (Li et al., ICLR 2019), in place of optim.weight_decay."""
+
+    name: Literal["delta"] = "delta"
+    alpha: NotNegative = Field(
+        0.01, description="strength of the pull of feature maps to the pre-trained network's"
+    )
+    beta: NotNegative = Field(0.01, description="strength of the pull of the head to zero")
+    maps: Expression | None = Field(
+        None,
+        description="regular expression; the outputs of the convolutions it matches are the "
+        "feature maps; default the last convolution at each of the last four resolutions",
+    )
+    pictures: Count = Field(
+        128, description="training pictures on which the attention to each channel is measured"
+    )

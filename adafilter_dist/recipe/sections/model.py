@@ -21,6 +21,7 @@ from adafilter_dist.recipe.sections.baselines import (
     AutoRGN,
     BiTuning,
     CoTuning,
+    Delta,
     FineTune,
     FineTuneLast,
     LayerwiseDecay,
@@ -250,6 +251,7 @@ Method = Annotated[
     | CoTuning
     | BiTuning
     | SPD
-    | AutoRGN,
+    | AutoRGN
+    | Delta,
     Field(discriminator="name"),
 ]
