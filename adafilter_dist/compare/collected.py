@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.compare.average_names import AVERAGE_KINDS, split_average
-from adafilter_dist.compare.plan import Plan, PlannedContender, final_run, trial_run
+from adafilter_dist.compare.plan import Plan, PlannedContender, final_run
+from adafilter_dist.compare.runs import trials_of, why_open
+from adafilter_dist.compare.tuning import outcome_of
 from adafilter_dist.errors import UserError
 from adafilter_dist.report.outcomes import PictureOutcomes, read_test_outcomes
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.status.read import read_run
-from adafilter_dist.system.json_files import Row, number, read_object
+from adafilter_dist.system.json_files import Row, read_object
 
 AVERAGES = "averages"
 """The folder of contenders that are not trained: AVERAGES/NAME/seed-N holds their outcomes."""
@@ -91,35 +93,26 @@ def _final(path: Path, seed: int) -> FinalRun:
             outcomes = read_test_outcomes(path)
         except UserError as error:
             problem = str(error)
-        summary: Any = read_object(RunFiles(path).figures / "summary.json", [])
+        summary: Any = read_object(RunFiles(path).summary_numbers, [])
         cost = summary.get("cost") or {}
     return FinalRun(seed, path, problem, outcomes, cost)
 
 
 def _trials(folder: Path, plan: Plan, contender: PlannedContender) -> Iterator[Trial]:
-    for k, point in enumerate(plan.design):
-        path = trial_run(folder, contender.name, k)
-        problem = _state(path)
-        best, loss = (None, None) if problem else _best_validation(path)
-        if not problem and best is None:
-            problem = "no validation accuracy in its metrics.jsonl"
-        yield Trial(k, contender.settings(point), best, loss, problem)
-
-
-def _best_validation(path: Path) -> tuple[float | None, float | None]:
-    """Accuracy and loss of the first of the best epochs, which best/ holds."""
-    best: tuple[float | None, float | None] = None, None
-    for row in RunFiles(path).read_metrics([]):
-        top1 = number(row, "top1")
-        if row.get("split") == "val" and top1 is not None and (best[0] is None or top1 > best[0]):
-            best = top1, number(row, "loss")
-    return best
+    for run in trials_of(plan, folder, contender.name):
+        settings = contender.settings(plan.design[run.number])
+        outcome = outcome_of(plan, run)
+        if outcome is None:
+            yield Trial(run.number, settings, None, None, why_open(run))
+        else:
+            problem = "diverged" if outcome.accuracy is None else ""
+            yield Trial(run.number, settings, outcome.accuracy, outcome.loss, problem)
 
 
 def _state(path: Path) -> str:
     """Why a run is not finished; empty if it is."""
     if not RunFiles(path).marks():
-        return "not started"
+        return "not begun"
     status = read_run(path)
     if status.state == "finished":
         return ""
@@ -129,19 +122,19 @@ def _state(path: Path) -> str:
 def _averages(folder: Path, plan: Plan) -> Iterator[Collected]:
     """Of all seeds; soups of the trials' seed, beside the best trial."""
     titles = {each.name: each.title for each in plan.contenders}
-    for place in sorted((folder / AVERAGES).glob("*+*")):
-        contender, kind = split_average(place.name)
+    for name in plan.averages:
+        contender, kind = split_average(name)
         of_trials = kind != "wise_ft"
         finals, references = [], {}
         for seed in (plan.tune_seed,) if of_trials else plan.seeds:
-            path = place / f"seed-{seed}"
+            path = folder / AVERAGES / name / f"seed-{seed}"
             outcomes, problem = _outcomes(path)
             reference = _outcomes(path / REFERENCE)[0] if of_trials else None
             if reference is not None:
                 references[seed] = reference
             finals.append(FinalRun(seed, path, problem, outcomes, {}))
         title = f"{titles.get(contender, contender)} + {AVERAGE_KINDS[kind]}"
-        yield Collected(place.name, title, tuple(finals), (), references)
+        yield Collected(name, title, tuple(finals), (), references)
 
 
 def _outcomes(path: Path) -> tuple[PictureOutcomes | None, str]:

@@ -150,11 +150,11 @@ def test_a_comparison_half_way_says_what_is_missing(
     text = (folder / "results.md").read_text()
     assert text.splitlines()[2].startswith("So far, with 3 of 16 runs missing: ")
     missing = text.partition("## Missing")[2]
-    assert "- AdaFilter: seed 3: not started" in missing
+    assert "- AdaFilter: seed 3: not begun" in missing
     assert "- AdaFilter: seed 2: failed: the loss became nan at step 7" in missing
     assert "- linear probe: seed 1: " in missing and "adafilter evaluate" in missing
     assert "frozen random gate: seed 3: on other data than finetune, not compared" in missing
-    assert "- fine-tuning: trial 0: not started" in missing
+    assert "- fine-tuning: trial 0: not begun" in missing
     assert plan.contender("finetune").title == "fine-tuning"
 
 
