@@ -19,13 +19,16 @@ SIDE = 28
 PICTURES = torch.rand(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
-def built(method: dict[str, Any], **model: Any) -> TrainableModel:
+def built(
+    method: dict[str, Any], augment: dict[str, Any] | None = None, **model: Any
+) -> TrainableModel:
     recipe = Recipe.model_validate(
         {
             "name": "t",
             "data": {"name": "fashion_mnist", "resolution": SIDE},
             "model": {"name": "small_resnet", "ungated": "freeze", **model},
             "method": method,
+            "augment": augment or {},
         }
     )
     return build_method(load_backbone(recipe, 10), recipe)
@@ -48,8 +51,9 @@ LATE = r"blocks\.2"
         ({"name": "adafilter", "layers": r"blocks\.1\.second|blocks\.2"}, "blocks.0"),
         ({"name": "finetune", "layers": LATE}, "blocks.1"),
         ({"name": "linear_probe"}, "pool"),
+        ({"name": "co_tuning", "layers": LATE}, "blocks.1"),
     ],
-    ids=["adafilter", "paper", "in a block", "finetune", "linear_probe"],
+    ids=["adafilter", "paper", "in a block", "finetune", "linear_probe", "co_tuning"],
 )
 def test_the_cut_is_before_the_first_trained_layer(method: dict[str, Any], at: str) -> None:
     trainable = built(method)
@@ -62,6 +66,13 @@ def test_the_cut_is_before_the_first_trained_layer(method: dict[str, Any], at: s
     after = trainable.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert not any("forward" in module.__dict__ for module in trainable.model.modules())
+
+
+def test_bi_tunings_keys_are_from_activations_where_they_are_of_the_same_picture() -> None:
+    method = {"name": "bi_tuning", "layers": LATE}
+    assert found(built(method, augment={"flip": 0.0})).cut.at == "blocks.1"
+    with pytest.raises(NotFrozen, match="reads the pictures or earlier layers"):
+        found(built(method))  # mirrored activations are not those of mirrored pictures
 
 
 def test_training_from_activations_has_the_same_bits() -> None:
