@@ -24,6 +24,7 @@ from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
 from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import TrainLoader
 from adafilter_dist.data.loading.mix import mix_each
+from adafilter_dist.errors import UserError
 from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
@@ -78,15 +79,19 @@ class ActivationCache:
     def __init__(
         self,
         root: Path,
+        model: nn.Module,
         part: FrozenPart,
+        penalty: Callable[[Tensor], Tensor],
         recipe: Recipe,
         loader: TrainLoader,
         transfer: BatchTransfer,
         fingerprint: str,
         say: Callable[[str], None],
     ) -> None:
-        self.part = part
         self.counts = Counts()
+        self._model = model
+        self._part = part
+        self._penalty = penalty
         self._root = root
         self._recipe = recipe
         self._loader = loader
@@ -94,8 +99,8 @@ class ActivationCache:
         self._fingerprint = fingerprint
         self._say = say
         self._stores: dict[tuple[str, str], ActivationStore] = {}
-        self._parts: weakref.WeakKeyDictionary[nn.Module, FrozenPart | None]
-        self._parts = weakref.WeakKeyDictionary()
+        self._checked: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[str, int], bool]]
+        self._checked = weakref.WeakKeyDictionary()
 
     def summary(self, world_size: int) -> str:
         """What was read and computed so far, and the size of all that is kept."""
@@ -113,7 +118,8 @@ class ActivationCache:
 
         Pictures are decoded only for what the cache does not hold.
         """
-        loader, store = self._loader, self._store(self.part, self._recipe.train.precision)
+        self._look_again()
+        loader, store = self._loader, self._store(self._part, self._recipe.train.precision)
         order = loader.order(work.epoch, work.first_step)
         forwards = list(self._forwards(work, order))
         known = np.array([store.has(forward.key) for forward in forwards], np.bool_)
@@ -176,7 +182,7 @@ class ActivationCache:
                     parts = list(batches)
             batch = self._transfer.bring(parts)
             images, _ = mixed(batch.images, batch.labels, batch.index, recipe.augment)
-            activations = self._computed(self.part, images, recipe.train.precision)
+            activations = self._computed(self._part, images, recipe.train.precision)
             store.write(forward.key, activations)
 
         # Labels are mixed by draws and sizes alone: pictures of one channel stand in.
@@ -194,7 +200,7 @@ class ActivationCache:
             len(parts),
             torch.cat(domains) if domains else None,
             targets,
-            self.part.skipped,
+            self._part.skipped,
         )
 
     def evaluation(
@@ -246,21 +252,39 @@ class ActivationCache:
             self._stores[name] = ActivationStore(folder, about, self.counts, self._say)
         return self._stores[name]
 
-    def _part_of(self, model: nn.Module) -> FrozenPart | None:
-        """The frozen part of another model than the one in training, such as the best one."""
-        if model not in self._parts:
-            self._parts[model] = self._found(model)
-        return self._parts[model]
+    def _look_again(self) -> None:
+        """Take the weights as they are now: those of a checkpoint may differ from those on disk.
 
-    def _found(self, model: nn.Module) -> FrozenPart | None:
-        part = FrozenPart.of(model, self.part.cut)
-        if part is None or not part.has_weights_of(self.part):
+        UserError where the network does not compute the same from there on any more.
+        """
+        part = FrozenPart.of(self._model, self._part.cut)
+        if part is not None and part.identity == self._part.identity:
+            return
+        if part is None or not self._computes_the_same(self._model, part, (True, False)):
+            raise UserError(
+                f"train.cache: {self._part.cut.at} and what is behind it do not fit together any "
+                "more; go on with train.cache=null"
+            )
+        self._part = part
+
+    def _part_of(self, model: nn.Module) -> FrozenPart | None:
+        """The frozen part of a model that is evaluated, the best one perhaps, if it is the run's.
+
+        The weights are looked at each time: the same model may have got those of a checkpoint.
+        """
+        part = FrozenPart.of(model, self._part.cut)
+        if part is None or not part.has_weights_of(self._part):
             return None
-        precision = self._recipe.train.precision
-        context = partial(autocast, self._transfer.device, precision)
+        checked = self._checked.get(model)
+        if checked is None or checked[0] != part.identity:
+            checked = part.identity, self._computes_the_same(model, part, (False,))
+            self._checked[model] = checked
+        return part if checked[1] else None
+
+    def _computes_the_same(self, model: nn.Module, part: FrozenPart, modes: Sequence[bool]) -> bool:
+        context = partial(autocast, self._transfer.device, self._recipe.train.precision)
         example = _example(self._transfer)
-        same = computes_the_same(model, part, example, context, modes=[False])
-        return part if same else None
+        return computes_the_same(model, part, example, context, self._penalty, modes)
 
 
 def open_cache(
@@ -295,7 +319,9 @@ def open_cache(
             f"{reason}; the frozen layers before it would be kept (model.ungated=freeze and "
             "method.layers freeze those before the first that is matched)"
         )
-    cache = ActivationCache(root, part, recipe, loader, transfer, fingerprint, say)
+    cache = ActivationCache(
+        root, model, part, trainable.penalty, recipe, loader, transfer, fingerprint, say
+    )
     with context():
         size = part.run(example)
     bytes_each = size[0].numel() * size.element_size()

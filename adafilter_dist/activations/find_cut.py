@@ -86,7 +86,7 @@ def find_frozen_part(
             if part is not None and computes_the_same(model, part, example, context, penalty):
                 return part
     raise NotFrozen(
-        f"what follows {cuts[0].at} (then comes {stopped_by}) reads the pictures or earlier layers"
+        f"what follows {cuts[0].at} (then comes {stopped_by}) reads the pictures themselves"
     )
 
 

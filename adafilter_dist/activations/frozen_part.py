@@ -68,6 +68,11 @@ class FrozenPart:
         states = [_state(part._networks[0], part.cut) for part in (self, other)]
         return _equal(*states)
 
+    @property
+    def identity(self) -> tuple[str, int]:
+        """What is the same as long as weights, set-up and copies are."""
+        return self.sha256, len(self._networks)
+
     @torch.no_grad()
     def run(self, images: Tensor) -> Tensor:
         """The activations of normalised images (N, 3, H, W): (N, ...), nothing behind them."""

@@ -149,7 +149,7 @@ def test_the_cut_is_before_what_draws_or_moves(kind: str, at: str) -> None:
 
 def test_what_reads_the_picture_later_is_refused() -> None:
     model = Drawing("reads the picture")
-    with pytest.raises(NotFrozen, match=r"what follows norm .* reads the pictures or earlier"):
+    with pytest.raises(NotFrozen, match=r"what follows norm .* reads the pictures themselves"):
         find_frozen_part(model, "head", PICTURES[:4], nullcontext, no_penalty)
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from adafilter_dist.distributed import join_world
+from adafilter_dist.recipe import load_recipe
+from adafilter_dist.training.session import Session, build_session
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import free_port, rank_environment
 from tests.kills.attempts import ForkServer
@@ -87,3 +93,34 @@ def test_methods_share_it_where_the_pictures_are_the_same(attempt: Attempt, tmp_
     # With every layer trained there is nothing to keep, and the run says so.
     printed = attempt("whole", *unmixed, "model.ungated=train")
     assert "train.cache: nothing is kept or read: no layer comes before conv1.0 (" in printed
+
+
+def test_weights_of_a_checkpoint_are_not_those_on_disk(words: list[str], tmp_path: Path) -> None:
+    """A resumed run goes on with the frozen layers it began with, also after the file changed."""
+    recipe = load_recipe([*words, *SHORT, f"train.cache={tmp_path}", "method=finetune"])
+
+    def seen(session: Session) -> list[Tensor]:
+        with session.epoch(0) as batches:
+            return [next(batches).images for _ in range(2)]
+
+    with join_world(recipe) as world:
+        session = build_session(recipe, world)
+        assert session.cache is not None
+        first, again = seen(session), seen(session)
+        assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+        assert (session.cache.counts.computed, session.cache.counts.read) == (2, 2)
+        with session.whole_model() as model:
+            session.evaluator.evaluate(model, "test")
+            evaluated = session.cache.counts.computed
+            session.evaluator.evaluate(model, "test")
+        assert session.cache.counts.computed == evaluated
+
+        state = session.full_state()
+        name = next(name for name in state.model if name.endswith("weight"))
+        changed = {**state.model, name: state.model[name] * 1.5}
+        session.load_full_state(replace(state, model=changed))
+        other = seen(session)
+        assert not any(torch.equal(*pair) for pair in zip(first, other, strict=True))
+        with session.whole_model() as model:
+            session.evaluator.evaluate(model, "test")
+        assert session.cache.counts.computed == 2 * evaluated
