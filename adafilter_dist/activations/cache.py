@@ -315,10 +315,7 @@ def open_cache(
     try:
         part = find_frozen_part(model, trainable.head, example, context, trainable.penalty)
     except NotFrozen as reason:
-        return none(
-            f"{reason}; the frozen layers before it would be kept (model.ungated=freeze and "
-            "method.layers freeze those before the first that is matched)"
-        )
+        return none(str(reason))
     cache = ActivationCache(
         root, model, part, trainable.penalty, recipe, loader, transfer, fingerprint, say
     )

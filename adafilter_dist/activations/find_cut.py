@@ -80,7 +80,10 @@ def find_frozen_part(
         recorder, stopped_by, first = _record(model, backbone, example, context)
         cuts = list(_cuts(recorder, first, len(example)))[:_TRIES]
         if not cuts:
-            raise NotFrozen(f"no layer comes before {stopped_by}")
+            raise NotFrozen(
+                f"no layer comes before {stopped_by}; model.ungated=freeze and method.layers "
+                "freeze the layers before the first that is matched"
+            )
         for cut in cuts:
             part = FrozenPart.of(model, cut)
             if part is not None and computes_the_same(model, part, example, context, penalty):

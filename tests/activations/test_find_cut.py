@@ -71,7 +71,7 @@ def test_the_cut_is_before_the_first_trained_layer(method: dict[str, Any], at: s
 def test_bi_tunings_keys_are_from_activations_where_they_are_of_the_same_picture() -> None:
     method = {"name": "bi_tuning", "layers": LATE}
     assert found(built(method, augment={"flip": 0.0})).cut.at == "blocks.1"
-    with pytest.raises(NotFrozen, match="reads the pictures or earlier layers"):
+    with pytest.raises(NotFrozen, match="reads the pictures themselves"):
         found(built(method))  # mirrored activations are not those of mirrored pictures
 
 
