@@ -49,13 +49,18 @@ class Pictures:
 
 @dataclass(frozen=True)
 class StartData:
-    """The splits as the untrained network sees them in evaluation mode; ``val`` may be missing."""
+    """The splits as the untrained network sees them in evaluation mode; ``val`` may be missing.
+
+    A start that takes long calls ``tick`` every second or so, and says by ``say`` how far it is.
+    """
 
     train: Features
     val: Features | None
     num_classes: int
     device: torch.device  # where a fit is quick; the features lie on the CPU
     pictures: Pictures | None = None  # as many as the method's `start_pictures`
+    tick: Callable[[], None] = lambda: None
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)

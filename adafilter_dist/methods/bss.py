@@ -10,15 +10,12 @@ pictures of a batch as well: a squared singular value grows with their number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods.base import TrainableModel
-from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
+from adafilter_dist.methods.finetune import build_finetune
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
@@ -67,8 +64,3 @@ def smallest_singular_values(features: Tensor, k: int) -> Tensor:
         torch.linalg.svdvals(part)[-k:].square().sum() for part in micro_batches.current.split(wide)
     ]
     return torch.stack(of_each).mean()
-
-
-def rebuild_bss(module: nn.Module, head: str, config: Mapping[str, Any]) -> nn.Module:
-    """The network of an export."""
-    return rebuild_finetune(module, head, config)

@@ -12,7 +12,7 @@ from adafilter_dist.methods.adafilter import build_adafilter, rebuild_adafilter
 from adafilter_dist.methods.auto_rgn import build_auto_rgn
 from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.methods.bi_tuning import build_bi_tuning, rebuild_bi_tuning
-from adafilter_dist.methods.bss import build_bss, rebuild_bss
+from adafilter_dist.methods.bss import build_bss
 from adafilter_dist.methods.co_tuning import build_co_tuning, rebuild_co_tuning
 from adafilter_dist.methods.delta import build_delta
 from adafilter_dist.methods.finetune import build_finetune, rebuild_finetune
@@ -23,7 +23,7 @@ from adafilter_dist.methods.linear_probe import build_linear_probe, rebuild_line
 from adafilter_dist.methods.lp_ft import build_lp_ft, rebuild_lp_ft
 from adafilter_dist.methods.spd import build_spd
 from adafilter_dist.methods.spottune import build_spottune, rebuild_spottune
-from adafilter_dist.methods.stochnorm import build_stochnorm, rebuild_stochnorm
+from adafilter_dist.methods.stochnorm import build_stochnorm
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.recipe.schema import Recipe
 
@@ -49,9 +49,9 @@ METHODS = {
     "layerwise_decay": Entry("layer-wise rates", build_layerwise_decay, rebuild_finetune),
     "linear_probe": Entry("linear head, trained by SGD", build_linear_probe, rebuild_linear_probe),
     "lp_ft": Entry("LP-FT", build_lp_ft, rebuild_lp_ft),
-    "bss": Entry("BSS", build_bss, rebuild_bss),
+    "bss": Entry("BSS", build_bss, rebuild_finetune),
     "spottune": Entry("SpotTune", build_spottune, rebuild_spottune),
-    "stochnorm": Entry("StochNorm", build_stochnorm, rebuild_stochnorm),
+    "stochnorm": Entry("StochNorm", build_stochnorm, rebuild_finetune),
     "bi_tuning": Entry("Bi-Tuning", build_bi_tuning, rebuild_bi_tuning),
     "co_tuning": Entry("Co-Tuning", build_co_tuning, rebuild_co_tuning),
     "spd": Entry("SPD", build_spd, rebuild_finetune),

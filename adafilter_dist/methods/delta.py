@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.methods.base import Start, StartData, TrainableModel
+from adafilter_dist.methods.base import Pictures, Start, StartData, TrainableModel
 from adafilter_dist.methods.finetune import build_finetune
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.backbone.feature_maps import FeatureMap, feature_maps
@@ -131,13 +131,15 @@ def build_delta(backbone: Backbone, recipe: Recipe) -> TrainableModel:
 
     def start(data: StartData) -> Start:
         assert data.pictures is not None
+        values: dict[str, Tensor] = {}
         with _with_fitted_head(trainable, data):
-            values = {
-                f"reference.attention_{number}": attention_of(
-                    rises_without(model, each.path, data.pictures.images, data.pictures.labels)
+            for number, each in enumerate(maps):
+                data.say(
+                    f"method=delta: the loss without each of {each.channels:,} filters of "
+                    f"{each.path}, feature map {number + 1} of {len(maps)}"
                 )
-                for number, each in enumerate(maps)
-            }
+                rises = rises_without(model, each.path, data.pictures, data.tick)
+                values[f"reference.attention_{number}"] = attention_of(rises)
         names = ", ".join(each.path for each in maps)
         filters, pictures = sum(each.channels for each in maps), len(data.pictures.labels)
         return Start(
@@ -168,22 +170,26 @@ def weighted_distance(own: Tensor, frozen: Tensor, attention: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rises_without(model: nn.Module, path: str, images: Tensor, labels: Tensor) -> Tensor:
+def rises_without(
+    model: nn.Module, path: str, pictures: Pictures, tick: Callable[[], None]
+) -> Tensor:
     """By how much the loss rises without each filter of the convolution at `path`: (C,).
 
-    The mean cross entropy over images (N, 3, H, W), in evaluation mode. The weights are as before
-    at the end.
+    The mean cross entropy over the pictures, of a model in evaluation mode. The weights are as
+    before at the end. `tick` is called before each filter.
     """
     convolution = model.get_submodule(path)
     assert isinstance(convolution, nn.Conv2d)
-    parts = list(zip(images.split(_AT_ONCE), labels.split(_AT_ONCE), strict=True))
+    split = pictures.images.split(_AT_ONCE), pictures.labels.split(_AT_ONCE)
+    parts = list(zip(*split, strict=True))
 
     def loss() -> Tensor:
         sums = [functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
-        return torch.stack(sums).sum() / len(labels)
+        return torch.stack(sums).sum() / len(pictures.labels)
 
     before, rises = loss(), []
     for weight in convolution.weight.unbind():
+        tick()
         kept = weight.clone()
         weight.zero_()
         rises.append(loss() - before)

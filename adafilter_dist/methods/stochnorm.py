@@ -4,18 +4,13 @@ Kou, You, Long, Wang, Stochastic Normalization, NeurIPS 2020. In training, a coi
 micro-batch chooses the statistics of the micro-batch (with probability p) or the running ones,
 which begin as the pre-trained network's. p 0.5 is that of the Transfer-Learning-Library
 (tllib/normalization/stochnorm.py), whose coins come from NumPy's generator; ours belong to seed,
-step and micro-batch. Running statistics move once a step, there with every batch.
+step and micro-batch. Running statistics move once a step, there with every batch. An export
+predicts as any BatchNorm does, and has no coins if it is trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
-
 from adafilter_dist.methods.base import TrainableModel, without_gates
-from adafilter_dist.methods.finetune import rebuild_finetune
 from adafilter_dist.methods.trained_layers import restricted
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.gating.stochnorm import replace_by_stochnorm
@@ -29,8 +24,3 @@ def build_stochnorm(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     assert isinstance(method, StochNorm)
     model = replace_by_stochnorm(restricted(backbone, recipe), method.p)
     return without_gates(model, backbone, recipe, backbone.head)
-
-
-def rebuild_stochnorm(module: nn.Module, head: str, config: Mapping[str, Any]) -> nn.Module:
-    """The network of an export, which predicts as any BatchNorm does; no coins if it is trained."""
-    return rebuild_finetune(module, head, config)

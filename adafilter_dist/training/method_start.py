@@ -26,7 +26,7 @@ def start_method(session: Session, say: Callable[[str], None], tick: Callable[[]
     Called once a run, before the first step. Collective: every rank computes, rank 0's values are
     taken, as other ranks may run with other libraries. A function of weights and data alone, so
     that a run that is killed before its first checkpoint starts in the same way again. ``tick`` is
-    called before each batch of pictures.
+    called before each batch of pictures, ``say`` prints a line.
     """
     trainable, engine = session.trainable, session.engine
     if trainable.start is None:
@@ -40,6 +40,8 @@ def start_method(session: Session, say: Callable[[str], None], tick: Callable[[]
             trainable.num_classes,
             session.world.device,
             _pictures(session, trainable.start_pictures, tick),
+            tick,
+            say,
         )
         start = trainable.start(data)
     engine.set_values({name: _of_rank0(session, value) for name, value in start.values.items()})

@@ -119,11 +119,12 @@ def test_attention_comes_from_the_rise_of_the_loss_without_each_filter() -> None
     images, labels = torch.rand(70, 3, 32, 32).double(), torch.arange(70) % 3
     features = Features(torch.randn(9, model.get_submodule("head").in_features), labels[:9])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    data = StartData(features, None, 3, torch.device("cpu"), Pictures(images, labels))
+    pictures, ticks = Pictures(images, labels), list[int]()
+    data = StartData(features, None, 3, torch.device("cpu"), pictures, tick=lambda: ticks.append(1))
     assert trainable.start is not None and trainable.start_pictures == 128
     start = trainable.start(data)
     assert all(torch.equal(model.state_dict()[n], tensor) for n, tensor in before.items())
-    assert model.training
+    assert model.training and len(ticks) == 16
     for name, attention in start.values.items():
         assert attention.shape == model.get_buffer(name).shape
         assert float(attention.sum()) == pytest.approx(1) and float(attention.std()) > 0
@@ -133,7 +134,7 @@ def test_attention_comes_from_the_rise_of_the_loss_without_each_filter() -> None
     model.get_submodule("head").load_state_dict({"weight": weight, "bias": bias})
     model.eval()
     convolution = model.get_submodule(MAP)
-    rises = rises_without(model, MAP, images, labels)
+    rises = rises_without(model, MAP, pictures, lambda: None)
     assert rises.shape == (16,)
     torch.testing.assert_close(start.values["reference.attention_0"], attention_of(rises))
     for channel in (0, 3):
