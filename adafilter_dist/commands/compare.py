@@ -9,9 +9,8 @@ from pathlib import Path
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.compare.contenders import CONTENDERS
 from adafilter_dist.compare.estimate import estimate
-from adafilter_dist.compare.keeping import agreed_plan, keep_plan, sole_command
+from adafilter_dist.compare.keeping import find_comparison, keep_plan, sole_command
 from adafilter_dist.compare.plan import Plan
-from adafilter_dist.compare.request import read_request
 from adafilter_dist.errors import UserError
 from adafilter_dist.metrics.progress import duration
 from adafilter_dist.system.console import Console, print_plain
@@ -53,12 +52,12 @@ def run(words: list[str]) -> int:
         "--workers", type=int, metavar="N", help="runs at once (default: as the cores or GPUs do)"
     )
     parser.add_argument(
-        "--results", action="store_true", help="run nothing; the results of what is done"
+        "--results", action="store_true", help="train nothing; the results of what is done"
     )
     options = parser.parse_intermixed_args(words)
     if options.workers is not None and not 1 <= options.workers <= 1024:
         raise UserError(f"--workers {options.workers}: must be from 1 to 1024")
-    plan, folder = _asked_for(options.words)
+    plan, folder = find_comparison(options.words)
     console = Console()
     say = partial(print_plain, console)
     if options.dry_run:
@@ -68,7 +67,7 @@ def run(words: list[str]) -> int:
     if options.results:
         from adafilter_dist.compare.ending import conclude
 
-        return conclude(folder, console, average=False)
+        return conclude(folder, console)
     from adafilter_dist.compare.local import STOPPED, LocalRunner, Machine
     from adafilter_dist.compare.progress import CompareProgress
 
@@ -90,15 +89,6 @@ def run(words: list[str]) -> int:
         for line in ending.failures:
             say(f"failed: {line}")
         return max(code, 1 if ending.failures else 0)
-
-
-def _asked_for(words: list[str]) -> tuple[Plan, Path]:
-    """The plan and its folder, from the words or, by ``compare_dir=`` alone, from the folder."""
-    if len(words) == 1 and words[0].startswith("compare_dir="):
-        folder = Path(words[0].partition("=")[2]).expanduser()
-        return Plan.read(folder), folder
-    request = read_request(words)
-    return agreed_plan(request.plan, request.folder), request.folder
 
 
 def _size(plan: Plan) -> str:

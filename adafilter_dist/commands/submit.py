@@ -20,14 +20,15 @@ from adafilter_dist.system.console import Console, print_plain
 if TYPE_CHECKING:
     from adafilter_dist.launch.target import Target
 
-HELP = "train, evaluate or prepare as a job of a SLURM cluster"
-_VERBS = ("train", "evaluate", "prepare")
+HELP = "train, evaluate, prepare or compare as a job of a SLURM cluster"
+_VERBS = ("train", "evaluate", "prepare", "compare")
 _EXAMPLES = (
     "recipe=food101 launch.partition=gpu launch.gpus_per_node=8 launch.time=8h",
     "recipe=food101 launch=@mysite launch.nodes=2        # a site's settings; later words win",
     "recipe=food101 optim.lr=0.01,0.02 seed=0,1,2        # a sweep: six runs, one array",
     "recipe=food101 --dry-run                            # the sbatch script, nothing else",
     "resume=runs/food101/1a2b3c4d                        # go on with a run",
+    "compare recipe=food101 methods=finetune,adafilter   # a comparison: its trials, then its runs",
 )
 _MORE = """\
 A job that is preempted, comes to its time limit or loses a node saves and is requeued; one that you
@@ -43,7 +44,10 @@ def run(words: list[str], program: str = "adafilter submit") -> int:
         more=_MORE,
     )
     parser.add_argument(
-        "words", nargs="*", metavar="key=value", help="train (default), evaluate or prepare first"
+        "words",
+        nargs="*",
+        metavar="key=value",
+        help="train (default), evaluate, prepare or compare first",
     )
     parser.add_argument(
         "--dry-run",
@@ -66,6 +70,10 @@ def run(words: list[str], program: str = "adafilter submit") -> int:
     console = Console()
     if verb == "train":
         return _train(rest, options.allow_mismatch, options.dry_run, program, console)
+    if verb == "compare":
+        from adafilter_dist.compare.submission import submit_compare
+
+        return submit_compare(rest, options.dry_run, partial(print_plain, console))
     from adafilter_dist.launch.verb_jobs import submit_verb
 
     return submit_verb(verb, rest, options.dry_run, partial(print_plain, console))

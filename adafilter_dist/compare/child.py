@@ -11,14 +11,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NoReturn
 
 PRELOADED = (
-    *("adafilter_dist.training.attempt", "adafilter_dist.launch.checks"),
-    *("adafilter_dist.data.prepare.prepare", "adafilter_dist.compare.ending"),
+    *("adafilter_dist.training.attempt", "adafilter_dist.compare.ready"),
+    "adafilter_dist.compare.ending",
     *("torchvision", "rich.progress"),
     # What data and figures need, where it is installed. ffcv starts threads: it is left to the run.
     *("numba", "llvmlite.binding", "cv2", "matplotlib.figure", "matplotlib.backends.backend_agg"),
@@ -57,61 +57,24 @@ def train(recipe: Mapping[str, Any], log: str, environment: Mapping[str, str]) -
     sys.exit(code)
 
 
-def make_ready(
-    draws: Sequence[Mapping[str, Any]],
-    contenders: Mapping[str, tuple[Mapping[str, Any], str]],
-    tune: bool,
-) -> NoReturn:
-    """Prepare each draw of the pictures, then check the first run of each contender.
-
-    ``contenders``: a resolved recipe and its run folder, by name; ``tune``: there are trials, which
-    need a validation split. The exit code is 2 where something is missing, which is printed.
-    """
+def make_ready(folder: str) -> NoReturn:
+    """Prepare and check everything; the exit code is 2 where something is missing, and printed."""
     _die_with_parent()
 
+    from adafilter_dist.compare import ready
+    from adafilter_dist.compare.plan import Plan
+    from adafilter_dist.system.console import Console
     from adafilter_dist.system.exit_code import exit_code
 
-    sys.exit(exit_code(lambda: _make_ready(draws, contenders, tune)))
+    def make() -> int:
+        place = Path(folder)
+        ready.make_ready(Plan.read(place), place, Console(), alone=True)
+        return 0
+
+    sys.exit(exit_code(make))
 
 
-def _make_ready(
-    draws: Sequence[Mapping[str, Any]],
-    contenders: Mapping[str, tuple[Mapping[str, Any], str]],
-    tune: bool,
-) -> int:
-    from adafilter_dist.data.prepare.prepare import prepare
-    from adafilter_dist.errors import UserError
-    from adafilter_dist.launch.checks import Checks
-    from adafilter_dist.models.backbone.backbones import fetch_weights
-    from adafilter_dist.recipe import Recipe
-    from adafilter_dist.recipe.sections.launch import Launch
-    from adafilter_dist.system.console import Console
-
-    console = Console()
-    for number, tree in enumerate(draws):
-        recipe = Recipe.model_validate(tree)
-        if number == 0:
-            fetch_weights(recipe)
-        prepared = prepare(recipe, console)
-        if tune and not len(prepared.split("val")[1]):
-            raise UserError(
-                f"{prepared.folder}: there is no validation split, by which tuning chooses; set "
-                "data.val_fraction, or tune=0"
-            )
-    checks, mistakes = Checks(), list[str]()
-    for name, (tree, run) in contenders.items():
-        try:
-            recipe = Recipe.model_validate(tree)
-            alone = recipe.model_copy(update={"launch": Launch()})  # one process a run
-            checks.check(alone, Path(run))
-        except UserError as error:
-            mistakes += [f"{name}: {line}" for line in str(error).splitlines()]
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return 0
-
-
-def conclude(folder: str, average: bool) -> NoReturn:
+def conclude(folder: str) -> NoReturn:
     """Average and write the results, once all runs are over; prints them."""
     _die_with_parent()
 
@@ -119,7 +82,7 @@ def conclude(folder: str, average: bool) -> NoReturn:
     from adafilter_dist.system.console import Console
     from adafilter_dist.system.exit_code import exit_code
 
-    sys.exit(exit_code(lambda: ending.conclude(Path(folder), Console(), average=average)))
+    sys.exit(exit_code(lambda: ending.conclude(Path(folder), Console())))
 
 
 def _die_with_parent() -> None:

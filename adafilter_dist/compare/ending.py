@@ -11,14 +11,19 @@ from adafilter_dist.compare.averaged_runs import average_runs
 from adafilter_dist.compare.console_table import print_results
 from adafilter_dist.compare.plan import Plan
 from adafilter_dist.compare.results import write_results
+from adafilter_dist.compare.runs import all_runs, standing
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.console import print_plain
 
 
-def conclude(folder: Path, console: Console, *, average: bool = True) -> int:
-    """Average what the plan asks for, write the results, print them; 1 where an average failed."""
+def conclude(folder: Path, console: Console) -> int:
+    """Average what the plan asks for once all runs are over, write the results, print them.
+
+    Returns 1 where an average failed.
+    """
     plan, say, code = Plan.read(folder), partial(print_plain, console), 0
-    for name in plan.averages if average else ():
+    over = all(standing(run) != "open" for run in all_runs(plan, folder))
+    for name in plan.averages if over else ():
         try:
             average_runs(folder, plan, name, say)
         except UserError as error:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from adafilter_dist.compare.plan import FILE, Plan
+from adafilter_dist.compare.request import read_request
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.files import make_folder
 from adafilter_dist.system.lock import exclusive
+
+
+def find_comparison(words: Sequence[str]) -> tuple[Plan, Path]:
+    """The plan and its folder, from words, or by ``compare_dir=`` alone from the folder.
+
+    Raises UserError for every mistake in the words, and where the folder holds another plan.
+    """
+    if len(words) == 1 and words[0].startswith("compare_dir="):
+        folder = Path(words[0].partition("=")[2]).expanduser()
+        return Plan.read(folder), folder
+    request = read_request(words)
+    return agreed_plan(request.plan, request.folder), request.folder
 
 
 def agreed_plan(plan: Plan, folder: Path) -> Plan:

@@ -20,7 +20,6 @@ from adafilter_dist.compare.progress import CompareProgress
 from adafilter_dist.compare.runs import (
     PlannedRun,
     all_runs,
-    draw_recipes,
     final_recipe,
     finals_of,
     standing,
@@ -141,8 +140,7 @@ class LocalRunner:
 
     def conclude(self) -> int:
         """Average, write and print the results; 1 where an average failed."""
-        complete = not any(self._standing[run] == "open" for run in self._standing)
-        process = self._context.Process(target=child.conclude, args=(str(self._folder), complete))
+        process = self._context.Process(target=child.conclude, args=(str(self._folder),))
         process.start()
         process.join()
         return process.exitcode or 0
@@ -195,26 +193,7 @@ class LocalRunner:
 
     def _make_ready(self, came: list[int]) -> int:
         """Prepare and check in a process of its own; its exit code."""
-        first = {
-            each.name: next(
-                (run for run in self._left() if run.contender == each.name and run.kind == "trial"),
-                None,
-            )
-            for each in self._plan.contenders
-        }
-        checked = {}
-        for each in self._plan.contenders:
-            run = first[each.name]
-            recipe = (
-                self._recipe(run)
-                if run is not None
-                else final_recipe(self._plan, self._folder, each.name, self._plan.seeds[0], {})
-            )
-            checked[each.name] = (_plain(recipe), str(recipe.run_dir))
-        draws = [_plain(recipe) for recipe in draw_recipes(self._plan, self._folder)]
-        process = self._context.Process(
-            target=child.make_ready, args=(draws, checked, self._plan.tune > 0)
-        )
+        process = self._context.Process(target=child.make_ready, args=(str(self._folder),))
         process.start()
         told = False
         while process.is_alive():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from adafilter_dist.errors import LostPeerError
 from adafilter_dist.launch.requeue import (
@@ -30,6 +31,9 @@ from adafilter_dist.system.exit_code import exit_code
 from adafilter_dist.system.openmp import set_wait_policy
 from adafilter_dist.training.preemption import StopFlag, stop_on_signal
 from adafilter_dist.training.stop_policy import StopPolicy
+
+if TYPE_CHECKING:
+    from adafilter_dist.recipe import Recipe
 
 _STOPPED = 75
 _say = partial(print, flush=True)
@@ -95,13 +99,18 @@ class Job:
             return main([self.verb, *self.words])
         return self._train(self.run, flag)
 
+    def recipe(self) -> Recipe:
+        """The recipe of the run that is trained."""
+        from adafilter_dist.recipe import load_recipe
+
+        return load_recipe(self.words)
+
     def _train(self, run: Path, flag: StopFlag) -> int:
         from adafilter_dist.distributed.lost_peer import sign_of_loss
-        from adafilter_dist.recipe import load_recipe
         from adafilter_dist.system.console import Console
         from adafilter_dist.training.attempt import run_attempt
 
-        recipe = load_recipe(self.words)
+        recipe = self.recipe()
         decisions: list[RequeueDecision] = []
 
         def explain(signal_name: str) -> str:

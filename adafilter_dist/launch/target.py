@@ -14,6 +14,7 @@ from adafilter_dist.launch import local
 from adafilter_dist.launch.sweep import Member, expand
 from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
 from adafilter_dist.recipe.sections.base import seconds
+from adafilter_dist.recipe.sections.launch import Launch
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.run.kept_recipe import recipe_file
@@ -110,19 +111,31 @@ class Target:
         self, cluster: str, job: str, folder: Path, log: str, words: Sequence[str]
     ) -> None:
         """Note the job that the run was given to."""
-        launch = self.recipe.launch
-        note = {
-            "cluster": cluster,
-            "job": job,
-            "host": socket.gethostname(),
-            "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
-            "folder": str(folder),
-            "log": log,
-            "tasks": launch.world_size,
-            "nodes": launch.nodes,
-            "words": list(words),
-        }
-        write_submitted(self.run, note)
+        note_submitted(self.run, self.recipe.launch, cluster, job, folder, log, words)
+
+
+def note_submitted(
+    run: Path,
+    launch: Launch,
+    cluster: str,
+    job: str,
+    folder: Path,
+    log: str,
+    words: Sequence[str],
+) -> None:
+    """Note in its folder the job that a run was given to."""
+    note = {
+        "cluster": cluster,
+        "job": job,
+        "host": socket.gethostname(),
+        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+        "folder": str(folder),
+        "log": log,
+        "tasks": launch.world_size,
+        "nodes": launch.nodes,
+        "words": list(words),
+    }
+    write_submitted(run, note)
 
 
 def job_of(run: Path) -> str | None:

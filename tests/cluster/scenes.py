@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adafilter_dist.run.files import RunFiles
 from tests.cluster.config import Settings
 from tests.cluster.interruptions import Interruptions
 from tests.cluster.scripted import Scripted
 from tests.cluster.slurm import Cluster
 from tests.cluster.submitted import RECIPE, SUBMIT, Run
+from tests.distributed.launch import start, wait
 from tests.kills.same import differences
 
 EVERY = 10  # checkpoint.every of run.yaml
@@ -277,6 +280,53 @@ def sweep(stage: Stage) -> Ended:
         return Ended([])
 
 
+def comparison(stage: Stage) -> Ended:
+    """A comparison as arrays, its trials preempted, comes to what it does on this machine."""
+    words = [f"recipe={RECIPE}", f"data.prepared={stage.data}", "seeds=0", "tune=2"]
+    words += ["methods=finetune,linear_probe,finetune+wise_ft"]
+    words += ["launch.nodes=1", "launch.tasks_per_node=1"]
+    here, arrays = stage.folder / "here", stage.folder / "arrays"
+    alone = start(["compare", *words, f"compare_dir={here}"], folder=stage.folder)
+    with Cluster(stage.folder / "cluster", Settings(grace=GRACE, kill_wait=15)) as cluster:
+        run = stage.run(cluster)
+        said = run.type(f"python {SUBMIT} compare {' '.join(words)} compare_dir={arrays}")
+        jobs = re.findall(r"^submitted job (\d+)", said, re.M)
+        assert len(jobs) == 3, said
+        trials = [
+            arrays / "trials" / name / k for name in ("finetune", "linear_probe") for k in "01"
+        ]
+        cluster.wait_for(lambda: all(map(_trains, trials)), 150, "all trials train")
+        again = run.type(f"python {SUBMIT} compare {' '.join(words)} compare_dir={arrays}")
+        assert "nothing to submit" in again and jobs[0] in again, again
+        cluster.submit("true", *_HIGH)
+        cluster.wait_for_state(int(jobs[2]), "COMPLETED", timeout=300)
+    events = [RunFiles(trial).read_events() for trial in trials]
+    assert "preempted" in {row.get("after") for rows in events for row in rows}, events
+    ended = wait(alone, 300)
+    assert ended.code == 0, ended.output
+    assert _outcomes(arrays) == _outcomes(here)
+    return Ended([])
+
+
+def _trains(run: Path) -> bool:
+    """Whether a run has begun to train, or is through."""
+    return any(row["kind"] == "train" for row in RunFiles(run).read_metrics())
+
+
+def _outcomes(folder: Path) -> dict[str, object]:
+    """What was chosen, the weights of all runs, and the rows of the table but for costs."""
+    weights = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.glob("*/*/*/best/model.safetensors")
+    }
+    choices = {path.name: path.read_text() for path in (folder / "chosen").iterdir()}
+    assert len(weights) == 6 and len(choices) == 2
+    results = json.loads((folder / "results.json").read_text())
+    rows = [{k: v for k, v in row.items() if k != "cost"} for row in results["contenders"]]
+    assert len(rows) == 3 and not any(row["problems"] for row in rows), rows
+    return {**weights, **choices, "rows": rows}
+
+
 def zero_preempted(stage: Stage) -> Ended:
     """DeepSpeed, weights in shards: preempted, and beside it a run that is left alone."""
     with Cluster(stage.folder / "cluster", Settings(grace=GRACE)) as cluster:
@@ -320,7 +370,7 @@ SCENES: dict[str, Callable[[Stage], Ended]] = {
     scene.__name__: scene
     for scene in (
         *(undisturbed, time_limit_and_requeue, preempted_and_cancelled),
-        *(nodes_script_preempted, sweep),
+        *(nodes_script_preempted, sweep, comparison),
         *(preempted_without_signal, preempted_without_grace, first_node_lost, rank_killed),
         *(node_script_preempted, zero_preempted, time_limit_twice),
     )

@@ -168,7 +168,7 @@ def started(command: Command) -> tuple[str, list[str], int | None]:
     else:
         verb, rest = words[1], words[2:]
         ranks = None if verb == "submit" else 1
-    if verb == "compare":
+    if "compare" in (verb, *rest):
         rest = [word for word in rest if word.partition("=")[0] not in OWN_WORDS]
     rest = [word.replace("=NAME", "=food101") for word in rest]
     return verb, [word for word in rest if "=" in word and not word.startswith("--")], ranks
