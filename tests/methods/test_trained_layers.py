@@ -51,6 +51,18 @@ def test_the_same_words_train_the_same(network: str, layers: str, ungated: str) 
     assert (trained(tuned) < everything) == few
 
 
+@pytest.mark.parametrize(
+    "method", ["l2sp", "layerwise_decay", "lp_ft", "bss", "stochnorm", "spd", "delta", "bi_tuning"]
+)
+def test_other_methods_train_what_fine_tuning_does(method: str) -> None:
+    words = {"layers": r"blocks\.[12]\.second"}
+    tuned, _ = build({"name": "finetune", **words}, "small_resnet", ungated="freeze")
+    other, _ = build({"name": method, **words}, "small_resnet", ungated="freeze")
+    names = {name.removeprefix("query.backbone.") for name in trained(other)}
+    added = {name for name in names if name.startswith("query.")}  # projections of Bi-Tuning
+    assert names - added == trained(tuned) and len(trained(tuned)) == 8
+
+
 def test_what_is_frozen_keeps_its_bits_over_a_step() -> None:
     trainable, _ = build({"name": "finetune", "layers": SOME}, ungated="freeze")
     model = trainable.model.train()
