@@ -33,7 +33,8 @@ def paths(page: str) -> set[str]:
 
 def exists(name: str, page: str) -> bool:
     bases = (CLONE, PACKAGE, (CLONE / page).parent)
-    return any((base / name).exists() for base in bases)
+    recipe = CLONE / "recipes" / f"{name}.yaml"  # as recipe=FOLDER/NAME has it
+    return recipe.exists() or any((base / name).exists() for base in bases)
 
 
 @pytest.mark.parametrize("page", PAGES)
