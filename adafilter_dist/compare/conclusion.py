@@ -52,7 +52,7 @@ def _judge(judged: Sequence[ContenderResult], base: ContenderResult) -> str:
     sides = [sides[0], *(side[0].upper() + side[1:] for side in sides[1:])]
     rest = [each.title for each in judged if not each.differs]
     same = [f"Not told apart from it: {', '.join(rest)}."] if rest else []
-    return " ".join([*sides, *same, f"Told apart is what has {how}."])
+    return " ".join([*sides, *same, f"Above and below mean {how}."])
 
 
 def _p(each: ContenderResult) -> str:

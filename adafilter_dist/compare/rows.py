@@ -35,8 +35,9 @@ class ContenderResult:
 
     ``accuracy`` and ``loss`` are those of the test set, accuracies shares in 0..1; ``by_seed`` the
     accuracy of each finished seed. ``difference`` is accuracy minus the base's over the seeds that
-    both have, ``p`` its p-value corrected for the number of contenders, ``bootstrap`` another
-    interval of it to be compared with. ``problems`` name the runs and trials that are missing.
+    both have (minus that of ``reference``, if it names one), ``p`` its p-value corrected for the
+    number of contenders, ``bootstrap`` another interval of it to be compared with. ``problems``
+    name the runs and trials that are missing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ContenderResult:
     cost: Cost | None
     tuning: TuningSummary | None
     problems: tuple[str, ...]
+    reference: str = ""
 
     @property
     def differs(self) -> bool:
@@ -69,6 +71,7 @@ class ContenderResult:
             "p_corrected": self.p,
             "bootstrap": self.bootstrap,
             "problems": list(self.problems),
+            "reference": self.reference,
         }
 
 

@@ -99,6 +99,7 @@ def _row(each: Collected, base: Collected, same_pictures: bool) -> ContenderResu
         cost=_cost(each, base),
         tuning=summarise_trials(each.trials),
         problems=tuple(problems),
+        reference="the best of its trials" if each.references else "",
     )
 
 

@@ -24,6 +24,7 @@ is computed, and how often the intervals contain the truth, is in docs/compare.m
 
 def markdown(results: Results, *, figure: bool = False) -> str:
     """The conclusion, tables of accuracies, costs and tuning, and what is missing."""
+    rows = results.contenders
     seeds = f"seed{'s' * (len(results.seeds) > 1)} {', '.join(map(str, results.seeds))}"
     pictures = f"{results.pictures:,} test pictures" if results.pictures else "no run finished"
     if results.pictures and not results.same_pictures:
@@ -31,7 +32,9 @@ def markdown(results: Results, *, figure: bool = False) -> str:
     parts = [f"# {results.name}: comparison", conclusion(results), f"{seeds}; {pictures}."]
     if figure:
         parts.append("![accuracies and differences](results.svg)")
-    parts += [_accuracies(results), _READING]
+    parts += [_accuracies(results)]
+    parts += [f"{each.title}: minus {each.reference}." for each in rows if each.reference]
+    parts += [_READING]
     parts += [table for table in (_costs(results), _tuning(results)) if table]
     missing = [f"- {each.title}: {why}" for each in results.contenders for why in each.problems]
     if missing:

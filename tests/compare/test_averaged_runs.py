@@ -144,6 +144,7 @@ def test_soups_are_compared_with_the_best_of_their_trials(
     ours, theirs = (read_test_outcomes(path).correct for path in (place, place / REFERENCE))
     assert row.difference is not None and row.p is None and row.rank is None
     assert row.difference.value == pytest.approx(ours.mean() - theirs.mean())
+    assert f"{row.title}: minus the best of its trials." in (folder / "results.md").read_text()
 
 
 def test_what_is_not_finished_is_not_averaged(compared: tuple[Path, Plan], tmp_path: Path) -> None:
