@@ -78,7 +78,7 @@ def find_frozen_part(
     backbone = next(module for module in model.modules() if has_modules(module, [head]))
     with _as_before(model, len(example)):
         recorder, stopped_by, first = _record(model, backbone, example, context)
-        cuts = list(_cuts(recorder, first, len(example)))[:_TRIES]
+        cuts = list(_cuts(backbone, recorder, first, len(example)))[:_TRIES]
         if not cuts:
             raise NotFrozen(
                 f"no layer comes before {stopped_by}; model.ungated=freeze and method.layers "
@@ -89,7 +89,8 @@ def find_frozen_part(
             if part is not None and computes_the_same(model, part, example, context, penalty):
                 return part
     raise NotFrozen(
-        f"what follows {cuts[0].at} (then comes {stopped_by}) reads the pictures themselves"
+        f"what follows {cuts[0].at} (then comes {stopped_by}) needs more than its output: the "
+        "pictures themselves, or earlier layers"
     )
 
 
@@ -116,6 +117,9 @@ def computes_the_same(
                 activations = part.run(example)
             if not is_dense(activations):
                 return False
+            # Other pictures in between: nothing that a method remembers may pass for computed.
+            _outcome(model, 1 - 2 * example.flip(0), context, penalty)
+            _restore(model, buffers)
             try:
                 with part.skipped():
                     short = _outcome(model, activations, context, penalty)
@@ -219,7 +223,7 @@ def _hooks(recorder: _Recorder, name: str) -> tuple[Callable[..., None], Callabl
     return before, after
 
 
-def _cuts(recorder: _Recorder, first: int, pictures: int) -> Iterator[Cut]:
+def _cuts(backbone: nn.Module, recorder: _Recorder, first: int, pictures: int) -> Iterator[Cut]:
     """Cuts before the time `first`, the last one first."""
     last_end: dict[str, int] = {}
     times: dict[str, int] = {}
@@ -232,6 +236,14 @@ def _cuts(recorder: _Recorder, first: int, pictures: int) -> Iterator[Cut]:
         if call.ended > first or times[call.name] > 1 or not whole or len(output) != pictures:
             continue
         done = {name for name, ended in last_end.items() if ended < call.ended}
+        # A copy of the network that a method runs beside it has a cut of its own.
+        copies = [n for n in done if has_modules(backbone.get_submodule(n), [call.name])]
+        done = {n for n in done if not any(_related(n, copy) for copy in copies)}
         inside = (*done, call.name)
         outermost = [name for name in done if not any(name.startswith(f"{o}.") for o in inside)]
         yield Cut(call.name, tuple(sorted(outermost)))
+
+
+def _related(path: str, other: str) -> bool:
+    """Whether one module is the other, or is inside it."""
+    return path == other or path.startswith(f"{other}.") or other.startswith(f"{path}.")

@@ -68,10 +68,51 @@ def test_the_cut_is_before_the_first_trained_layer(method: dict[str, Any], at: s
     assert not any("forward" in module.__dict__ for module in trainable.model.modules())
 
 
+def test_a_reference_beside_the_network_goes_on_from_the_same_activations() -> None:
+    trainable = built({"name": "delta", "layers": LATE, "maps": LATE})
+    part, labels = found(trainable), torch.zeros(5, dtype=torch.int64)
+    assert part.cut.at == "blocks.1" and part.cut.before == ("blocks.0", "stem")
+    model = trainable.model.train()
+    penalties: list[Tensor] = []
+    for pictures in (PICTURES, PICTURES.flip(3)):
+        model(pictures)
+        penalties.append(trainable.penalty(labels))
+    activations = part.run(PICTURES)
+    model(PICTURES.flip(3))
+    trainable.penalty(labels)
+    with part.skipped():
+        model(activations)
+        assert torch.equal(trainable.penalty(labels), penalties[0])
+    assert not torch.equal(*penalties)
+
+
+class Remembering(nn.Module):
+    """A penalty from what a hook on a frozen layer has seen: never, where that is skipped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3).requires_grad_(False)
+        self.head = nn.Linear(4, 10)
+        self.seen = torch.zeros(())
+        self.stem.register_forward_pre_hook(self.remember)
+
+    def remember(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.seen = inputs[0].mean()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.stem(images).mean((2, 3)))
+
+
+def test_what_a_method_remembers_of_pictures_is_not_taken_for_computed() -> None:
+    model = Remembering()
+    with pytest.raises(NotFrozen, match=r"what follows stem .* needs more than its output"):
+        find_frozen_part(model, "head", PICTURES[:4], nullcontext, lambda labels: model.seen)
+
+
 def test_bi_tunings_keys_are_from_activations_where_they_are_of_the_same_picture() -> None:
     method = {"name": "bi_tuning", "layers": LATE}
     assert found(built(method, augment={"flip": 0.0})).cut.at == "blocks.1"
-    with pytest.raises(NotFrozen, match="reads the pictures themselves"):
+    with pytest.raises(NotFrozen, match="needs more than its output"):
         found(built(method))  # mirrored activations are not those of mirrored pictures
 
 
@@ -149,7 +190,7 @@ def test_the_cut_is_before_what_draws_or_moves(kind: str, at: str) -> None:
 
 def test_what_reads_the_picture_later_is_refused() -> None:
     model = Drawing("reads the picture")
-    with pytest.raises(NotFrozen, match=r"what follows norm .* reads the pictures themselves"):
+    with pytest.raises(NotFrozen, match=r"what follows norm .* needs more than its output"):
         find_frozen_part(model, "head", PICTURES[:4], nullcontext, no_penalty)
 
 
