@@ -112,6 +112,9 @@ def build_delta(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         source.register_forward_hook(_keep(frozen, number, model, each.changed))
 
     def beside(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # What a forward that was broken off has left belongs to other pictures.
+        own.clear()
+        frozen.clear()
         if module.training:
             with torch.no_grad():
                 network(inputs[0])
@@ -120,13 +123,14 @@ def build_delta(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     trainable.keep_beside("reference", reference)
 
     def penalty(labels: Tensor) -> Tensor:
-        pairs = [(own.pop(number), frozen.pop(number)) for number in range(len(maps))]
+        # A map that neither network computes lies in a frozen part, whose activations are kept
+        # (train.cache): it is the same in both.
         of_maps = [
-            weighted_distance(*pair, reference.attention(number))
-            for number, pair in enumerate(pairs)
+            weighted_distance(own.pop(number), frozen.pop(number), reference.attention(number))
+            for number in sorted(own.keys() | frozen.keys())
         ]
         of_head = torch.stack([p.square().sum() for p in head.parameters()]).sum()
-        behaviour = torch.stack(of_maps).sum()
+        behaviour = torch.stack(of_maps).sum() if of_maps else torch.zeros_like(of_head)
         return method.alpha * _BATCH / 2 * behaviour + method.beta / 2 * of_head
 
     def start(data: StartData) -> Start:

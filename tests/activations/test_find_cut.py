@@ -52,8 +52,17 @@ LATE = r"blocks\.2"
         ({"name": "finetune", "layers": LATE}, "blocks.1"),
         ({"name": "linear_probe"}, "pool"),
         ({"name": "co_tuning", "layers": LATE}, "blocks.1"),
+        ({"name": "bss", "eta": 1.0, "layers": LATE}, "blocks.1"),
+        ({"name": "stochnorm", "layers": LATE}, "blocks.1"),
+        ({"name": "spd", "layers": LATE}, "blocks.1"),
+        ({"name": "auto_rgn", "layers": LATE}, "blocks.1"),
+        # Two of its maps are of frozen blocks.
+        ({"name": "delta", "layers": LATE}, "blocks.1"),
     ],
-    ids=["adafilter", "paper", "in a block", "finetune", "linear_probe", "co_tuning"],
+    ids=[
+        *("adafilter", "paper", "in a block", "finetune", "linear_probe", "co_tuning", "bss"),
+        *("stochnorm", "spd", "auto_rgn", "delta"),
+    ],
 )
 def test_the_cut_is_before_the_first_trained_layer(method: dict[str, Any], at: str) -> None:
     trainable = built(method)
