@@ -51,23 +51,25 @@ def arms(data: Data) -> dict[str, Arm]:
         return ("method.gate.mode=oracle", f"method.gate.oracle={gates}")
 
     no_picture = ("method.gate.decision=filter", "method.batchnorm=selected")
-    # What is left out of AdaFilter is left out at its rate.
+    # What is left out of AdaFilter is left out at its rate, and pictures are divided all the same.
     same = (0.03,)
+    divide = "method.gate.contrast=0"
     return {
         "finetune": Arm(("method=finetune",), (0.003, 0.01, 0.03)),
         "lp_ft": Arm(("method=lp_ft",), (0.003, 0.01, 0.03)),
         "oracle": Arm(oracle("0", "1")),
         "oracle_of_groups": Arm(oracle("[1, 0]", "[0, 1]")),
         "adafilter": Arm(()),
+        "low_contrast": Arm(("method.gate.contrast=0.5",)),
         "paper": Arm(("method.gate.recipe=paper",)),
         "frozen": Arm(("method.gate.mode=frozen",), same),
         "partition": Arm(("method.gate.mode=partition",), same),
         "bernoulli": Arm(("method.gate.mode=bernoulli",), same),
-        "without_selected_batchnorm": Arm(("method.batchnorm=all",), same),
+        "without_selected_batchnorm": Arm(("method.batchnorm=all", divide), same),
         "without_measured_losses": Arm(no_picture, same),
-        "without_early_decision": Arm(("method.gate.warmup=0.9",), same),
-        "without_look_ahead": Arm(("method.gate.look_ahead=0.01",), same),
-        "groups_2": Arm(("method.gate.groups=2",), same),
+        "without_early_decision": Arm(("method.gate.warmup=0.9", divide), same),
+        "without_look_ahead": Arm(("method.gate.look_ahead=0.01", divide), same),
+        "groups_2": Arm(("method.gate.groups=2", divide), same),
     }
 
 

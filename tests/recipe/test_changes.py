@@ -24,12 +24,12 @@ from adafilter_dist.recipe.identity import run_hash
 from adafilter_dist.training.lr_schedule import lr_factor
 
 HASHES = {
-    "caltech256": "45886710",
-    "caltech256-30": "87c84bfc",
-    "caltech256-60": "366cf922",
-    "demo": "04592834",
-    "food101": "bfb9e1ab",
-    "food101-sparse": "07039f81",
+    "caltech256": "66f75eaf",
+    "caltech256-30": "e06f8b47",
+    "caltech256-60": "e010583e",
+    "demo": "86c3b5db",
+    "food101": "4248e9cc",
+    "food101-sparse": "f3b9ff33",
 }
 # As they were when decisions on pictures had no contrast to reach.
 WITHOUT_CONTRAST_HASHES = {

@@ -104,7 +104,7 @@ class Gate(Section):
     )
     ridge: Positive = Field(3e-4, description="penalty on the weights of the picture's decision")
     contrast: NotNegative = Field(
-        0.5,
+        4.0,
         description="nats by which two pictures with different decisions must be better off, "
         "together, than with these exchanged; else all are fine-tuned; 0: not asked",
     )
