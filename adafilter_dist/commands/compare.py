@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
 from adafilter_dist.compare.contenders import CONTENDERS
-from adafilter_dist.compare.estimate import estimate
+from adafilter_dist.compare.estimate import estimate, planned_disk
 from adafilter_dist.compare.keeping import find_comparison, keep_plan, sole_command
 from adafilter_dist.compare.plan import Plan
 from adafilter_dist.errors import UserError
@@ -117,7 +117,8 @@ def dry_run_lines(plan: Plan, folder: Path, workers: int | None) -> list[str]:
             f"time    {duration(known.seconds / machine.workers)} with {machine.workers} at once, "
             f"as {known.measured} runs so far went"
         )
-    disk = "unknown until a run is over" if known.disk is None else f"{gib(known.disk)} in all"
+    size = known.disk or planned_disk(plan, folder, machine.workers)
+    disk = "unknown before the data are prepared" if size is None else f"about {gib(size)}"
     lines.append(f"disk    {disk}")
     for each in plan.contenders:
         keys = ", ".join(f"{one.key} {one.low:g} to {one.high:g}" for one in each.space)

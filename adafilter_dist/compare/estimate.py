@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean
 
-from adafilter_dist.compare.plan import Plan
-from adafilter_dist.compare.runs import PlannedRun, all_runs, standing
+from adafilter_dist.compare.plan import Plan, final_run
+from adafilter_dist.compare.runs import PlannedRun, all_runs, final_recipe, standing
+from adafilter_dist.errors import UserError
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.json_files import number, text
 
@@ -42,6 +43,25 @@ def estimate(plan: Plan, folder: Path) -> Estimate:
         seconds = sum(own[run.contender] for run in left)
     disk = mean(sizes) * len(runs) if sizes else None
     return Estimate(len(runs), len(left), seconds, disk, len(known))
+
+
+def planned_disk(plan: Plan, folder: Path, workers: int) -> float | None:
+    """Bytes before anything has run: what all runs leave behind, and what those at work have.
+
+    Builds the network of each contender; None where data or weights are missing.
+    """
+    from adafilter_dist.launch.checks import planned_space
+
+    total, most = 0, 0
+    try:
+        for each in plan.contenders:
+            recipe = final_recipe(plan, folder, each.name, plan.seeds[0], {})
+            left, at_work = planned_space(recipe, final_run(folder, each.name, plan.seeds[0]))
+            total += left * (plan.tune + len(plan.seeds))
+            most = max(most, at_work)
+    except UserError:
+        return None
+    return total + workers * most
 
 
 def _mean_of(known: dict[PlannedRun, float], contender: str) -> float:

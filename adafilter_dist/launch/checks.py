@@ -42,6 +42,17 @@ class Checks:
         require_run_space(run, self._seen[same])
 
 
+def planned_space(recipe: Recipe, run: Path) -> tuple[int, int]:
+    """Bytes of the network that a run leaves behind, and of all that it has while it trains.
+
+    Raises UserError where data or weights are missing.
+    """
+    from adafilter_dist.run.space import space_of_run
+
+    state = _trainable(recipe, run).state_dict()
+    return sum(tensor.nbytes for tensor in state.values()), space_of_run(state, recipe)
+
+
 def _trainable(recipe: Recipe, run: Path) -> nn.Module:
     from adafilter_dist.data.stored.prepared import open_prepared
     from adafilter_dist.methods import build_method

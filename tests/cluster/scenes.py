@@ -285,6 +285,7 @@ def comparison(stage: Stage) -> Ended:
     words = [f"recipe={RECIPE}", f"data.prepared={stage.data}", "seeds=0", "tune=2"]
     words += ["methods=finetune,linear_probe,finetune+wise_ft"]
     words += ["launch.nodes=1", "launch.tasks_per_node=1"]
+    words += ["data.draw=split_seed"]  # the pictures that are prepared
     here, arrays = stage.folder / "here", stage.folder / "arrays"
     alone = start(["compare", *words, f"compare_dir={here}"], folder=stage.folder)
     with Cluster(stage.folder / "cluster", Settings(grace=GRACE, kill_wait=15)) as cluster:
@@ -296,9 +297,9 @@ def comparison(stage: Stage) -> Ended:
             arrays / "trials" / name / k for name in ("finetune", "linear_probe") for k in "01"
         ]
         cluster.wait_for(lambda: all(map(_trains, trials)), 150, "all trials train")
-        again = run.type(f"python {SUBMIT} compare {' '.join(words)} compare_dir={arrays}")
-        assert "nothing to submit" in again and jobs[0] in again, again
         cluster.submit("true", *_HIGH)
+        again = run.type(f"python {SUBMIT} compare {' '.join(words)} compare_dir={arrays}")
+        assert "nothing to submit" in again and jobs[1] in again, again
         cluster.wait_for_state(int(jobs[2]), "COMPLETED", timeout=300)
     events = [RunFiles(trial).read_events() for trial in trials]
     assert "preempted" in {row.get("after") for rows in events for row in rows}, events

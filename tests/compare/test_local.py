@@ -41,17 +41,16 @@ def until(true: Callable[[], bool], what: str, process: Process | None = None) -
         time.sleep(0.01)
 
 
-def at_work(runs: list[PlannedRun], kind: str) -> bool:
-    """Whether a run of this kind is on its way: it has saved, and is not finished."""
-    return any(
-        run.kind == kind and RunFiles(run.path).checkpoint_folders() and not _finished(run)
-        for run in runs
-    )
-
-
 def alive(run: PlannedRun) -> bool:
     owner = newest_owner(run.path) if run.path.exists() else None
     return owner is not None and is_alive(run.path, owner) is not False
+
+
+def at_work(runs: list[PlannedRun], kind: str) -> bool:
+    """Whether a run of this kind is on its way: a process has it, and it has saved."""
+    return any(
+        run.kind == kind and alive(run) and RunFiles(run.path).checkpoint_folders() for run in runs
+    )
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -112,7 +111,8 @@ def test_killed_and_interrupted_it_comes_to_the_same_bits(tmp_path: Path) -> Non
     assert not any((run.path / "checkpoints").exists() for run in runs)
 
     # A run that diverges stops no other, and is told of at the end.
-    words = ["methods=finetune", "tune=0", "optim.lr=1e30", "compare_dir=diverged", "seeds=0"]
+    words = ["methods=finetune", "tune=0", "seeds=0", "compare_dir=diverged"]
+    words += ["optim.lr=10000", "optim.weight_decay=10000"]
     ended = wait(start(["compare", *WORDS, *words], folder=tmp_path), PATIENCE)
     assert ended.code == 1, ended.output
     assert "failed: finetune seed 0: diverged" in ended.output
