@@ -78,6 +78,11 @@ CONTENDERS: dict[str, Contender] = {
         ("method=spottune",),
         space=(RATE, DECAY, Dimension("method.policy_rate", 0.01, 1.0)),
     ),
+    "ema": Contender(
+        "fine-tuning, weights averaged along the way",
+        ("method=finetune",),
+        space=(RATE, DECAY, Dimension("ema.decay", 0.9, 0.999, "linear")),
+    ),
     "linear_probe": Contender("linear probe", ("method=linear_probe",), space=(HEAD_RATE, DECAY)),
     "adafilter": _adafilter("AdaFilter"),
     "adafilter-paper": _adafilter(
