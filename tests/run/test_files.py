@@ -18,6 +18,7 @@ ELSEWHERE = {
     ("launch/target.py", "recipe.yaml"),
     ("launch/target.py", "jobs"),
     ("launch/submit.py", "jobs"),
+    ("compare/arrays.py", "jobs"),
     ("launch/script.py", "jobs"),
     ("models/backbone/zoo/torchvision_zoo.py", "checkpoints"),
     ("commands/doctor.py", "figures"),
