@@ -83,11 +83,13 @@ def test_killed_and_interrupted_it_comes_to_the_same_bits(tmp_path: Path) -> Non
     until(lambda: (folder / "plan.json").is_file(), "a plan", command)
     runs = list(all_runs(Plan.read(folder), folder))
     until(lambda: at_work(runs, "trial"), "a trial at work", command)
-    other = wait(compare(folder), PATIENCE)
-    assert other.code == 2 and "is in use by another `adafilter compare`" in other.output
     command.kill()
     command.wait(PATIENCE)
     until(lambda: not any(map(alive, runs)), "the end of all runs")
+    begun = [run for run in runs if RunFiles(run.path).checkpoint_folders()]
+    assert not all(map(_finished, begun)), "no run was killed half-way"
+    other = wait(compare(undisturbed), PATIENCE)
+    assert other.code == 2 and "is in use by another `adafilter compare`" in other.output
 
     # Interrupted during a final run: all save, and the command says how to go on.
     command = compare(folder, "--workers", "2")
