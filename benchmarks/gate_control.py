@@ -68,7 +68,8 @@ def arms(data: Data) -> dict[str, Arm]:
         "without_selected_batchnorm": Arm(("method.batchnorm=all", divide), same),
         "without_measured_losses": Arm(no_picture, same),
         "without_early_decision": Arm(("method.gate.warmup=0.9", divide), same),
-        "without_look_ahead": Arm(("method.gate.look_ahead=0.01", divide), same),
+        "without_look_ahead": Arm(("method.gate.look_ahead=0", divide), same),
+        "look_ahead_of_one_layer": Arm(("method.gate.look_ahead=0.01", divide), same),
         "groups_2": Arm(("method.gate.groups=2", divide), same),
     }
 

@@ -23,7 +23,7 @@ from adafilter_dist.models.gating.find_pairs import Pair, Pairs, find_pairs
 from adafilter_dist.models.gating.freeze import freeze_ungated
 from adafilter_dist.models.gating.gate import RecurrentGate
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
-from adafilter_dist.models.gating.look_ahead import LookAhead, features_of
+from adafilter_dist.models.gating.look_ahead import LookAhead, MeanColour, features_of
 from adafilter_dist.models.gating.modes import trial_copy
 from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind
 from adafilter_dist.models.gating.shared_batchnorm import SharedNormConvBN
@@ -45,7 +45,7 @@ class GatedNet(nn.Module):
         gate: nn.Module,
         report: ConversionReport,
         head: str | None,
-        look_ahead: LookAhead | None = None,
+        look_ahead: LookAhead | MeanColour | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -164,8 +164,12 @@ def convert_pairs(
     return net
 
 
-def _look_ahead(model: nn.Module, pairs: Pairs, gate: Gate, head: str | None) -> LookAhead:
+def _look_ahead(
+    model: nn.Module, pairs: Pairs, gate: Gate, head: str | None
+) -> LookAhead | MeanColour:
     """A frozen copy of the layers up to the last one whose output the decision sees."""
+    if not gate.look_ahead:
+        return MeanColour()
     count = max(1, round(gate.look_ahead * len(pairs.gated)))
     behind_last = [name for pair in pairs.gated[count:] for name in (pair.conv, pair.batchnorm)]
     unused = [*behind_last, *([head] if head else [])]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.picture_decision import PictureDecision
@@ -77,6 +78,22 @@ class LookAhead(nn.Module):
         return torch.cat(means, 1)
 
 
+class MeanColour(nn.Module):
+    """An ablation of `LookAhead`: all that a gate without it knows of a picture beforehand.
+
+    images (N, 3, H, W) -> their means over pixels, normalised over the channels (N, 3), in fp32 or
+    wider.
+    """
+
+    width = 3
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        wide = torch.float64 if images.dtype == torch.float64 else torch.float32
+        means = images.mean((2, 3), dtype=wide)
+        return functional.layer_norm(means, means.shape[1:])
+
+
 def _make_buffers(network: nn.Module) -> None:
     """Turn every parameter into a buffer of the same name."""
     for module in network.modules():
@@ -86,7 +103,7 @@ def _make_buffers(network: nn.Module) -> None:
 
 
 def features_of(
-    images: Tensor, look_ahead: LookAhead | None, picture: PictureDecision | None
+    images: Tensor, look_ahead: LookAhead | MeanColour | None, picture: PictureDecision | None
 ) -> Tensor | None:
     """What the decision on each of the images sees; None where it does not depend on them."""
     if look_ahead is None or picture is None or not picture.needs_features():

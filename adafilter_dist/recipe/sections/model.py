@@ -108,10 +108,11 @@ class Gate(Section):
         description="nats by which two pictures with different decisions must be better off, "
         "together, than with these exchanged; else all are fine-tuned; 0: not asked",
     )
-    look_ahead: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+    look_ahead: Fraction = Field(
         0.5,
         description="share of the gated layers whose pre-trained outputs the picture's decision "
-        "sees: as much of one more forward",
+        "sees: as much of one more forward; 0: none, but the picture's own mean colour, "
+        "normalised as the gate's inputs are",
     )
     margin: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
         4.0, description="logits that the picture's decision adds to each filter's own"

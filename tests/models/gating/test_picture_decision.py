@@ -146,6 +146,19 @@ def test_look_ahead_sees_the_means_of_the_first_layers_and_runs_no_others() -> N
     assert isinstance(plain.get_submodule("fc"), nn.Linear)  # the source itself is left whole
 
 
+def test_without_look_ahead_it_sees_the_mean_colour_and_nothing_of_a_grey_picture() -> None:
+    net = gated(look_ahead=0.0)
+    assert net.look_ahead is not None and net.gate.picture is not None
+    assert net.gate.picture.weight.shape[-1] == 3 and not list(net.look_ahead.buffers())
+    x = images(4, 16)
+    each = x.mean((2, 3))
+    wanted = (each - each.mean(1, keepdim=True)) / (each.var(1, correction=0) + 1e-5)[
+        :, None
+    ].sqrt()
+    torch.testing.assert_close(net.look_ahead(x), wanted, rtol=0, atol=1e-12)
+    assert float(net.look_ahead(x[:, :1].expand(-1, 3, -1, -1)).abs().max()) < 1e-9
+
+
 def test_until_the_decision_the_network_is_plain_fine_tuning() -> None:
     net = gated().train()
     x = images(6, 16)
