@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu_check
@@ -68,12 +69,22 @@ def test_a_part_at_its_limit_ends_with_its_children(tmp_path: Path) -> None:
     outcome = gpu_check.run_part(part("hangs", source, limit=2), tmp_path / "log")
     assert outcome.state == "FAILED, ended after its 2 s"
     pid = int(child.read_text())
-    # Killed with the group: gone, or a zombie until the machine's first process reaps it.
-    status = Path(f"/proc/{pid}/stat")
-    alive = status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    # Killed with the group: soon gone, or a zombie until the machine's first process reaps it.
+    end = time.monotonic() + 30
+    while is_alive(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    alive = is_alive(pid)
     if alive:
         os.kill(pid, signal.SIGKILL)
     assert not alive
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in "ZX"
 
 
 def test_the_parts_after_one_that_failed_run(tmp_path: Path) -> None:
