@@ -79,12 +79,19 @@ def paired_difference(
     Both hold for each seed (n,) whether each test picture was right, seeds in the same order, at
     least one. ``same_pictures``: picture i is the same one under every seed, so that its difficulty
     is shared by them (`crossed_error`); otherwise each seed has test pictures of its own, and the
-    spread between seeds holds all there is. ValueError where lengths do not fit.
+    spread between seeds holds all there is. The standard error is then not less than what the
+    pictures alone give: seeds that happen to agree leave these uncertain. ValueError where lengths
+    do not fit.
     """
     each = [a.astype(np.float64) - b for a, b in zip(one, other, strict=True)]
     if not same_pictures or len(each) == 1:
         over_seeds = mean_over_seeds([float(d.mean()) for d in each])
-        return replace(over_seeds, pictures=sum(len(d) for d in each))
+        pictures = sum(len(d) for d in each)
+        if over_seeds.error is None or over_seeds.df is None:
+            return replace(over_seeds, pictures=pictures)
+        of_pictures = sum(float(d.var()) / len(d) for d in each) ** 0.5 / len(each)
+        error = max(over_seeds.error, of_pictures)
+        return _estimate(over_seeds.value, error, over_seeds.df, len(each), pictures)
     differences = np.stack(each)
     value, error, df = crossed_error(differences)
     return _estimate(float(value), float(error), float(df), *differences.shape)

@@ -49,6 +49,16 @@ def test_with_pictures_of_its_own_each_seed_is_one_value() -> None:
     assert (estimate.seeds, estimate.pictures) == (SEEDS, SEEDS * PICTURES)
 
 
+def test_seeds_that_happen_to_agree_leave_the_pictures_uncertain() -> None:
+    # Each seed has 3 of its 4 pictures for the method: the seeds' own spread is 0.
+    one = [np.array([True, True, True, False]), np.array([False, True, True, True])]
+    none = [np.zeros(4, bool)] * 2
+    estimate = paired_difference(one, none, same_pictures=False)
+    variance = 3 / 16  # of 1, 1, 1, 0
+    assert estimate.error == pytest.approx((2 * variance / 4) ** 0.5 / 2)
+    assert estimate.df == 1 and estimate.p is not None and 0.05 < estimate.p < 1
+
+
 def test_crossed_seeds_and_pictures_by_hand() -> None:
     # Differences [[1, 0, 0], [1, 1, 0]]: mean 1/2, mean squares by the textbook's sums.
     one = [np.array([True, False, False]), np.array([True, True, False])]
