@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
@@ -27,9 +28,13 @@ from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.files import write_bytes, write_json
 from adafilter_dist.version import __version__
 
+# What version 0.2.0 reads: plain networks, and compacted folders of its own gates. It has no word
+# for anything else, and ends in a traceback; it refuses an unknown format in one line.
 FORMAT = 1
-# Of folders that older versions could not read; all others stay at the older number.
 COMPACT_FORMAT = 2
+NEWER_FORMAT = 3
+_FORMATS = (FORMAT, COMPACT_FORMAT, NEWER_FORMAT)
+_METHODS_OF_FORMAT_1 = ("finetune", "linear_probe")
 
 
 class Exportable(Protocol):
@@ -55,7 +60,7 @@ def export_model(
     """
     constants = preprocess.to_dict()
     config: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT if trainable.method in _METHODS_OF_FORMAT_1 else NEWER_FORMAT,
         "version": __version__,
         "model": trainable.name,
         "head": trainable.head,
@@ -109,7 +114,7 @@ def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]
     config = read_config(folder)
     stored_size = config.get("stored_size")
     preprocess = Preprocess.from_dict(config["preprocess"] | {"stored_size": stored_size})
-    model = _rebuild(config, preprocess)
+    model = _rebuild(folder, config, preprocess)
     if "compact" in config:
         assert isinstance(model, AdaFilterNet)
         model = for_inference(model, read_constant(config["compact"]))
@@ -147,12 +152,25 @@ def folder_of(path: Path) -> Path:
     return path
 
 
-def _rebuild(config: dict[str, Any], preprocess: Preprocess) -> nn.Module:
-    head = config["head"]
+def _rebuild(folder: Path, config: dict[str, Any], preprocess: Preprocess) -> nn.Module:
+    head, method = config["head"], METHODS.get(config["method"])
+    if method is None:
+        raise UserError(_newer(folder, config, f"method {config['method']!r}"))
     with torch.random.fork_rng(devices=[]):
         module = build_architecture(config["model"], preprocess.crop)
         replace_head(module, head, len(config["classes"]), seed=0)
-        return METHODS[config["method"]].rebuild(module, head, config)
+        try:
+            return method.rebuild(module, head, config)
+        except ValidationError as error:  # of the gate's settings
+            unknown = ", ".join(f"gate.{'.'.join(map(str, e['loc']))}" for e in error.errors())
+            raise UserError(_newer(folder, config, unknown)) from None
+
+
+def _newer(folder: Path, config: dict[str, Any], what: str) -> str:
+    return (
+        f"{folder} was written by adafilter {config.get('version')}; this version, {__version__}, "
+        f"does not know its {what}; install a newer adafilter-dist"
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -168,10 +186,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: it holds no configuration")
-    if config.get("format") not in (FORMAT, COMPACT_FORMAT):
+    if config.get("format") not in _FORMATS:
         raise UserError(
-            f"{path} has format {config.get('format')}, this version reads {FORMAT} and "
-            f"{COMPACT_FORMAT}; install a newer adafilter-dist"
+            f"{path} has format {config.get('format')}, this version reads "
+            f"{', '.join(map(str, _FORMATS))}; install a newer adafilter-dist"
         )
     known = config.pop("sha256", None)  # none in those of earlier versions
     if known is not None and known != _seal_of(config):

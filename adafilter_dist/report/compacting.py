@@ -98,7 +98,8 @@ def compact_export(
 
     if evaluator.world.is_rank0:
         config = read_config(source)
-        entry = {"compact": write_constant(constant), "format": COMPACT_FORMAT}
+        number = max(COMPACT_FORMAT, config["format"])
+        entry = {"compact": write_constant(constant), "format": number}
         write_files(out, config | entry, small.state_dict())
     result = Compacting(
         calibrated_on=calibrate,

@@ -39,7 +39,7 @@ def test_a_run_is_compacted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"written      {out}" in shown.splitlines()
     found = figures(out)
     config = json.loads((out / "config.json").read_text())
-    assert config["format"] == 2
+    assert config["format"] == 3
     letters = "".join(config["compact"]["gates"].values())
     assert (found["calibration_images"], found["after"]["n"]) == (6, 10)
     assert found["filters"] == len(letters) == 4800

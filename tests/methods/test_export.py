@@ -150,6 +150,24 @@ def test_damaged_and_missing_files_are_short_errors(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_what_only_a_newer_version_knows_is_one_line(tmp_path: Path) -> None:
+    export_model(tmp_path, build(METHODS[0]), classes=CLASSES, preprocess=PREPROCESS)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["sha256"]
+    gate = config["gate"]
+    for changed, unknown in (
+        ({"gate": gate | {"horizon": 3}}, "gate.horizon"),
+        ({"gate": gate | {"mode": "dreamt"}}, "gate.mode"),
+        ({"method": "elastic"}, "method 'elastic'"),
+    ):
+        newer = config | {"version": "9.1.0"} | changed
+        (tmp_path / "config.json").write_text(json.dumps(newer))
+        with pytest.raises(UserError) as refused:
+            load(tmp_path)
+        (line,) = str(refused.value).splitlines()
+        assert unknown in line and "written by adafilter 9.1.0" in line
+
+
 def test_a_flipped_bit_of_the_weights_is_noticed_and_what_has_no_sha256_is_read(
     tmp_path: Path,
 ) -> None:
