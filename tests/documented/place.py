@@ -56,6 +56,10 @@ DATA = {
     "indoor67": "root: {data}/indoor67",
     "ucf101": "root: {data}/decathlon-1.0",
     "omniglot": "root: {data}/decathlon-1.0",
+    "compared/fashion-mnist": (
+        "prepared: {data}/compared\n  train_per_class: 4\n  val_fraction: 0.5\n  test_per_class: 1"
+    ),
+    "compared/clipart": "root: {data}/birds\n  train_per_class: 2",
     "control": "prepared: {data}/mixed-domains\n  test_per_class: 2",
 }
 RUNS = {
@@ -98,7 +102,7 @@ class Place:
             kind = next(kind for kind in DATA if name.startswith(kind))
             text = SMALL.format(base=CLONE / "recipes" / f"{name}.yaml", data=DATA[kind])
             text = text.replace("{data}", str(data))
-            if kind == "demo":
+            if kind == "demo" or name.startswith("compared/"):
                 text += "method: {layers: '.*'}\n"
             if kind == "control":  # its network is small, and its head belongs to the weights
                 text = "".join(line for line in text.splitlines(True) if line[:6] != "model:")

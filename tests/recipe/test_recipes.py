@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist import __main__ as command
+from adafilter_dist.compare.request import read_request
 from adafilter_dist.data.sources import (
     caltech256,
     decathlon,
@@ -40,8 +41,12 @@ SHIPPED = {
     "control/mixed-domains",
     "paper/protocol",
     "paper/modern",
+    "compared/fashion-mnist-20",
+    "compared/fashion-mnist-100",
+    "compared/clipart-10",
 }
-PAPER = sorted(SHIPPED - {"demo", "food101-sparse", "omniglot", "control/mixed-domains"})
+COMPARED = {name for name in SHIPPED if name.startswith("compared/")}
+PAPER = sorted(SHIPPED - COMPARED - {"demo", "food101-sparse", "omniglot", "control/mixed-domains"})
 # Few pictures: global batches of 64, about 5,000 steps.
 SMALL = {"stanford-dogs", "fgvc-aircraft", "indoor67", "ucf101", "omniglot"}
 
@@ -67,11 +72,16 @@ def test_these_are_shipped() -> None:
 def test_header_holds_commands_that_work(name: str) -> None:
     path = find_recipe(name)
     commands = header_commands(path)
-    assert {"prepare", "train", "evaluate"} <= {verb for verb, *_ in commands}
+    expected = {"compare"} if name in COMPARED else {"prepare", "train", "evaluate"}
+    assert expected <= {verb for verb, *_ in commands}
     for verb, *words in commands:
         assert verb in command.VERBS
         assert f"recipe={name}" in words
-        load_recipe(words)
+        words = [word for word in words if word != "--dry-run"]
+        if verb == "compare":
+            read_request(words)
+        else:
+            load_recipe(words)
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
@@ -81,7 +91,7 @@ def test_name_and_sharing(name: str) -> None:
     assert recipe.name == ("caltech256-30" if name.startswith("paper/") else Path(name).name)
     # A job of two nodes of eight GPUs; others are for two CPU cores, an image folder may be small.
     small = {"demo": 2, "imagefolder": 4, "control/mixed-domains": 1, "paper/protocol": 1}
-    small |= dict.fromkeys((*SMALL, "paper/modern"), 4)
+    small |= dict.fromkeys((*SMALL, "paper/modern"), 4) | dict.fromkeys(COMPARED, 1)
     assert recipe.train.micro_batches == small.get(name, 16)
 
 

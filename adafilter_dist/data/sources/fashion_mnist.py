@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adafilter_dist.data.sources.debian import unpacked_package
 from adafilter_dist.data.sources.download import Say, patience
 from adafilter_dist.data.sources.listing import Sample, SourceListing, root_of
 from adafilter_dist.errors import UserError
@@ -101,31 +101,7 @@ def _fetched(scratch: Path, say: Say) -> Path:
 
 
 def _from_debian(scratch: Path) -> Path:
-    for program in ("apt-get", "dpkg-deb"):
-        if shutil.which(program) is None:
-            raise RuntimeError(f"no {program} here")
-    quick = ["-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]
-    download = ["apt-get", *quick, "download", _PACKAGE]
-    if _call(download, scratch):
-        # Images of Debian come without package lists; lists of our own need no root.
-        for folder in ("lists/partial", "archives/partial"):
-            (scratch / folder).mkdir(parents=True)
-        own = ["-o", f"Dir::State::Lists={scratch / 'lists'}", "-o", f"Dir::Cache={scratch}"]
-        reason = _call(["apt-get", *quick, *own, "update"], scratch)
-        reason = reason or _call([*download, *own], scratch)
-        if reason:
-            raise RuntimeError(reason)
-    (package,) = scratch.glob(f"{_PACKAGE}_*.deb")
-    subprocess.run(["dpkg-deb", "-x", package, scratch], check=True, capture_output=True)
-    return scratch / _INSTALLED.relative_to("/")
-
-
-def _call(command: list[str], folder: Path) -> str:
-    """Empty if the command succeeds, else the end of its output."""
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
-    )
-    return "" if done.returncode == 0 else (done.stderr.strip() or f"{command[0]} failed")[-300:]
+    return unpacked_package(_PACKAGE, scratch) / _INSTALLED.relative_to("/")
 
 
 def _from_torchvision(scratch: Path) -> Path:
