@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.ops import passes_cpu
+from adafilter_dist.models.ops import device_kind, passes_cpu
 from adafilter_dist.models.ops.norm import Affine, Choosers, ChosenMoments, Gradients, Norm
 
 Kernels = Literal["auto", "reference"]
@@ -76,7 +76,7 @@ def pick(y: Tensor) -> Passes | None:
     Where a CPU's graph is being compiled the plain modules stand in it: the compiler fuses them.
     """
     passes: Any = None
-    if y.device.type == "cuda":
+    if device_kind.on_gpu(y):
         passes = _triton()
     elif not torch.compiler.is_compiling() and passes_cpu.available(y):
         passes = passes_cpu

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from adafilter_dist.models.ops import device_kind
+
 
 def can_stack(conv: nn.Conv2d) -> bool:
     """Whether `stacked_conv` can replace `conv`: torch's own, one group, zero padding."""
@@ -22,7 +24,7 @@ def stacking_is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     On a CPU that is so for 1x1 convolutions, which are one matrix product. For others the weight
     gradient would need a copy of half of the output's gradient.
     """
-    if x.is_cuda:
+    if device_kind.on_gpu(x):
         return True
     wide = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     return wide and _is_product(conv.weight, conv.stride, conv.padding)
@@ -59,7 +61,7 @@ class _StackedConv(torch.autograd.Function):
         filters = torch.cat((weight, frozen))
         ctx.save_for_backward(x, weight, frozen)
         ctx.shape = (list(stride), list(padding), list(dilation))
-        ctx.product = not x.is_cuda and _is_product(weight, stride, padding)
+        ctx.product = not device_kind.on_gpu(x) and _is_product(weight, stride, padding)
         if ctx.product:
             return _pixels(F.linear(_rows(x), filters.flatten(1), both), x)
         with torch.autocast(x.device.type, enabled=False):
