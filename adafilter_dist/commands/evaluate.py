@@ -98,6 +98,7 @@ def _evaluate(
     from adafilter_dist.report.measure import measure
     from adafilter_dist.report.outcomes import write_test_outcomes
     from adafilter_dist.report.summary import print_summary
+    from adafilter_dist.report.test_pictures import write_test_pictures
     from adafilter_dist.training.best import load_best
     from adafilter_dist.training.control_run import open_control
     from adafilter_dist.training.gate_start import gates_at_start_of
@@ -142,9 +143,13 @@ def _evaluate(
             print_plain(console, *filter(None, (*notices, prepared.notice)))
             files.write_json(path, results.to_dict())
             # Of a run of an earlier version; what the end of a run has written stays.
-            own_test = split == "test" and not other_data
-            if own_test and not run_files.test_outcomes.exists():
+            if split == "test" and not other_data:
                 assert results.outcomes is not None
-                write_test_outcomes(folder, results.outcomes, prepared)
+                if not run_files.test_outcomes.exists():
+                    write_test_outcomes(folder, results.outcomes, prepared)
+                # What was measured without gates is no reason to keep none of them.
+                if not run_files.test_pictures.exists() and gates:
+                    choices = results.gates.choices if results.gates is not None else None
+                    write_test_pictures(folder, results.outcomes, choices, prepared)
             print_summary(console, folder, results, {"numbers": path}, every_gate=every_gate)
     return 0

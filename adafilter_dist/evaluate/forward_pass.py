@@ -126,6 +126,7 @@ class OutcomeRows:
             predictions=outcomes.predictions,
             top5=outcomes.top5,
             losses=outcomes.losses,
+            confidences=outcomes.confidences,
         )
 
     def complete(self) -> Outcomes:
@@ -136,6 +137,7 @@ class OutcomeRows:
             predictions=whole,
             top5=torch.empty(0, dtype=torch.uint8),
             losses=torch.empty(0, dtype=torch.float64),
+            confidences=torch.empty(0, dtype=torch.float64),
         )
         return Outcomes(**columns | {"top5": columns["top5"].bool()})
 

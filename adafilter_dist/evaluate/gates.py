@@ -23,6 +23,7 @@ from adafilter_dist.evaluate.forward_pass import (
     outcomes_of,
     sweep,
 )
+from adafilter_dist.evaluate.gate_choices import GateChoices
 from adafilter_dist.evaluate.gate_figures import (
     DomainGates,
     GateFigures,
@@ -41,8 +42,8 @@ from adafilter_dist.models.gating.gate import find_gate, override_gates
 class GateEvaluation:
     """The same pictures with the learned gates, and with each of the ``ablations``' gates.
 
-    ``outcomes`` are those with the learned gates. ``forwards`` is how many passes of the network
-    each picture took.
+    ``outcomes`` and ``choices`` are those of the learned gates. ``forwards`` is how many passes of
+    the network each picture took.
     """
 
     learned: Evaluation
@@ -51,6 +52,7 @@ class GateEvaluation:
     layers: list[LayerGates]
     figures: GateFigures
     domains: list[DomainGates]
+    choices: GateChoices
     forwards: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,15 +106,15 @@ def evaluate_gates(
     for name, gates in wanted.items():
         other = rows[name].complete()
         ablations[name] = Ablation.between(own, other, gates.measured, num_classes, loader.domains)
+    names = find_gate(model).names
     return GateEvaluation(
         learned=Evaluation.of(own, num_classes, loader.domains),
         outcomes=own,
         ablations={name: ablations[name] for name in TITLES if name in ablations},
-        layers=layer_gates(
-            find_gate(model).names, widths, classes, by_domain, domains.names if domains else ()
-        ),
+        layers=layer_gates(names, widths, classes, by_domain, domains.names if domains else ()),
         figures=GateFigures.of(classes, by_domain),
         domains=domain_gates(domains, by_domain) if by_domain and domains else [],
+        choices=GateChoices.of(bits, names, widths),
         forwards=1 + len(wanted),
     )
 

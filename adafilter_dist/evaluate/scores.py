@@ -19,13 +19,15 @@ class Outcomes:
     """The model's prediction for each image: all fields have shape (n,).
 
     ``labels`` and ``predictions`` are int64, ``top5`` bool (label among the five largest logits),
-    ``losses`` float64 (cross entropy without smoothing, nats).
+    ``losses`` float64 (cross entropy without smoothing, nats), ``confidences`` float64 (the
+    probability of the prediction, by softmax).
     """
 
     labels: Tensor
     predictions: Tensor
     top5: Tensor
     losses: Tensor
+    confidences: Tensor
 
     @staticmethod
     def of(logits: Tensor, labels: Tensor) -> Outcomes:
@@ -37,6 +39,7 @@ class Outcomes:
             predictions=largest[:, 0],
             top5=(largest == labels[:, None]).any(dim=1),
             losses=functional.cross_entropy(wide, labels, reduction="none"),
+            confidences=functional.softmax(wide, dim=1).amax(dim=1),
         )
 
     def __len__(self) -> int:
@@ -49,6 +52,7 @@ class Outcomes:
             self.predictions[positions],
             self.top5[positions],
             self.losses[positions],
+            self.confidences[positions],
         )
 
     @property

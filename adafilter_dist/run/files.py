@@ -10,6 +10,8 @@ metrics.jsonl, events.jsonl  figures of each step; starts, stops and changes
 checkpoints/, best/          what training goes on from; the export of the best epoch
 log.txt, figures/            what rank 0 said, and found
 test-outcomes.safetensors    the best model's prediction for each test picture (report.outcomes)
+test-pictures.npz            how sure it was, and what its gates chose (report.test_pictures)
+report.html                  the run on one page (report.page)
 
 Whoever reads must expect a file that is missing or damaged: then there is nothing in it, and
 ``problems`` says why.
@@ -33,7 +35,7 @@ from adafilter_dist.system.sealed_files import DamagedError, read_manifest
 _MARKS = ("recipe.yaml", "status.json", "attempts")
 PARTS = (
     *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
-    *("gates_at_start.npz", "test-outcomes.safetensors"),
+    *("gates_at_start.npz", "test-outcomes.safetensors", "test-pictures.npz", "report.html"),
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
     *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
     *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
@@ -106,6 +108,8 @@ class RunFiles:
         self.best_config = self.best / "config.json"
         self.compact = run / "compact"
         self.test_outcomes = run / "test-outcomes.safetensors"
+        self.test_pictures = run / "test-pictures.npz"
+        self.page = run / "report.html"
         self.figures = run / "figures"
         self.summary = self.figures / "summary.txt"
         self.summary_numbers = self.figures / "summary.json"

@@ -16,6 +16,7 @@ from adafilter_dist.report.measure import measure
 from adafilter_dist.report.outcomes import write_test_outcomes
 from adafilter_dist.report.results import Results, RunCost
 from adafilter_dist.report.summary import print_summary, write_gates, write_summary
+from adafilter_dist.report.test_pictures import write_test_pictures
 from adafilter_dist.run.folder import RunFolder
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.files import write_text
@@ -66,6 +67,8 @@ def finish(
     if world.is_rank0:
         assert results.outcomes is not None
         write_test_outcomes(run.path, results.outcomes, session.prepared)
+        choices = results.gates.choices if results.gates is not None else None
+        write_test_pictures(run.path, results.outcomes, choices, session.prepared)
         _report(run, results, console, every_gate)
 
 

@@ -22,6 +22,7 @@ from adafilter_dist.data.stored.prepared import open_prepared
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import dump_recipe, load_recipe
 from adafilter_dist.report.outcomes import read_test_outcomes
+from adafilter_dist.report.test_pictures import read_test_pictures
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.training.run_data import keep_run_data
 from tests.shared.small_run import small_run
@@ -54,6 +55,13 @@ def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture
     assert int(confusion.sum()) == found["evaluation"]["n"] == 10
     assert found["evaluation"]["confusion"] == confusion.tolist()
     assert len(found["gates"]["layers"]) == 20
+    kept = read_test_pictures(run_dir)
+    assert kept is not None and kept.gates is not None
+    assert kept.data == open_prepared(recipe).fingerprint and kept.confidences.shape == (10,)
+    assert (kept.confidences >= 0.5).all() and (kept.confidences <= 1).all()  # of two classes
+    assert kept.gates.fine_tuned.shape == (10, 20)
+    for shares, layer in zip(kept.gates.shares().T, found["gates"]["layers"], strict=True):
+        assert shares.mean() == pytest.approx(layer["mean"])
     assert found["probe"]["test"]["n"] == 10 and found["probe"]["train_images"] == 24
     shown = capsys.readouterr().out
     assert "another picture's gates" in shown and "linear probe" in shown

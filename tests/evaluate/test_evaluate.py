@@ -84,6 +84,8 @@ def test_figures_against_a_count_by_hand() -> None:
     assert (found.n, found.top1, found.top5) == (4, 0.5, 0.75)
     assert found.mean_per_class == pytest.approx((1 / 3 + 1) / 2)
     assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, truth)))
+    sure = torch.softmax(logits, 1).gather(1, logits.argmax(1, keepdim=True))[:, 0]
+    assert torch.allclose(Outcomes.of(logits, truth).confidences.float(), sure)
     wanted = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
     wanted[0, 0], wanted[0, 6], wanted[1, 1] = 1, 2, 1
     assert torch.equal(found.confusion, wanted)
@@ -94,7 +96,9 @@ def test_figures_against_a_count_by_hand() -> None:
 def test_a_difference_is_paired() -> None:
     def outcomes(predictions: list[int]) -> Outcomes:
         zeros = torch.zeros(4)
-        return Outcomes(torch.zeros(4, dtype=torch.int64), torch.tensor(predictions), zeros, zeros)
+        return Outcomes(
+            torch.zeros(4, dtype=torch.int64), torch.tensor(predictions), zeros, zeros, zeros
+        )
 
     found = Difference.between(outcomes([0, 0, 0, 1]), outcomes([0, 0, 1, 1]))
     assert (found.low, found.high) == (0.0, 0.75)  # of 4 draws, each 1 with 1/4: 0 to 3 ones
@@ -112,7 +116,7 @@ def test_an_interval_is_that_of_resampled_images() -> None:
     def outcomes(wrong: slice) -> Outcomes:
         predictions = labels.clone()
         predictions[wrong] = 1
-        return Outcomes(labels, predictions, zeros, zeros)
+        return Outcomes(labels, predictions, zeros, zeros, zeros)
 
     found = Difference.between(outcomes(slice(0, worse)), outcomes(slice(n - better, n)))
     spread = ((better + worse) / n - 0.05**2) ** 0.5 / n**0.5  # of the mean of -1, 0 and 1

@@ -25,6 +25,7 @@ from adafilter_dist.evaluate import (
     OfDomain,
     Outcomes,
 )
+from adafilter_dist.evaluate.gate_choices import GateChoices
 from adafilter_dist.evaluate.gate_probe import GateMovement
 from adafilter_dist.evaluate.linear_probe import Probe
 from adafilter_dist.metrics import append
@@ -38,7 +39,8 @@ def outcomes(right: int, n: int = N) -> Outcomes:
     """Of ``n`` images the first ``right`` are right."""
     labels = torch.arange(n) % CLASSES
     predictions = torch.where(torch.arange(n) < right, labels, (labels + 1) % CLASSES)
-    return Outcomes(labels, predictions, predictions == labels, torch.ones(n).double())
+    sure = torch.ones(n).double()
+    return Outcomes(labels, predictions, predictions == labels, sure, sure)
 
 
 def evaluation(right: int) -> Evaluation:
@@ -58,6 +60,7 @@ def results(layers: int = 3, seed: int = 4, gate_seed: int = 0) -> Results:
         },
         figures=GateFigures(0.4567, 0.0123, 0.1004, 0.127, 1.0),
         domains=[DomainGates("near", 150, 0.41), DomainGates("far", 50, 0.597)],
+        choices=GateChoices([], np.zeros(0, np.int64), np.zeros((N, 0), np.uint16)),
         forwards=4,
         layers=[
             LayerGates(
