@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from adafilter_dist.run.attempts import Attempt
 from adafilter_dist.run.files import AttemptFiles, RunFiles
 from adafilter_dist.run.submission import Submitted
-from adafilter_dist.status.model import Attempt, Failure
+from adafilter_dist.status.model import Failure
 from adafilter_dist.system.json_files import Row, number, text, whole
 
 LINES = 15

@@ -5,21 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from adafilter_dist.run.attempts import Attempt
 from adafilter_dist.run.files import RunFiles
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One process's turn at the run; times are ISO, UTC. ``end`` is None while it may run."""
-
-    number: int
-    host: str | None
-    job: str | None
-    start: str | None
-    end: str | None
-    how: str
-    first_step: int | None
-    steps_lost: int | None
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from adafilter_dist.errors import resume_line
 from adafilter_dist.launch.local import is_running
+from adafilter_dist.run.attempts import Attempt, host_of, read_attempts
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.submission import Submitted, read_submitted
-from adafilter_dist.status.attempts import read_attempts, read_checkpoints
+from adafilter_dist.status.checkpoints import read_checkpoints
 from adafilter_dist.status.failure import first_failure
-from adafilter_dist.status.model import Attempt, RunStatus
-from adafilter_dist.status.state import RESUMABLE, find_owner, host_of, state_of
+from adafilter_dist.status.model import RunStatus
+from adafilter_dist.status.state import RESUMABLE, find_owner, state_of
 from adafilter_dist.system.json_files import Row, number, text, whole
 
 _STARTING_SECONDS = 60.0

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.run.attempts import claim_of
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import LEASE, Owner, is_alive, newest_owner, this_process
 from adafilter_dist.status.model import ago
@@ -68,16 +69,6 @@ def find_owner(run: Path, problems: list[str]) -> tuple[Owner | None, bool | Non
     except (OSError, TypeError, ValueError) as error:
         problems.append(f"attempts cannot be read: {error}")
         return None, None
-
-
-def claim_of(owner: Owner) -> int:
-    """The number of the owner's attempt; 0 if it cannot be read."""
-    return whole(vars(owner), "attempt") or 0
-
-
-def host_of(owner: Owner) -> str | None:
-    """The owner's host; None if it cannot be read."""
-    return text(vars(owner), "host")
 
 
 def _lease(run: Path) -> float:

@@ -1,14 +1,27 @@
-"""The attempts at a run, and the checkpoints that they left."""
+"""The attempts at a run: when each began, on which host, and how it ended."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from adafilter_dist.run.files import RunFiles
-from adafilter_dist.run.ownership import owners
-from adafilter_dist.status.model import Attempt, CheckpointFolder
-from adafilter_dist.status.state import claim_of, host_of
+from adafilter_dist.run.ownership import Owner, owners
 from adafilter_dist.system.json_files import Row, changed, text, whole
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process's turn at the run; times are ISO, UTC. ``end`` is None while it may run."""
+
+    number: int
+    host: str | None
+    job: str | None
+    start: str | None
+    end: str | None
+    how: str
+    first_step: int | None
+    steps_lost: int | None
 
 
 def read_attempts(run: Path, events: list[Row], state: str, reason: str) -> list[Attempt]:
@@ -63,18 +76,11 @@ def joined(state: str, reason: str | None) -> str:
     return f"{state}: {reason}" if reason else state
 
 
-def read_checkpoints(run: Path) -> list[CheckpointFolder]:
-    """All checkpoints, the oldest first."""
-    checkpoints = []
-    for folder in reversed(RunFiles(run).checkpoint_folders()):
-        step = folder.name.removeprefix("step-")
-        if step.isdecimal():
-            checkpoints.append(CheckpointFolder(folder.name, int(step), _size(folder)))
-    return checkpoints
+def claim_of(owner: Owner) -> int:
+    """The number of the owner's attempt; 0 if it cannot be read."""
+    return whole(vars(owner), "attempt") or 0
 
 
-def _size(folder: Path) -> int:
-    try:
-        return sum(file.stat().st_size for file in folder.iterdir())
-    except OSError:  # replaced by a newer one this very moment
-        return 0
+def host_of(owner: Owner) -> str | None:
+    """The owner's host; None if it cannot be read."""
+    return text(vars(owner), "host")
