@@ -15,7 +15,7 @@ set_wait_policy()  # before torch is imported
 
 VERBS = (
     *("prepare", "train", "resume", "submit", "status", "logs", "rm"),
-    *("compare", "evaluate", "compact", "inspect", "doctor"),
+    *("compare", "evaluate", "predict", "compact", "inspect", "doctor"),
 )
 
 
@@ -37,7 +37,8 @@ _OTHER_NAMES = {
     **dict.fromkeys(("ls", "list", "ps", "queue", "show"), "status"),
     **dict.fromkeys(("log", "tail", "follow"), "logs"),
     **dict.fromkeys(("delete", "remove", "clean"), "rm"),
-    **dict.fromkeys(("eval", "test", "validate", "predict"), "evaluate"),
+    **dict.fromkeys(("eval", "test", "validate"), "evaluate"),
+    **dict.fromkeys(("infer", "classify", "inference"), "predict"),
     **dict.fromkeys(("info", "summary", "describe"), "inspect"),
     **dict.fromkeys(("download", "fetch", "data"), "prepare"),
     **dict.fromkeys(("check", "env", "version", "info-env"), "doctor"),

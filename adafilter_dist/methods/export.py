@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,6 +101,27 @@ def _seal_of(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Export:
+    """An export that was read: its model in evaluation mode, and what it expects and tells.
+
+    The model takes float images (N, 3, crop, crop) of ``dtype``, normalised; with
+    ``takes_pixels`` uint8 RGB (N, crop, crop, 3). ``classes`` names the logits.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    classes: list[str]
+    config: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+    takes_pixels: bool = False
+
+    @property
+    def transform(self) -> Transform:
+        """From a picture to what the model expects of it in a batch."""
+        return evaluation_transform(self.preprocess)
+
+
 def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]:
     """The model of an export (or of a run's best/) in evaluation mode, and its transform.
 
@@ -110,6 +132,12 @@ def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]
     others have nothing to choose and come as they are. What `adafilter compact` wrote is always
     fast. Raises UserError if files are missing, damaged or of a newer format.
     """
+    export = open_export(path, fast=fast)
+    return export.model, export.transform
+
+
+def open_export(path: str | Path, *, fast: bool = False) -> Export:
+    """`load` with all that the export says."""
     folder = folder_of(Path(path))
     config = read_config(folder)
     stored_size = config.get("stored_size")
@@ -129,9 +157,9 @@ def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]
     model.eval()
     if isinstance(model, InferenceNet):
         model.gate.prepare()
-    elif fast and isinstance(model, AdaFilterNet):
+    elif fast and isinstance(model, AdaFilterNet) and model.gate.control is None:
         model = for_inference(model)
-    return model, evaluation_transform(preprocess)
+    return Export(model, preprocess, list(config["classes"]), config, floating)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -143,6 +171,16 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if known is not None and known != sha256_of_tensors(state):
         raise UserError(f"{path} is damaged: its tensors are not those that were written (sha256)")
     return state
+
+
+def weights_hash(folder: Path) -> str:
+    """The sha256 that the weights of an export carry; empty in those of earlier versions."""
+    path = folder / "model.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return str((file.metadata() or {}).get("sha256", ""))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as weights: {error}") from None
 
 
 def folder_of(path: Path) -> Path:

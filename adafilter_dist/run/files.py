@@ -12,6 +12,8 @@ log.txt, figures/            what rank 0 said, and found
 test-outcomes.safetensors    the best model's prediction for each test picture (report.outcomes)
 test-pictures.npz            how sure it was, and what its gates chose (report.test_pictures)
 report.html                  the run on one page (report.page)
+class-gates.safetensors      the best model's gates by class (evaluate.class_gates)
+export/                      what `adafilter export` wrote
 
 Whoever reads must expect a file that is missing or damaged: then there is nothing in it, and
 ``problems`` says why.
@@ -37,8 +39,15 @@ PARTS = (
     *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
     *("gates_at_start.npz", "test-outcomes.safetensors", "test-pictures.npz", "report.html"),
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
-    *("checkpoints", "best", "figures", "compact", "jobs", "code", "tensorboard", "wandb"),
-    *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
+    *("checkpoints", "best", "figures", "compact", "export", "jobs", "code"),
+    *(
+        "tensorboard",
+        "wandb",
+        "class-gates.safetensors",
+        "events.out.tfevents.*",
+        ".*.tmp",
+        ".*.gone",
+    ),
 )
 """Patterns of all names that may lie in a run folder; `adafilter rm` deletes no folder with others.
 

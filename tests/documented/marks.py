@@ -27,6 +27,7 @@ MARKS = {
     r"python examples/own_loop\.py .*": "needs weights; tests/methods/test_own_loop.py",
     # blocks
     r"flowchart TD": "a drawing",
+    r"picture\.jpg +Pullover .*": "printed by `adafilter predict --explain`",
     r"submitted job 4242: .*": "printed by a submission",
     r"RUN +STATE +STEP .*": "printed by `adafilter status`",
     r"\.\.\.": "printed by `adafilter status RUN`",

@@ -27,6 +27,7 @@ PRINTED = {
     "prepare": r"\nready: |already prepared",
     "inspect": r"gated",
     "evaluate": r"top-1",
+    "predict": r"images/s",
     "compact": r"MB",
     "status": r"finished",
     "logs": r"\w",

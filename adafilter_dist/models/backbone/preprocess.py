@@ -59,6 +59,17 @@ def evaluation_pixels(picture: Image.Image, preprocess: Preprocess) -> NDArray[n
     return np.asarray(v2.functional.center_crop(resized, [preprocess.crop]))
 
 
+def pixels_of(source: Source, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Anything that `read_picture` takes, by the steps of `prepare` and evaluation: uint8 RGB.
+
+    (crop, crop, 3), not normalised. Raises BadPicture.
+    """
+    picture = read_picture(source, preprocess.stored_size).picture
+    if preprocess.stored_size is not None:
+        picture = to_stored_size(picture, preprocess.stored_size)
+    return evaluation_pixels(picture, preprocess)
+
+
 def evaluation_transform(preprocess: Preprocess) -> Transform:
     """Picture -> float32 tensor (3, crop, crop), by the steps of `prepare` and of evaluation.
 
@@ -71,12 +82,10 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
 
     def transform(source: Source) -> Tensor:
         try:
-            picture = read_picture(source, preprocess.stored_size).picture
-            if preprocess.stored_size is not None:
-                picture = to_stored_size(picture, preprocess.stored_size)
+            read = pixels_of(source, preprocess)
         except BadPicture as error:
             raise UserError(f"{_name(source)} cannot be used: {error}") from None
-        pixels = torch.from_numpy(np.array(evaluation_pixels(picture, preprocess)))
+        pixels = torch.from_numpy(np.array(read))
         return (pixels.permute(2, 0, 1).contiguous() / 255 - mean) / std
 
     return transform

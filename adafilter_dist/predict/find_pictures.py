@@ -1,0 +1,92 @@
+"""The picture files that words name: files, folders, patterns, a list on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from adafilter_dist.errors import UserError, no_such, shown
+from adafilter_dist.pictures.formats import is_picture, unread_by_suffix
+
+STANDARD_INPUT = "-"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_SHOWN = 5
+
+
+def find_pictures(words: Sequence[str], lines: Iterable[str] = ()) -> list[Path]:
+    """The files of all words, in their order.
+
+    A word is a file, whatever its name; a folder, of which all pictures are taken, those of folders
+    in it too, by name; a pattern (``*``, ``?``, ``[...]``, ``**``) that matches such; or ``-``, for
+    which the paths in ``lines`` stand, one a line. A path of the list that is not there is kept:
+    it is a bad picture. UserError with a line for each word that names nothing, and for URLs.
+    """
+    pictures: list[Path] = []
+    mistakes: list[str] = []
+    for word in words:
+        try:
+            if word == STANDARD_INPUT:
+                pictures += _listed(lines)
+            else:
+                pictures += _named(word)
+        except UserError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        more = [f"... and {len(mistakes) - _SHOWN} more"] if len(mistakes) > _SHOWN else []
+        raise UserError("\n".join([*mistakes[:_SHOWN], *more]))
+    return pictures
+
+
+def _named(word: str) -> list[Path]:
+    _refuse_url(word)
+    path = Path(word).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return [path]
+    if glob.has_magic(word):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        files = [match for match in matches if match.is_file() and is_picture(match.name)]
+        if "**" not in word:  # which matches what is in the folders, too
+            folders = [match for match in matches if match.is_dir()]
+            files += [f for folder in folders for f in _walk(folder) if is_picture(f.name)]
+        if not files:
+            raise UserError(f"{shown(word)}: no picture matches")
+        return files
+    raise UserError(f"{shown(word)}: {no_such('file', path)}")
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    files = list(_walk(folder))
+    pictures = [file for file in files if is_picture(file.name)]
+    if not pictures:
+        others = f"; there are {unread_by_suffix(f.name for f in files)}" if files else ""
+        raise UserError(f"{folder}: no pictures in it{others}")
+    return pictures
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(place, name)
+
+
+def _listed(lines: Iterable[str]) -> list[Path]:
+    paths = [line for each in lines if (line := each.rstrip("\r\n"))]
+    for path in paths:
+        _refuse_url(path)
+    if not paths:
+        raise UserError(f"{STANDARD_INPUT}: standard input lists no pictures, one path a line")
+    return [Path(path) for path in paths]
+
+
+def _refuse_url(word: str) -> None:
+    if _URL.match(word):
+        raise UserError(
+            f"{shown(word)}: a URL; nothing is fetched here: download it, and give the file"
+        )
