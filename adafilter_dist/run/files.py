@@ -40,14 +40,8 @@ PARTS = (
     *("gates_at_start.npz", "test-outcomes.safetensors", "test-pictures.npz", "report.html"),
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
     *("checkpoints", "best", "figures", "compact", "export", "jobs", "code"),
-    *(
-        "tensorboard",
-        "wandb",
-        "class-gates.safetensors",
-        "events.out.tfevents.*",
-        ".*.tmp",
-        ".*.gone",
-    ),
+    *("tensorboard", "wandb", "class-gates.safetensors"),
+    *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
 )
 """Patterns of all names that may lie in a run folder; `adafilter rm` deletes no folder with others.
 
