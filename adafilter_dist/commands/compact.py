@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,7 @@ def _compact(
     from adafilter_dist.models.gating.convert import AdaFilterNet
     from adafilter_dist.models.ops.dtypes import weights_dtype
     from adafilter_dist.report.compacting import compact_export
+    from adafilter_dist.system.progress import counting
     from adafilter_dist.training.best import load_best
     from adafilter_dist.training.run_data import read_run_data, require_classes, require_run_data
     from adafilter_dist.training.stage_data import verify_on_nodes
@@ -113,6 +115,8 @@ def _compact(
     with join_world(recipe) as world:
         set_arithmetic(recipe)
         notices = verify_on_nodes(prepared, recipe, world)
+        console = Console(quiet=not world.is_rank0)
+        print_plain(console, *notices)
         net = load_best(source.parent) if _is_best(source) else load(source)[0]
         if not isinstance(net, AdaFilterNet):
             raise UserError(f"{source}: it has no gates to decide by, or was compacted before")
@@ -121,11 +125,16 @@ def _compact(
             net.to(world.device, weights_dtype(recipe.train.precision)),
             source,
             out,
-            Evaluator(recipe, prepared, resolve_preprocess(recipe), world),
+            Evaluator(
+                recipe,
+                prepared,
+                resolve_preprocess(recipe),
+                world,
+                counting=partial(counting, console),
+            ),
             calibrate=split,
             images=images,
             report=report,
         )
-        if world.is_rank0:
-            print_plain(Console(), *notices, *result.lines(), f"{'written':<12} {out}")
+        print_plain(console, *result.lines(), f"{'written':<12} {out}")
     return 0

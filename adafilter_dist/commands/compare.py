@@ -12,9 +12,9 @@ from adafilter_dist.compare.estimate import estimate, planned_disk
 from adafilter_dist.compare.keeping import find_comparison, keep_plan, sole_command
 from adafilter_dist.compare.plan import Plan
 from adafilter_dist.errors import UserError
-from adafilter_dist.metrics.progress import duration
 from adafilter_dist.system.console import Console, print_plain
 from adafilter_dist.system.disk import gib
+from adafilter_dist.system.progress import duration
 
 HELP = "methods under equal budgets: tuned alike, tested once on all seeds"
 _DESCRIPTION = """\

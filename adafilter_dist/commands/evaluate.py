@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,7 @@ def _evaluate(
     from adafilter_dist.report.outcomes import write_test_outcomes
     from adafilter_dist.report.summary import print_summary
     from adafilter_dist.report.test_pictures import write_test_pictures
+    from adafilter_dist.system.progress import counting
     from adafilter_dist.training.best import load_best
     from adafilter_dist.training.control_run import open_control
     from adafilter_dist.training.gate_start import gates_at_start_of
@@ -128,10 +130,18 @@ def _evaluate(
     with join_world(recipe) as world:
         set_arithmetic(recipe)
         notices = verify_on_nodes(prepared, recipe, world)
+        console = Console(quiet=not world.is_rank0)
+        print_plain(console, *filter(None, (*notices, prepared.notice)))
         model = load_best(folder)
         results = measure(
             model.to(world.device, weights_dtype(recipe.train.precision)),
-            Evaluator(recipe, prepared, resolve_preprocess(recipe), world),
+            Evaluator(
+                recipe,
+                prepared,
+                resolve_preprocess(recipe),
+                world,
+                counting=partial(counting, console),
+            ),
             split=split,
             probe=probe,
             gates=gates,
@@ -139,8 +149,6 @@ def _evaluate(
             control=control,
         )
         if world.is_rank0:
-            console = Console()
-            print_plain(console, *filter(None, (*notices, prepared.notice)))
             files.write_json(path, results.to_dict())
             # Of a run of an earlier version; what the end of a run has written stays.
             if split == "test" and not other_data:

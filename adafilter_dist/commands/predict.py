@@ -166,7 +166,7 @@ def _progress(console: Console, file: TextIO, total: int) -> Any:
     """A count, unless the predictions themselves appear on the terminal."""
     if file is sys.stdout and sys.stdout.isatty():
         return nullcontext(lambda done: None)
-    from adafilter_dist.data.prepare.progress import counting
+    from adafilter_dist.system.progress import counting
 
     return counting(console, "predicting", total)
 

@@ -30,6 +30,7 @@ from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.find import find_run_of
 from adafilter_dist.system.files import make_folder, write_json
 from adafilter_dist.system.json_files import Row
+from adafilter_dist.system.progress import Counting, no_counting
 from adafilter_dist.training.run_data import read_run_data, require_run_data
 
 
@@ -58,10 +59,15 @@ class _Measure:
 
 
 def average_runs(
-    folder: Path, plan: Plan, name: str, say: Callable[[str], None] = lambda line: None
+    folder: Path,
+    plan: Plan,
+    name: str,
+    say: Callable[[str], None] = lambda line: None,
+    counting: Counting = no_counting,
 ) -> None:
     """Average, and test what is not tested yet, for all seeds of the plan, or for its trials.
 
+    ``say`` prints what was averaged, ``counting`` shows how far each evaluation is.
     UserError where runs that it needs are not finished, or the networks are not of one kind.
     """
     contender, kind = split_average(name)
@@ -69,7 +75,7 @@ def average_runs(
         for seed in plan.seeds:
             place = folder / AVERAGES / name / f"seed-{seed}"
             if not RunFiles(place).test_outcomes.exists():
-                chosen = _interpolate(final_run(folder, contender, seed), place)
+                chosen = _interpolate(final_run(folder, contender, seed), place, counting)
                 say(f"{name}, seed {seed}: {chosen}")
         return
     if plan.tune < 2:
@@ -77,11 +83,11 @@ def average_runs(
     place = folder / AVERAGES / name / f"seed-{plan.tune_seed}"
     if not RunFiles(place).test_outcomes.exists():
         trials = [trial_run(folder, contender, k) for k in range(plan.tune)]
-        say(f"{name}: {_mix(kind, trials, place)}")
+        say(f"{name}: {_mix(kind, trials, place, counting)}")
 
 
-def _interpolate(run: Path, place: Path) -> str:
-    with _measured(run) as measure:
+def _interpolate(run: Path, place: Path, counting: Counting) -> str:
+    with _measured(run, counting) as measure:
         recipe = measure.evaluator.recipe
         backbone = load_backbone(recipe, measure.evaluator.prepared.classes)
         trainable = build_method(backbone, recipe)
@@ -102,7 +108,7 @@ def _interpolate(run: Path, place: Path) -> str:
     return f"share {found.share:g} of the fine-tuned weights"
 
 
-def _mix(kind: str, trials: Sequence[Path], place: Path) -> str:
+def _mix(kind: str, trials: Sequence[Path], place: Path, counting: Counting) -> str:
     states_of = {run: RunFiles(run).read_status().get("state") for run in trials}
     for run, state in states_of.items():
         if state not in ("finished", "failed"):
@@ -113,7 +119,7 @@ def _mix(kind: str, trials: Sequence[Path], place: Path) -> str:
             f"{place}: a soup needs two trials that are finished, there are {len(done)}"
         )
     states = [read_weights(RunFiles(run).best) for run in done]
-    with _measured(done[0]) as measure:
+    with _measured(done[0], counting) as measure:
         accuracies = [measure.accuracy(state) for state in states]
         try:
             if kind == "soup":
@@ -139,7 +145,7 @@ def _keep(place: Path, rows: Row) -> None:
 
 
 @contextmanager
-def _measured(run: Path) -> Iterator[_Measure]:
+def _measured(run: Path, counting: Counting) -> Iterator[_Measure]:
     """Opens a finished run's data; UserError where it has no best model or no validation."""
     files = RunFiles(run)
     if files.read_status().get("state") != "finished":
@@ -154,4 +160,7 @@ def _measured(run: Path) -> Iterator[_Measure]:
     with join_world(recipe) as world:
         set_arithmetic(recipe)
         model = load(files.best)[0].to(world.device, weights_dtype(recipe.train.precision))
-        yield _Measure(Evaluator(recipe, prepared, resolve_preprocess(recipe), world), model)
+        evaluator = Evaluator(
+            recipe, prepared, resolve_preprocess(recipe), world, counting=counting
+        )
+        yield _Measure(evaluator, model)

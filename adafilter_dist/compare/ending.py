@@ -14,6 +14,7 @@ from adafilter_dist.compare.results import write_results
 from adafilter_dist.compare.runs import all_runs, standing
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.console import print_plain
+from adafilter_dist.system.progress import counting
 
 
 def conclude(folder: Path, console: Console) -> int:
@@ -25,7 +26,7 @@ def conclude(folder: Path, console: Console) -> int:
     over = all(standing(run) != "open" for run in all_runs(plan, folder))
     for name in plan.averages if over else ():
         try:
-            average_runs(folder, plan, name, say)
+            average_runs(folder, plan, name, say, partial(counting, console))
         except UserError as error:
             say(f"failed: {name}: {error}")
             code = 1

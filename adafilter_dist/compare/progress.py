@@ -10,11 +10,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from adafilter_dist.compare.runs import PlannedRun, Standing
 from adafilter_dist.compare.tuning import TrialOutcome
-from adafilter_dist.metrics.progress import duration
 from adafilter_dist.recipe.word import as_word
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.json_files import number
+from adafilter_dist.system.progress import duration
 
 
 class CompareProgress:

@@ -14,19 +14,24 @@ from adafilter_dist.evaluate.forward_pass import ForwardSettings, evaluate
 from adafilter_dist.evaluate.scores import Evaluation
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.system.progress import Counting, no_counting
 
 _LEAST_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The data, the recipe and the ranks that evaluate a model together."""
+    """The data, the recipe and the ranks that evaluate a model together.
+
+    ``counting`` shows on this rank how far each pass is.
+    """
 
     recipe: Recipe
     prepared: Prepared
     preprocess: Preprocess
     world: World
     cache: ActivationCache | None = None
+    counting: Counting = no_counting
 
     @property
     def num_classes(self) -> int:
@@ -43,6 +48,7 @@ class Evaluator:
             train.precision,
             train.channels_last,
             self.cache,
+            self.counting,
         )
 
     def loader(self, split: SplitName, batch_size: int | None = None) -> EvalLoader:

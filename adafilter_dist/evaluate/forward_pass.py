@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from adafilter_dist.activations.cache import ActivationCache
@@ -20,6 +21,7 @@ from adafilter_dist.evaluate.scores import Evaluation, Outcomes
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.gating.control_gates import set_domains
 from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
+from adafilter_dist.system.progress import Counting, no_counting
 
 Visit = Callable[[Tensor, Tensor, Callable[[], Tensor]], None]
 Skip = Callable[[], AbstractContextManager[None]]
@@ -43,6 +45,7 @@ class ForwardSettings:
     """How a model is run over pictures: normalisation, device, ``train.precision``, layout.
 
     ``cache`` is that of ``train.cache``, None where every picture is computed from its pixels.
+    ``counting`` shows on this rank how far a pass is.
     """
 
     preprocess: Preprocess
@@ -50,6 +53,7 @@ class ForwardSettings:
     precision: str = "fp32"
     channels_last: bool = True
     cache: ActivationCache | None = None
+    counting: Counting = no_counting
 
 
 @contextmanager
@@ -63,15 +67,22 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def sweep(model: nn.Module, loader: EvalBatches, settings: ForwardSettings, visit: Visit) -> None:
+def sweep(
+    model: nn.Module,
+    loader: EvalBatches,
+    settings: ForwardSettings,
+    visit: Visit,
+    what: str = "evaluating",
+) -> None:
     """Call ``visit(positions, labels, forward)`` for each batch of this rank.
 
     Positions stay on the CPU, labels are on the device; ``forward()`` gives the logits (b, C) and
     may be called several times. The model is in evaluation mode without gradients; its mode is
-    restored.
+    restored. The progress is shown as ``what``.
     """
-    device = settings.device
-    with _evaluating(model):
+    device, total, seen = settings.device, loader.total, 0
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    with _evaluating(model), settings.counting(what, total) as done:
         for batch, inputs, skip in _inputs(model, loader, settings):
             labels = batch.labels.to(device, non_blocking=True)
             if batch.domain is not None:
@@ -85,6 +96,8 @@ def sweep(model: nn.Module, loader: EvalBatches, settings: ForwardSettings, visi
                 return logits
 
             visit(batch.index, labels, forward)
+            seen += ranks * len(batch.index)  # other ranks are about as far
+            done(min(seen, total))
 
 
 def _inputs(

@@ -100,7 +100,7 @@ def evaluate_gates(
         named = named.repeat_interleave(torch.tensor(widths), 1)
     wanted = ablations_of(bits, filters, own.labels, classes, domains, by_domain, named, seed)
     rows = {name: OutcomeRows(n, num_classes, settings.device) for name in wanted}
-    sweep(model, loader, settings, second)
+    sweep(model, loader, settings, second, f"evaluating with {len(wanted)} other gates")
 
     ablations = {}
     for name, gates in wanted.items():

@@ -69,7 +69,7 @@ def extract_features(
         rows.add(positions, x=features.float(), y=labels)
 
     try:
-        sweep(model, loader, settings, visit)
+        sweep(model, loader, settings, visit, "computing features")
     finally:
         handle.remove()
     columns = rows.complete(

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from adafilter_dist.recipe import Recipe
 from adafilter_dist.run.files import RunFiles, new_event
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.json_lines import JsonLines, cut_after
+from adafilter_dist.system.progress import Done, no_counting
 
 
 class Metrics:
@@ -95,6 +97,12 @@ class Metrics:
                 del self._kept_events[0]
         except OSError as error:
             self._trouble(f"events.jsonl cannot be written: {error}")
+
+    def counting(self, what: str, total: int) -> AbstractContextManager[Done]:
+        """Show how far an evaluation of ``total`` pictures is, on rank 0, within a ``with``."""
+        if self._progress is None:
+            return no_counting(what, total)
+        return self._progress.counting(what, total)
 
     def say(self, line: str) -> None:
         """Print a line above the progress display, on rank 0."""

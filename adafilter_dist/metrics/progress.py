@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from adafilter_dist.system.console import print_plain
-
-_PLAIN_SECONDS = 30.0
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``1:02:03`` or ``2:03``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+from adafilter_dist.system.progress import (
+    SECONDS_BETWEEN_LINES,
+    CountedLines,
+    Done,
+    duration,
+    time_left,
+)
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -72,7 +71,7 @@ class ConsoleProgress:
         self._clock = clock
         self._first_step = step
         self._began = clock()
-        self._due = self._began + _PLAIN_SECONDS
+        self._due = self._began + SECONDS_BETWEEN_LINES
         self._row: Mapping[str, Any] = {}
         self._live: Progress | None = None
         self._task = TaskID(0)
@@ -96,7 +95,7 @@ class ConsoleProgress:
         if self._live is not None:
             self._live.update(self._task, description=head, completed=step, figures=figures)
         elif self._clock() >= self._due:
-            self._due = self._clock() + _PLAIN_SECONDS
+            self._due = self._clock() + SECONDS_BETWEEN_LINES
             self.say(f"{head}  {figures}")
 
     def train(self, step: int, epoch: int, row: Mapping[str, Any]) -> None:
@@ -109,6 +108,35 @@ class ConsoleProgress:
     def evaluation(self, step: int, epoch: int, split: str, row: Mapping[str, Any]) -> None:
         """One line that stays."""
         self.say(f"epoch {epoch + 1}/{self._epochs}  step {step}  {split}: {describe(row)}")
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Done]:
+        """Yields a function to be told how many of ``total`` pictures are evaluated so far.
+
+        On a terminal it is a second bar while the work lasts; elsewhere a line is due every 30 s.
+        """
+        if self._live is None:
+            lines = CountedLines(what, total, "pictures", self._clock)
+
+            def say_due(done: int) -> None:
+                if line := lines.due(done):
+                    self.say(line)
+
+            yield say_due
+            return
+        live, began = self._live, self._clock()
+        task = live.add_task(what, total=total, figures="")
+
+        def redraw(done: int) -> None:
+            took = self._clock() - began
+            figures = f"{done:,}/{total:,} pictures{time_left(done, total, took)}"
+            live.update(task, completed=done, figures=figures)
+
+        try:
+            yield redraw
+        finally:
+            live.refresh()  # short work, too, is seen once
+            live.remove_task(task)
 
     def say(self, line: str) -> None:
         """Print a line as it is (no markup, no wrapping); on a terminal above the live line."""

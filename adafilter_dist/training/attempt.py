@@ -143,6 +143,7 @@ class _Attempt:
                 step=loaded.manifest["step"] if loaded else 0,
                 evaluated=position.validated,
             )
+            session.counting = metrics.counting
             from_rank0(world, lambda: self._require_progress(position.step))
             if world.is_rank0:
                 announce_start(run, self._plan, session, metrics, loaded, environment)

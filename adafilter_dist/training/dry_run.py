@@ -14,12 +14,12 @@ from adafilter_dist.checkpoint.store import Checkpoints, Position
 from adafilter_dist.distributed import join_world
 from adafilter_dist.engine import FullState
 from adafilter_dist.errors import UserError
-from adafilter_dist.metrics.progress import duration
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.run.ownership import claim
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.disk import existing_parent, gib
+from adafilter_dist.system.progress import duration
 from adafilter_dist.training import memory
 from adafilter_dist.training.cost import peak_memory
 from adafilter_dist.training.session import Session, build_session, frozen_tensor_names

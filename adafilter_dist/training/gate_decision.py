@@ -63,7 +63,7 @@ def decide_on_pictures(session: Session, on_batch: Callable[[], None]) -> Decisi
             features, losses = measure_choices(model, forward, labels)
             rows.add(positions, features=features, losses=losses)
 
-        sweep(model, loader, evaluator.settings, visit)
+        sweep(model, loader, evaluator.settings, visit, "measuring both kinds of filters")
     dtype = gate.picture.weight.dtype
     columns = rows.complete(
         features=torch.empty(0, len(gate.picture.feature_mean), dtype=dtype),

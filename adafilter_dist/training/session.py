@@ -35,6 +35,7 @@ from adafilter_dist.models.ops.passes import Kernels
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.recipe.sections.model import AdaFilter
+from adafilter_dist.system.progress import Counting, no_counting
 from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from adafilter_dist.training.step import TrainingStep, forwards_of
@@ -57,6 +58,7 @@ class Session:
     prefetcher: Prefetcher | None
     cache: ActivationCache | None = None
     notices: list[str] = field(default_factory=list)  # of the nodes, to be said at the start
+    counting: Counting = no_counting  # shows how far an evaluation is
 
     @property
     def kernels(self) -> str:
@@ -98,7 +100,9 @@ class Session:
     @property
     def evaluator(self) -> Evaluator:
         """What evaluates the network on the splits of the data."""
-        return Evaluator(self.recipe, self.prepared, self.preprocess, self.world, self.cache)
+        return Evaluator(
+            self.recipe, self.prepared, self.preprocess, self.world, self.cache, self.counting
+        )
 
     @contextmanager
     def whole_model(self) -> Iterator[nn.Module]:

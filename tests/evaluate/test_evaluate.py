@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,20 @@ def test_domains_are_told_apart_with_their_mean() -> None:
         assert [one.n for one in figures.domains] == [1, 3]
     plain = evaluate(net, Shared(labels(), batch_size=6), SETTINGS, CLASSES)
     assert list(plain.row()) == ["loss", "top1", "top5"] and "domains" not in plain.to_dict()
+
+
+def test_progress_counts_every_picture_of_every_pass() -> None:
+    seen: dict[str, list[int]] = {}
+
+    @contextmanager
+    def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        assert total == 40
+        yield seen.setdefault(what, []).append
+
+    settings = replace(SETTINGS, counting=counting)
+    gates = evaluate_gates(gated_resnet18(), Shared(labels(), batch_size=15), settings, CLASSES)
+    others = f"evaluating with {len(gates.ablations)} other gates"
+    assert seen == {"evaluating": [15, 30, 40], others: [15, 30, 40]}
 
 
 def test_half_precision_and_double_precision() -> None:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from adafilter_dist.metrics import JsonLines, Metrics, append, cut_after, read_lines
-from adafilter_dist.metrics.progress import ConsoleProgress, duration
+from adafilter_dist.metrics.progress import ConsoleProgress
 from adafilter_dist.recipe import Recipe
 
 
@@ -202,8 +202,30 @@ def test_a_terminal_gets_a_live_line() -> None:
     assert "val: top-1 50.0%" in shown
 
 
-def test_duration() -> None:
-    assert [duration(s) for s in (0, 61, 3599.7, 36061)] == ["0:00", "1:01", "1:00:00", "10:01:01"]
+def test_an_evaluation_is_a_second_bar_while_it_lasts() -> None:
+    console, clock = Console(file=io.StringIO(), force_terminal=True, width=160), Clock()
+    progress = ConsoleProgress(console, epochs=2, total_steps=10, clock=clock)
+    with progress.counting("evaluating", 2500) as done:
+        clock.now += 2.0
+        done(500)
+    assert "500/2,500 pictures, 250/s, 0:08 left" in text(console)
+    progress.close()
+    last = text(console).rpartition("epoch 1/2")[2]
+    assert last and "evaluating" not in last
+
+
+def test_elsewhere_a_long_evaluation_says_so_every_30_seconds(tmp_path: Path) -> None:
+    console, clock = plain_console(), Clock()
+    log = tmp_path / "log.txt"
+    progress = ConsoleProgress(console, epochs=2, total_steps=10, clock=clock, log=log)
+    with progress.counting("evaluating", 2500) as done:
+        for seen in range(500, 2501, 500):
+            clock.now += 14.0
+            done(seen)
+    progress.close()
+    line = "evaluating: 1,500 of 2,500 pictures, 36/s, 0:28 left"
+    assert text(console).splitlines() == [line]
+    assert log.read_text().endswith(f" {line}\n")
 
 
 @pytest.mark.slow

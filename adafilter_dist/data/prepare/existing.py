@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from adafilter_dist.data.prepare.lists import read_list
-from adafilter_dist.data.prepare.progress import counting
 from adafilter_dist.data.prepare.read_pictures import content_hash, read, stored_pixels
 from adafilter_dist.data.sources.listing import Listing, Sample, root_of
 from adafilter_dist.data.sources.origin import Entry, Origin, changed_list, fingerprint
@@ -21,6 +20,7 @@ from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.system.console import print_plain
+from adafilter_dist.system.progress import counting
 
 
 def existing_manifest(folder: Path, data: Data) -> Manifest | None:

@@ -27,7 +27,6 @@ from adafilter_dist.data.prepare.new_folder import (
     require_writable,
     sole_writer,
 )
-from adafilter_dist.data.prepare.progress import counting
 from adafilter_dist.data.prepare.read_pictures import PictureReader, dark_notes, quiet_pictures
 from adafilter_dist.data.sources.datasets import can_fetch, fetch_dataset, is_there, list_dataset
 from adafilter_dist.data.sources.listing import Listing, Sample, root_of
@@ -42,6 +41,7 @@ from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.system.console import print_plain
+from adafilter_dist.system.progress import counting
 from adafilter_dist.version import __version__
 
 _BAD_SHOWN = 10
