@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 
 from adafilter_dist.data.loading.loader import EvalLoader
-from adafilter_dist.data.prepare.progress import counting
 from adafilter_dist.data.stored.prepared import SplitName, open_prepared
 from adafilter_dist.data.stored.views import PreparedSubset
 from adafilter_dist.errors import UserError
@@ -19,6 +18,7 @@ from adafilter_dist.methods.export import Export, folder_of, weights_hash
 from adafilter_dist.models.ops.dtypes import weights_dtype
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.find import find_run_of
+from adafilter_dist.system.progress import counting
 from adafilter_dist.training.run_data import read_run_data, require_classes, require_run_data
 
 _MOST = 5_000
