@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adafilter_dist.errors import printable
-from adafilter_dist.evaluate import Difference, Evaluation, LayerGates
+from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, LayerGates
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.results import Results
 from adafilter_dist.run.files import RunFiles
@@ -23,7 +23,7 @@ from adafilter_dist.system.console import print_plain
 
 _FAR_OFF = 0.1
 """How far a layer's mean gate is from the median layer's to be shown by itself."""
-_MOST_FAR = 6
+_MOST_FAR = 3
 _MEANING = (
     "variance over images, 0.25 at most; constant over all images; between classes: that part of "
     "the variance; bits of domain: mutual information of gate and domain"
@@ -60,15 +60,17 @@ def print_summary(
 ) -> None:
     """Accuracies, gates, run folder, and ``files`` by what they hold (None: there is no such).
 
-    Of the gates only what differs from the rest, unless ``every_gate``.
+    The gates in three lines, and one more each for domains, a control and a warning;
+    ``every_gate`` adds the table of all layers.
     """
     console.print()
     console.print(_accuracy_table(results))
     if results.gates is not None:
-        print_plain(console, *_gate_lines(results))
         console.print()
-        layers = results.gates.layers
-        console.print(_gate_table(layers) if every_gate else _short_gate_table(layers))
+        print_plain(console, *_gate_lines(results))
+        if every_gate:
+            console.print()
+            console.print(_gate_table(results.gates.layers))
     console.print()
     paths = [("run folder", run_dir), *files.items()]
     print_plain(console, *(f"{name:<11} {path}" for name, path in paths if path is not None))
@@ -106,6 +108,13 @@ def _accuracy_table(results: Results) -> Table:
     caption = f"{METHODS[results.method].title}: {others}, loss {evaluation.loss:.3f}"
     if differences:
         caption += "; differences in points with the 95 % bootstrap interval over pictures"
+    if (gates := results.gates) is not None:
+        caption += f"; measured in {gates.forwards} passes (--no-gates: 1)"
+        if results.control is None:
+            caption += (
+                "; a gate that was never trained also loses accuracy with another picture's gates: "
+                "--control RUN compares with one (docs/measures.md)"
+            )
     table.caption = caption
     table.caption_justify = "left"
     return table
@@ -130,91 +139,72 @@ def _points(less: Difference | None) -> str:
 
 
 def _gate_lines(results: Results) -> list[str]:
-    """What the gates are over all layers and in each domain, and what that does not show."""
+    """The gates in all, the layers that differ, what moved since the start; domains and control."""
     gates = results.gates
     if gates is None:
         return []
-    figures = gates.figures
-    line = f"mean gate {figures.mean:.3f}"
-    if figures.between is not None and figures.within is not None:
-        line += (
-            f"; variance over pictures {figures.between:.4f} between classes, "
-            f"{figures.within:.4f} within"
-        )
-    lines = [line]
-    if figures.information is not None and figures.domain_entropy is not None:
-        lines.append(
-            f"gate and domain share {figures.information:.3f} of {figures.domain_entropy:.3f} bits "
-            "(mean over filters); "
-            + ", ".join(
-                f"mean gate in {printable(one.name)} {one.mean:.3f}" for one in gates.domains
+    named = [("gates", _over_all(gates)), ("layers", _far_layers(gates.layers))]
+    if (moved := results.movement) is not None:
+        named.append(
+            (
+                "since start",
+                f"mean {moved.start:.3f} to {moved.mean:.3f}, {moved.changed:.1%} of the bits "
+                f"changed, a picture's share of fine-tuned filters moved by {moved.moved:.3f} "
+                f"({moved.pictures} pictures of {moved.split})",
             )
         )
+    figures = gates.figures
+    if figures.information is not None and figures.domain_entropy is not None:
+        means = ", ".join(f"{printable(one.name)} {one.mean:.3f}" for one in gates.domains)
+        shared = f"{figures.information:.3f} of {figures.domain_entropy:.3f} bits shared with gates"
+        named.append(("domains", f"mean gate in {means}; {shared} (mean over filters)"))
     if results.control is not None and (other := results.control.gates) is not None:
-        line = f"the control's gates: mean {other.mean:.3f}"
+        line = f"gates' mean {other.mean:.3f}"
         if other.information is not None:
             line += f", {other.information:.3f} bits shared with the domain"
-        lines.append(line)
-    if (moved := results.movement) is not None:
-        lines.append(
-            f"since the start, on {moved.pictures} pictures of {moved.split}: mean gate "
-            f"{moved.start:.3f} to {moved.mean:.3f}; {moved.changed:.1%} of the bits changed; a "
-            f"picture's share of fine-tuned filters moved by {moved.moved:.3f} on average"
-        )
-        if results.gate_warning:
-            lines.append(f"warning: {results.gate_warning}")
-    lines.append(
-        f"these figures took {gates.forwards} passes of the network a picture (--no-gates: 1)"
-    )
-    if results.control is None:
-        lines.append(
-            "a gate that was never trained also loses accuracy when gates are permuted; --control "
-            "RUN compares with a run whose gate is frozen (docs/measures.md)"
-        )
-    return lines
+        named.append(("control", line))
+    lines = [f"{name:<11} {line}" for name, line in named]
+    warned = moved is not None and results.gate_warning
+    return [*lines, f"warning: {results.gate_warning}"] if warned else lines
+
+
+def _over_all(gates: GateEvaluation) -> str:
+    figures, layers = gates.figures, gates.layers
+    filters = sum(layer.filters for layer in layers)
+    constant = sum(layer.constant * layer.filters for layer in layers) / filters
+    line = f"mean {figures.mean:.3f} (1: fine-tuned), {constant:.0%} of {filters:,} constant"
+    if figures.between is not None and figures.within is not None:
+        line += f", variance {figures.between:.4f} between classes, {figures.within:.4f} within"
+    return line
+
+
+def _far_layers(layers: Sequence[LayerGates]) -> str:
+    """The layers whose mean gate is far from the others', at most a few of them."""
+    middle = median(layer.mean for layer in layers)
+    line = f"median of {len(layers)} mean gates {middle:.2f}"
+    far = [layer for layer in layers if abs(layer.mean - middle) > _FAR_OFF]
+    if not far:
+        return f"{line}, all within {_FAR_OFF} of it; every layer: --gates"
+    farthest = sorted(far, key=lambda layer: abs(layer.mean - middle), reverse=True)[:_MOST_FAR]
+    names = ", ".join(f"{layer.name} {layer.mean:.2f}" for layer in farthest)
+    more = f" and {len(far) - len(farthest)} more" if len(far) > len(farthest) else ""
+    return f"{line}; over {_FAR_OFF} off: {names}{more}; every layer: --gates"
 
 
 def _gate_table(layers: Sequence[LayerGates]) -> Table:
-    table = _empty_gate_table(_MEANING, layers)
-    _add_layers(table, layers)
-    table.add_section()
-    _add_all(table, layers)
-    return table
-
-
-def _short_gate_table(layers: Sequence[LayerGates]) -> Table:
-    """All layers in one row, and those whose mean gate is far from the others'."""
-    far = _far_off(layers)
-    which = "those" if far else "none"
-    table = _empty_gate_table(
-        f"{which} over {_FAR_OFF} off the median layer's mean; all of them: --gates", layers
-    )
-    _add_all(table, layers)
-    if far:
-        table.add_section()
-        _add_layers(table, far)
-    return table
-
-
-def _far_off(layers: Sequence[LayerGates]) -> list[LayerGates]:
-    """The layers whose mean gate is farthest from the median layer's, in order of execution."""
-    middle = median(layer.mean for layer in layers)
-    farthest = sorted(layers, key=lambda layer: abs(layer.mean - middle), reverse=True)[:_MOST_FAR]
-    far = [layer.name for layer in farthest if abs(layer.mean - middle) > _FAR_OFF]
-    return [layer for layer in layers if layer.name in far]
-
-
-def _empty_gate_table(caption: str, layers: Sequence[LayerGates]) -> Table:
     table = Table(
         title="gates by layer (1: fine-tuned filter, 0: pre-trained)",
         title_justify="left",
         box=SIMPLE_HEAD,
-        caption=caption,
+        caption=_MEANING,
         caption_justify="left",
     )
     table.add_column("layer", overflow="fold")
     for name in ("filters", "mean", "variance", "constant", *_known(layers)):
         table.add_column(name, justify="right")
+    _add_layers(table, layers)
+    table.add_section()
+    _add_all(table, layers)
     return table
 
 

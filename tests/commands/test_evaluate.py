@@ -67,7 +67,7 @@ def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture
     assert "another picture's gates" in shown and "linear probe" in shown
     assert "adafilter resume" not in shown
     assert f"numbers     {run_dir / 'evaluation-test.json'}" in shown.splitlines()
-    assert shown.index("AdaFilter") < shown.index("gates by layer")
+    assert shown.index("AdaFilter") < shown.index("\ngates ")
     assert "layer4.1.conv2" not in shown  # freshly converted, it is like the others
     assert main(["evaluate", str(run_dir), "--gates"]) == 0
     assert "layer4.1.conv2" in capsys.readouterr().out

@@ -30,7 +30,7 @@ def test_the_end_of_a_short_run_and_the_same_words_again(words: list[str], tmp_p
     # Its accuracy comes first, its gates are in a file, and there is nothing to resume.
     for output in (first.output, again.output):
         assert "adafilter resume" not in output
-        assert 0 < output.index("AdaFilter  ") < output.index("gates by layer")
+        assert 0 < output.index("AdaFilter  ") < output.index("\ngates ")
     assert "layer4" in (run / "figures" / "gates.txt").read_text()
     assert "layer4.0.conv2" not in first.output and "layer4.0.conv2" in again.output
     for name in ("summary.json", "gates.txt", "gates.png"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -99,13 +100,15 @@ def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
     assert "another picture's gates 75.0 ± 3.1 +5.0 [+1.0, +9.0]" in text
     assert "each filter's mean gate 82.0 ± 2.7 -2.0 [-4.0, +0.0]" in text
     assert "... same class 66.7 ± 3.8 +10.0 [+6.0, +14.0] 150 pictures" in text
-    assert "mean gate 0.457; variance over pictures 0.0123 between classes, 0.1004 within" in text
     assert (
-        "gate and domain share 0.127 of 1.000 bits (mean over filters); mean gate in near 0.410, "
-        "mean gate in far 0.597" in text
+        "mean 0.457 (1: fine-tuned), 25% of 192 constant, variance 0.0123 between classes, 0.1004 "
+        "within" in text
     )
-    assert "these figures took 4 passes of the network a picture" in text
-    assert "a gate that was never trained also loses accuracy" in text
+    assert (
+        "domains mean gate in near 0.410, far 0.597; 0.127 of 1.000 bits shared with gates" in text
+    )
+    assert "measured in 4 passes (--no-gates: 1)" in text.replace("\n", " ")
+    assert "a gate that was never trained also loses accuracy" in text.replace("\n", " ")
     for layer in results().gates.layers:  # type: ignore[union-attr]
         assert f"{layer.name} 64 {layer.mean:.2f} {layer.variance:.3f} 25% 0.031" in text
     assert "bits of domain" not in text.partition("layer filters")[2].partition("\n")[0]
@@ -117,30 +120,37 @@ def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
     assert "resume" not in text and "nowhere" not in text
 
 
-def test_on_the_screen_are_only_gates_that_differ_and_all_of_them_in_a_file(tmp_path: Path) -> None:
+def test_gates_are_three_lines_on_the_screen_and_a_table_in_a_file(tmp_path: Path) -> None:
     layers = [LayerGates(f"layer{i}", 64, 0.5 + 0.001 * i, 0.1, 0.25, 0.02, 0.3) for i in range(50)]
-    for i, mean in ((7, 0.8), (30, 0.2)):
+    for i, mean in ((7, 0.8), (30, 0.2), (31, 0.6601), (32, 0.34), (33, 0.7)):
         layers[i] = replace(layers[i], mean=mean)
-    found = results()
+    movement = GateMovement("val", 256, 0.98, 0.5, 0.12, 0.23, 0.07, 0.1)
+    found = replace(results(), movement=movement)
     assert found.gates is not None
-    found = replace(found, gates=replace(found.gates, layers=layers))
+    one_domain = replace(found.gates.figures, information=None, domain_entropy=None)
+    found = replace(found, gates=replace(found.gates, layers=layers, figures=one_domain))
     place = console()
     print_summary(place, tmp_path, found, {})
-    names = [name for name in shown(place).split() if name.startswith("layer")]
-    assert [name for name in names if name[5:].isdecimal()] == ["layer7", "layer30"]
-    assert (
-        " ".join(shown(place).split()).count("all 50 layers 3200 0.52 0.100 25% 0.020 0.300") == 1
+    lines = shown(place).splitlines()
+    of_gates = [i for i, line in enumerate(lines) if re.match("gates|layers|since start", line)]
+    assert of_gates == list(range(of_gates[0], of_gates[0] + 3))
+    assert lines[of_gates[-1] + 1] == "" and lines[of_gates[-1] + 2].startswith("run folder")
+    assert lines[of_gates[1]] == (
+        "layers      median of 50 mean gates 0.52; over 0.1 off: layer30 0.20, layer7 0.80, "
+        "layer32 0.34 and 2 more; every layer: --gates"
     )
     path = write_gates(tmp_path, found)
     assert path == tmp_path / "figures" / "gates.txt"
     assert all(f"layer{i} " in path.read_text() for i in range(50))
+    table = " ".join(path.read_text().split())
+    assert table.count("all 50 layers 3200 0.53 0.100 25% 0.020 0.300") == 1
     assert write_gates(tmp_path, replace(found, gates=None)) is None
 
     same = [replace(layer, mean=0.5) for layer in layers]
     found = replace(found, gates=replace(results().gates, layers=same))  # type: ignore[type-var]
     place = console()
     print_summary(place, tmp_path, found, {})
-    assert "layer7" not in shown(place) and "none over 0.1" in shown(place)
+    assert "layer7" not in shown(place) and "0.50, all within 0.1 of it" in shown(place)
 
 
 def test_a_gate_that_never_left_its_start_is_warned_of(tmp_path: Path) -> None:
@@ -152,7 +162,7 @@ def test_a_gate_that_never_left_its_start_is_warned_of(tmp_path: Path) -> None:
         return " ".join(shown(place).split())
 
     found = replace(results(), movement=movement)
-    assert "on 256 pictures of val: mean gate 0.980 to 0.970; 23.0% of the bits" in text(found)
+    assert "since start mean 0.980 to 0.970, 23.0% of the bits" in text(found)
     assert "warning: the mean gate never left its start: 0.980 before" in text(found)
     assert "0.970 now (all but plain fine-tuning);" in text(found)
     assert "warning" not in text(replace(found, gate_learns=False))  # a frozen control
@@ -171,7 +181,7 @@ def test_a_control_stands_beside_the_run(tmp_path: Path) -> None:
     text = " ".join(shown(place).split())
     assert "control: AdaFilter, 1234abcd 76.5 ± 3.0 +3.5 [+1.5, +5.5]" in text
     assert "never trained" not in text
-    assert "the control's gates: mean 0.510, 0.113 bits shared with the domain" in text
+    assert "control gates' mean 0.510, 0.113 bits shared with the domain" in text
     kept = json.loads(write_summary(tmp_path, found).read_text())["control"]
     assert (kept["run"], kept["top1"]) == ("/runs/1234abcd", 0.765)
     assert kept["run_minus_control"]["low"] == 0.015
