@@ -23,10 +23,16 @@ from adafilter_dist.recipe.sections.training import Ema, Optim, Train
 class Recipe(Section):
     """One experiment, complete and fixed."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] = Field(
+        description="of the recipe, and of the folder of its runs; letters, digits and . _ -"
+    )
     run_dir: AnyPath | None = Field(None, description="default runs/<name>/<8 hex of the run hash>")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    deterministic: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of all that is drawn: the head, the order of pictures, crops, masks"
+    )
+    deterministic: bool = Field(
+        False, description="refuse operations whose bits differ from time to time on a GPU; slower"
+    )
     resume: str = Field("auto", description="auto, never, or the path of a run folder")
     data: Data
     augment: Augment = Augment()

@@ -71,7 +71,7 @@ class BiTuning(Baseline):
     strength: NotNegative = Field(1.0, description="weight of each of the two losses")
     queue: Annotated[int, Field(ge=1, le=65_536)] = Field(40, description="keys kept of each class")
     momentum: Fraction = Field(0.999, description="of the network that makes the keys")
-    temperature: Positive = 0.07
+    temperature: Positive = Field(0.07, description="of both contrastive losses")
     projection: Annotated[int, Field(ge=1, le=65_536)] = Field(
         128, description="size of the projections that are compared"
     )
@@ -168,7 +168,7 @@ class SpotTune(Baseline):
         "likelier block",
     )
     policy_rate: Positive = Field(0.1, description="factor on optim.lr for the policy network")
-    policy_weight_decay: NotNegative = 1e-3
+    policy_weight_decay: NotNegative = Field(1e-3, description="of the policy network")
 
 
 class Delta(Baseline):

@@ -70,7 +70,7 @@ class Data(Section):
         "ucf101",
         "omniglot",
         "imagefolder",
-    ]
+    ] = Field(description="the data set; imagefolder: pictures of your own")
     root: AbsolutePath | None = Field(
         None,
         description="folder of the pictures as published; default below $ADAFILTER_CACHE or "
@@ -127,25 +127,34 @@ class Data(Section):
     )
     stored_size: Pixels = Field(256, description="shortest side of a stored picture, px")
     stored_format: Literal["jpg", "raw"] = Field("jpg", description="raw: larger, faster")
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = Field(
+        95, description="of stored pictures, with stored_format=jpg"
+    )
     resolution: Pixels | None = Field(
         None, description="side of the network's input, px; default from the weights"
     )
     eval_resize: Pixels | None = Field(
         None, description="shortest side before the centre crop; default from the weights"
     )
-    interpolation: Literal["bilinear", "bicubic"] | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = Field(
+        None, description="how pictures are resized; default from the weights"
+    )
     mean: Annotated[Mean, Field(strict=False)] | None = Field(
         None, description="default from the weights"
     )
     std: Annotated[Std, Field(strict=False)] | None = Field(
         None, description="default from the weights"
     )
-    loader: Literal["auto", "ffcv", "torchvision"] = "auto"
+    loader: Literal["auto", "ffcv", "torchvision"] = Field(
+        "auto",
+        description="what decodes pictures; auto: FFCV if installed, else torchvision",
+    )
     num_workers: Threads | None = Field(
         None, description="decoding threads per rank; default the cores of this rank"
     )
-    on_bad: Literal["error", "skip"] = "error"
+    on_bad: Literal["error", "skip"] = Field(
+        "error", description="pictures that cannot be read: stop with their list, or leave them out"
+    )
     verify: Literal["once", "always", "never"] = Field(
         "once",
         description="compare the prepared files with their sha256: once a node and version of a "
@@ -194,9 +203,15 @@ class Augment(Section):
     )
     ratio: tuple[Aspect, Aspect] = Field((3 / 4, 4 / 3), strict=False, description="its aspect")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip")
-    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
-    randaugment_ops: Annotated[int, Field(ge=1, le=100)] = 2
-    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    policy: Literal["none", "randaugment", "trivialaugment"] = Field(
+        "none", description="changes of colour and shape after crop and flip"
+    )
+    randaugment_ops: Annotated[int, Field(ge=1, le=100)] = Field(
+        2, description="policy=randaugment: changes of each picture"
+    )
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(
+        9, description="policy=randaugment: their strength"
+    )
     erasing: Fraction = Field(0.0, description="probability of erasing a random box")
     mixup: NotNegative = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")
     cutmix: NotNegative = Field(0.0, description="alpha of Beta(alpha, alpha); 0 for off")

@@ -29,7 +29,9 @@ def _integer(value: Any) -> Any:
 class AnyEngine(Section):
     """What every engine is asked."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: the GPU of the rank where there is one"
+    )
     timeout: Duration = Field(
         "10min", description="how long a rank is waited for before the others give up"
     )

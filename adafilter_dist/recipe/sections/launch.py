@@ -86,7 +86,7 @@ class Launch(Section):
     cluster: Literal["auto", "slurm", "local"] = Field(
         "auto", description="auto: SLURM where sbatch answers, else processes of this machine"
     )
-    nodes: Annotated[int, Field(ge=1, le=100_000)] = 1
+    nodes: Annotated[int, Field(ge=1, le=100_000)] = Field(1, description="of a job")
     gpus_per_node: Annotated[int, Field(ge=0, le=1024)] = Field(
         1, description="0 for a run on CPUs; one process a GPU"
     )
@@ -96,16 +96,16 @@ class Launch(Section):
     cpus_per_task: Threads = Field(8, description="cores of each process, for decoding")
     mem: Word | None = Field(None, description="memory a node, e.g. 64G; default the site's")
     time: Time = Field("4h", description="time limit of one turn; the run goes on after it")
-    partition: Word | None = None
-    account: Word | None = None
-    qos: Word | None = None
-    constraint: Word | None = None
+    partition: Word | None = Field(None, description="as sbatch knows it")
+    account: Word | None = Field(None, description="as sbatch knows it")
+    qos: Word | None = Field(None, description="as sbatch knows it")
+    constraint: Word | None = Field(None, description="as sbatch knows it")
     exclude: str | None = Field(None, description="nodes not to use, e.g. n[3,7-9]")
     gpu_request: Literal["gpus_per_node", "gres", "gpus_per_task", "none"] = Field(
         "gpus_per_node", description="how this site wants GPUs asked for"
     )
     gpu_type: str | None = Field(None, description="e.g. a100, where a site has several kinds")
-    mail_user: str | None = None
+    mail_user: str | None = Field(None, description="whom SLURM writes to")
     mail_type: str | None = Field(None, description="e.g. END,FAIL")
     setup: list[str] = Field(
         [], description="lines of the batch script before srun: modules, conda, exports"

@@ -128,9 +128,13 @@ class Gate(Section):
         description="false, an ablation: each layer decides alone, without the LSTM's state from "
         "earlier layers",
     )
-    estimator: Literal["straight_through", "identity", "gumbel", "semhash"] = "straight_through"
-    temperature: Positive = 1.0
-    input_norm: Literal["layer_norm", "none"] = "layer_norm"
+    estimator: Literal["straight_through", "identity", "gumbel", "semhash"] = Field(
+        "straight_through", description="how a gradient passes the threshold of a gate"
+    )
+    temperature: Positive = Field(1.0, description="divides the gate's logits in training")
+    input_norm: Literal["layer_norm", "none"] = Field(
+        "layer_norm", description="of each layer's pooled activations, before the LSTM"
+    )
     init_scale: Positive = Field(4.0, description="factor on the logit weights at the start")
     bias: Annotated[float, Field(ge=-1e4, le=1e4)] = Field(
         0.0, description="logit bias at the start; 0 is balanced"
@@ -175,8 +179,12 @@ class Gate(Section):
 class Sparsity(Section):
     """Regulariser of the gates (not in the paper)."""
 
-    kind: Literal["none", "l1", "target", "decide"] = "none"
-    weight: NotNegative = 0.0
+    kind: Literal["none", "l1", "target", "decide"] = Field(
+        "none",
+        description="l1: few fine-tuned filters; target: a wanted mean gate; decide: gates that "
+        "are decided and differ by picture",
+    )
+    weight: NotNegative = Field(0.0, description="factor on the regulariser in the loss")
     target: Fraction = Field(0.5, description="wanted mean gate for kind=target")
 
     @model_validator(mode="after")

@@ -48,7 +48,9 @@ class Checkpoint(Section):
         description="how long a process on another machine may be silent before its run is "
         "taken over",
     )
-    keep: Annotated[int, Field(ge=2, le=10_000)] = 2
+    keep: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        2, description="checkpoints that stay on the disk"
+    )
 
 
 class Evaluate(Section):

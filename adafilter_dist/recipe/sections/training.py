@@ -19,18 +19,22 @@ from adafilter_dist.recipe.sections.base import (
 class Optim(Section):
     """Optimizer and learning-rate schedule. Rates are for the global batch as given."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.01
-    lr_gate: Positive | None = Field(None, description="default lr")
-    lr_head: Positive | None = Field(None, description="default lr")
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    nesterov: bool = False
+    name: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
+    lr: Positive = Field(
+        0.01, description="learning rate of the trunk at its highest, for the global batch as given"
+    )
+    lr_gate: Positive | None = Field(None, description="of the gate; default lr")
+    lr_head: Positive | None = Field(None, description="of the classifier; default lr")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="of SGD")
+    nesterov: bool = Field(False, description="of SGD")
     weight_decay: NotNegative = Field(1e-4, description="not on biases and BatchNorm")
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="of the learning rates after the warm-up; cosine: to zero"
+    )
     step_epochs: list[Epochs] = Field(
         [], description="schedule=step: the rate is multiplied by step_gamma after these epochs"
     )
-    step_gamma: Positive = 0.1
+    step_gamma: Positive = Field(0.1, description="schedule=step: the factor")
     schedule_epochs: Epochs | None = Field(
         None,
         description="length of the schedule in epochs; default train.epochs; afterwards the last "
@@ -41,8 +45,12 @@ class Optim(Section):
         description="when a run goes on with more epochs: the schedule over the new length, or "
         "over the length it had",
     )
-    warmup_epochs: Annotated[float, Field(ge=0.0, le=1e5)] = 0.0
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0.0, le=1e5)] = Field(
+        0.0, description="epochs over which the rates rise from zero"
+    )
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of each label that is spread over all classes"
+    )
 
     @property
     def states(self) -> int:
@@ -70,8 +78,8 @@ class Ema(Section):
 class Train(Section):
     """Length, batch and arithmetic of the training."""
 
-    epochs: Epochs = 30
-    global_batch: Batch = 256
+    epochs: Epochs = Field(30, description="passes over the training pictures")
+    global_batch: Batch = Field(256, description="pictures of one step, over all processes")
     micro_batch: Annotated[int, Field(ge=2, le=1 << 20)] = Field(
         32, description="samples whose statistics are taken together; part of the numbers"
     )
@@ -80,8 +88,12 @@ class Train(Section):
         description="micro-batches of a rank that go through the network together, each with its "
         "own statistics: the same numbers, fewer and larger kernels, more memory",
     )
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
-    matmul_precision: Literal["highest", "high", "medium"] = "high"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32", description="of activations and weights in forward and backward; bf16, fp16: mixed"
+    )
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        "high", description="of fp32 matrix products, as torch.set_float32_matmul_precision has it"
+    )
     compile: bool = Field(
         False, description="torch.compile; what it compiles is kept between attempts"
     )
@@ -90,8 +102,12 @@ class Train(Section):
         description="how gated layers train. auto: fused, by Triton on a GPU, by code compiled on "
         "first use on a CPU; reference: as plain PyTorch modules",
     )
-    channels_last: bool = True
-    clip_norm: Positive | None = None
+    channels_last: bool = Field(
+        True, description="layout of activations in memory; the same numbers up to rounding"
+    )
+    clip_norm: Positive | None = Field(
+        None, description="longest gradient of a step, over all weights; default none"
+    )
     cache: AbsolutePath | None = Field(
         None,
         description="folder where the outputs of the frozen first layers are kept, to be read "
