@@ -103,6 +103,7 @@ class RecurrentGate(nn.Module, StepStatistics):
     last_mean: Tensor
     last_variance: Tensor
     step_sums: Tensor
+    widths: Tensor
 
     def __init__(
         self,
@@ -145,6 +146,8 @@ class RecurrentGate(nn.Module, StepStatistics):
         self.register_buffer("last_variance", torch.zeros_like(start), persistent=False)
         sums = torch.zeros(3 * len(layers), **kind)  # [mean | variance | micro-batches]
         self.register_buffer("step_sums", sums, persistent=False)
+        widths = torch.tensor([c_out for _, _, c_out in layers]).to(kind["device"])
+        self.register_buffer("widths", widths, persistent=False)
         self.overrides: list[Override] = []
         self.observers: list[Observer] = []
         self.decisions = GateDecisions()
@@ -187,6 +190,8 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def stop(self) -> None:
         """End a forward of the network; its gates and logits stay in `decisions`."""
+        if self._in_forward and self.training and self.decisions.gates:
+            self._gather(self.decisions.gates)
         self._in_forward, self._state, self._picture_logits = False, None, None
         self._means.clear()
 
@@ -226,8 +231,6 @@ class RecurrentGate(nn.Module, StepStatistics):
 
             # Keep them for the penalty, the step's statistics and whoever observes the gates.
             self.decisions.gates[index], self.decisions.logits[index] = gates, logits
-            if self.training:
-                self._gather(index, gates)
             for observer in self.observers:
                 observer(index, self.names[index], gates, self.probabilities(logits))
         return gates
@@ -256,7 +259,24 @@ class RecurrentGate(nn.Module, StepStatistics):
         return torch.sigmoid(logits / self.settings.temperature)
 
     @torch.no_grad()
-    def _gather(self, index: int, gates: Tensor) -> None:
+    def _gather(self, gates: dict[int, Tensor]) -> None:
+        """Add up the statistics of a forward's gates (N, C_out), by layer."""
+        every = list(gates) == list(range(len(self.names)))
+        if torch.compiler.is_compiling() or not every:
+            for index, of_layer in gates.items():
+                self._gather_layer(index, of_layer)
+            return
+        # All layers together: mean and variance of each filter over the images of a micro-batch.
+        whole = torch.cat([gates[index] for index in range(len(gates))], 1)
+        count = micro_batches.current.count
+        parts = whole.unflatten(0, (count, len(whole) // count))
+        variance, mean = torch.var_mean(parts, 1, correction=0)
+        rows = torch.cat((mean, variance)).unflatten(0, (2, count)).sum(1).mT
+        means = torch.segment_reduce(rows, "mean", lengths=self.widths, unsafe=True)
+        one = means.new_full((1, len(gates)), count)
+        self.step_sums += torch.cat((means.mT, one)).flatten()
+
+    def _gather_layer(self, index: int, gates: Tensor) -> None:
         sums = self.step_sums.view(3, -1)
         for part in micro_batches.current.split(gates):
             sums[0, index] += part.mean()
@@ -265,6 +285,12 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def step_statistics(self) -> list[Tensor]:
         return list(self.step_sums.split(len(self.names)))
+
+    def flat_statistics(self) -> Tensor:
+        return self.step_sums
+
+    def statistic_sizes(self) -> list[int]:
+        return [len(self.names)] * 3
 
     @torch.no_grad()
     def apply_step_statistics(self, means: list[Tensor]) -> None:
