@@ -15,7 +15,7 @@ set_wait_policy()  # before torch is imported
 
 VERBS = (
     *("prepare", "train", "resume", "submit", "status", "logs", "rm"),
-    *("compare", "evaluate", "predict", "compact", "inspect", "doctor"),
+    *("compare", "evaluate", "report", "predict", "compact", "inspect", "doctor"),
 )
 
 
@@ -39,6 +39,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("delete", "remove", "clean"), "rm"),
     **dict.fromkeys(("eval", "test", "validate"), "evaluate"),
     **dict.fromkeys(("infer", "classify", "inference"), "predict"),
+    **dict.fromkeys(("page", "html", "plot", "dashboard"), "report"),
     **dict.fromkeys(("info", "summary", "describe"), "inspect"),
     **dict.fromkeys(("download", "fetch", "data"), "prepare"),
     **dict.fromkeys(("check", "env", "version", "info-env"), "doctor"),

@@ -11,9 +11,11 @@ from rich.console import Console
 
 from adafilter_dist.evaluate.gate_probe import ProbeGates
 from adafilter_dist.metrics import Metrics
+from adafilter_dist.recipe import Recipe
 from adafilter_dist.report.figure import draw
 from adafilter_dist.report.measure import measure
 from adafilter_dist.report.outcomes import write_test_outcomes
+from adafilter_dist.report.page.single import page_at_the_end
 from adafilter_dist.report.results import Results, RunCost
 from adafilter_dist.report.summary import print_summary, write_gates, write_summary
 from adafilter_dist.report.test_pictures import write_test_pictures
@@ -69,15 +71,18 @@ def finish(
         write_test_outcomes(run.path, results.outcomes, session.prepared)
         choices = results.gates.choices if results.gates is not None else None
         write_test_pictures(run.path, results.outcomes, choices, session.prepared)
-        _report(run, results, console, every_gate)
+        _report(run, results, recipe, console, every_gate)
 
 
-def _report(run: RunFolder, results: Results, console: Console, every_gate: bool) -> None:
+def _report(
+    run: RunFolder, results: Results, recipe: Recipe, console: Console, every_gate: bool
+) -> None:
     files = {
         "numbers": write_summary(run.path, results),
         "all gates": write_gates(run.path, results),
         "figure": draw(run.path, results, console),
     }
+    files["page"] = page_at_the_end(run.path, recipe, console)
     print_summary(console, run.path, results, files, every_gate=every_gate)
     # Kept as text, to be printed when the same run is asked for again.
     text = io.StringIO()

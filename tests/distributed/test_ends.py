@@ -35,6 +35,8 @@ def test_the_end_of_a_short_run_and_the_same_words_again(words: list[str], tmp_p
     assert "layer4.0.conv2" not in first.output and "layer4.0.conv2" in again.output
     for name in ("summary.json", "gates.txt", "gates.png"):
         assert str(run.relative_to(tmp_path) / "figures" / name) in first.output
+    assert f"page        {(run / 'report.html').relative_to(tmp_path)}" in first.output
+    assert "<h1>" in (run / "report.html").read_text()
     # What it said of each test picture is kept.
     outcomes, summary = (
         read_test_outcomes(run),

@@ -28,6 +28,7 @@ PRINTED = {
     "inspect": r"gated",
     "evaluate": r"top-1",
     "predict": r"images/s",
+    "report": r"(report|compared)\.html",
     "compact": r"MB",
     "status": r"finished",
     "logs": r"\w",

@@ -137,8 +137,9 @@ def _attempt(request: dict[str, Any], output: int) -> int:
     os.close(output)
     os.close(nothing)
     if not request["figures"]:
-        # As where it is not installed: drawing the figure takes as long as twenty of these steps.
+        # As where they are not installed: figure and page take as long as twenty of these steps.
         sys.modules["matplotlib"] = None  # type: ignore[assignment]
+        sys.modules["jinja2"] = None  # type: ignore[assignment]
     if request["stopped"]:
         os.kill(os.getpid(), signal.SIGSTOP)
     if request["before"]:
