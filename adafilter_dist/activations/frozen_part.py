@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adafilter_dist.models.backbone.kept_prefix import forward_is
 from adafilter_dist.models.backbone.weights import sha256_of_tensors
 
 
@@ -98,10 +99,10 @@ class FrozenPart:
         with ExitStack() as stack:
             for network in self._networks:
                 held: list[Tensor] = []
-                stack.enter_context(_forward_is(network, _from(network.forward, held)))
-                stack.enter_context(_forward_is(network.get_submodule(self.cut.at), _give(held)))
+                stack.enter_context(forward_is(network, _from(network.forward, held)))
+                stack.enter_context(forward_is(network.get_submodule(self.cut.at), _give(held)))
                 for name in self.cut.before:
-                    stack.enter_context(_forward_is(network.get_submodule(name), _hand_on))
+                    stack.enter_context(forward_is(network.get_submodule(name), _hand_on))
             yield
 
 
@@ -121,19 +122,6 @@ def _give(held: list[Tensor]) -> Callable[..., Tensor]:
 
 def _hand_on(x: Any, *args: Any, **kwargs: Any) -> Any:
     return x
-
-
-@contextmanager
-def _forward_is(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
 
 
 def has_modules(module: nn.Module, paths: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ from adafilter_dist.distributed.exit_after import ended_unless_done
 from adafilter_dist.distributed.lost_peer import sign_of_loss
 from adafilter_dist.distributed.meeting import meet
 from adafilter_dist.distributed.meeting_file import Meeting, meet_in_file, wrong_network
+from adafilter_dist.distributed.progress import Progress
 from adafilter_dist.distributed.same_device_type import require_one_kind
 from adafilter_dist.errors import RankError, UserError
 from adafilter_dist.recipe import Recipe
@@ -40,6 +41,8 @@ class World:
     threads: int
     store: dist.Store = field(default_factory=dist.HashStore, compare=False, repr=False)
     """A key-value store in which ranks leave messages where a collective would time out."""
+    progress: Progress = field(default_factory=Progress, compare=False, repr=False)
+    """Where this rank's main thread is, for those who watch whether it hangs."""
 
     @property
     def is_rank0(self) -> bool:

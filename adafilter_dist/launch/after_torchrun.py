@@ -4,6 +4,7 @@ torchrun hides its ranks' exit codes, so the run folder is read instead:
 
 finished                   by this job or before it              exit 0
 stopped                    it has saved: as requeue.py says      exit 0
+hung                       a rank hung, others ended all   requeued, unless it is cancelled
 crashed                    a rank left an error of its own       nobody requeues, exit 1
 cut                        ranks are gone that said nothing: requeued where SLURM names an end of
                            the job, or a node does not answer; else one was killed, as a crash
@@ -32,7 +33,7 @@ _say = partial(print, flush=True)
 class Ending:
     """How a run ended, and the reason in its status.json."""
 
-    kind: Literal["finished", "stopped", "crashed", "cut"]
+    kind: Literal["finished", "stopped", "hung", "crashed", "cut"]
     reason: str = ""
 
 
@@ -71,6 +72,8 @@ def how_it_ended(run: Path, job: str, restart: int, code: int) -> Ending:
             return Ending("finished")
         if state == "stopped":
             return Ending("stopped", reason)
+    if RunFiles(run).attempt(owner.attempt).hung.exists():
+        return Ending("hung", reason)
     if RunFiles(run).attempt(owner.attempt).has_failures():
         return Ending("crashed", reason)
     lost = reason.startswith("LostPeerError") or state != "failed"
@@ -81,7 +84,7 @@ def decide_after_torchrun(
     ending: Ending, signal_name: str, signal_before: float
 ) -> RequeueDecision:
     """Who requeues the job, and why."""
-    if ending.kind == "stopped":
+    if ending.kind in ("stopped", "hung"):
         return decide_for_own_job(signal_name or ending.reason, signal_before)
     # Without a signal, a near time limit does not explain the end: -inf makes no limit near.
     decision = decide_for_own_job(signal_name, signal_before if signal_name else -math.inf)

@@ -118,7 +118,9 @@ class Job:
             return decisions[-1].reason
 
         first = os.environ["RANK"] == "0"
-        stop_policy = StopPolicy(flag, explain, self.grace, self.max_restarts)
+        stop_policy = StopPolicy(
+            flag, explain, self.grace, self.max_restarts, partial(self._requeue_for, run)
+        )
         if first:
             self._ask_for_limits(stop_policy)
         try:
@@ -155,11 +157,15 @@ class Job:
     def _after_loss(self, run: Path) -> int:
         """Another rank is gone. If it failed by itself, srun ends us; else requeue the job."""
         _until_ended(_WAIT_FOR_SRUN)
+        self._requeue_for(run, "a rank was lost, with its node or its network")
+        return 1
+
+    def _requeue_for(self, run: Path, reason: str) -> None:
+        """Requeue the job, unless it is cancelled or another rank does so."""
         job, restart = own_job() or ("0", 0)
-        decision = decide_for_own_job("a rank was lost, with its node or its network", self.near)
+        decision = decide_for_own_job(reason, self.near)
         if decision.by != "nobody" and claim_requeue(self.folder, job, restart):
             requeue_run(run, job, decision, _say)
-        return 1
 
 
 def _until_ended(longest: float) -> None:

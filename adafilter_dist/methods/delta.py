@@ -38,6 +38,7 @@ from adafilter_dist.methods.base import Pictures, Start, StartData, TrainableMod
 from adafilter_dist.methods.finetune import build_finetune
 from adafilter_dist.models.backbone.backbones import Backbone
 from adafilter_dist.models.backbone.feature_maps import FeatureMap, feature_maps
+from adafilter_dist.models.backbone.kept_prefix import modules_until, prefix_kept
 from adafilter_dist.models.backbone.linear_fit import fit_linear
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.recipe.schema import Recipe
@@ -136,16 +137,21 @@ def build_delta(backbone: Backbone, recipe: Recipe) -> TrainableModel:
     def start(data: StartData) -> Start:
         assert data.pictures is not None
         values: dict[str, Tensor] = {}
+        measured: list[FeatureMap] = []
         with _with_fitted_head(trainable, data):
             for number, each in enumerate(maps):
+                where = f"{each.path}, feature map {number + 1} of {len(maps)}"
+                if not _moves(model, each.path, data.pictures.images[:2]):
+                    data.say(f"method=delta: {where}, is not trained")
+                    continue
                 data.say(
-                    f"method=delta: the loss without each of {each.channels:,} filters of "
-                    f"{each.path}, feature map {number + 1} of {len(maps)}"
+                    f"method=delta: the loss without each of {each.channels:,} filters of {where}"
                 )
+                measured.append(each)
                 rises = rises_without(model, each.path, data.pictures, data.tick)
                 values[f"reference.attention_{number}"] = attention_of(rises)
-        names = ", ".join(each.path for each in maps)
-        filters, pictures = sum(each.channels for each in maps), len(data.pictures.labels)
+        names = ", ".join(each.path for each in measured) or "none"
+        filters, pictures = sum(each.channels for each in measured), len(data.pictures.labels)
         return Start(
             values, f"attention to {filters:,} channels of {names}, measured on {pictures} pictures"
         )
@@ -184,21 +190,38 @@ def rises_without(
     """
     convolution = model.get_submodule(path)
     assert isinstance(convolution, nn.Conv2d)
+    sums = []
     split = pictures.images.split(_AT_ONCE), pictures.labels.split(_AT_ONCE)
-    parts = list(zip(*split, strict=True))
+    for images, labels in zip(*split, strict=True):
+        # The loss as it is, then without each filter; only what follows the filter is computed.
+        with prefix_kept(model, path, images):
+            of_part = [functional.cross_entropy(model(images), labels, reduction="sum")]
+            for weight in convolution.weight.unbind():
+                tick()
+                kept = weight.clone()
+                weight.zero_()
+                of_part.append(functional.cross_entropy(model(images), labels, reduction="sum"))
+                weight.copy_(kept)
+        sums.append(torch.stack(of_part))
+    losses = torch.stack(sums, 1).sum(1) / len(pictures.labels)
+    return losses[1:] - losses[0]
 
-    def loss() -> Tensor:
-        sums = [functional.cross_entropy(model(x), y, reduction="sum") for x, y in parts]
-        return torch.stack(sums).sum() / len(pictures.labels)
 
-    before, rises = loss(), []
-    for weight in convolution.weight.unbind():
-        tick()
-        kept = weight.clone()
-        weight.zero_()
-        rises.append(loss() - before)
-        weight.copy_(kept)
-    return torch.stack(rises)
+@torch.no_grad()
+def _moves(model: nn.Module, path: str, example: Tensor) -> bool:
+    """Whether the output of the module at ``path`` changes in training.
+
+    It does not where no weight up to there is trained, and no BatchNorm is in training mode.
+    """
+    modules = modules_until(model.eval(), path, example)
+    model.train()
+    moving = any(
+        any(parameter.requires_grad for parameter in each.parameters(recurse=False))
+        or (each.training and hasattr(each, "running_mean") and not getattr(each, "frozen", False))
+        for each in modules
+    )
+    model.eval()
+    return moving
 
 
 def attention_of(rises: Tensor) -> Tensor:

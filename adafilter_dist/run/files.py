@@ -57,6 +57,7 @@ class AttemptFiles:
         self.owner = folder / "owner.json"
         self.alive = folder / "alive"
         self.ended = folder / "ended.json"
+        self.hung = folder / "hung.json"
 
     def read_owner(self) -> Row:
         """Who claimed the attempt; empty where that cannot be read any more."""
@@ -69,6 +70,10 @@ class AttemptFiles:
     def write_end(self, state: str, reason: str, step: int | None) -> None:
         """Note how the attempt ended."""
         write_json(self.ended, {"state": state, "reason": reason, "step": step})
+
+    def stacks(self, rank: int) -> Path:
+        """Where a rank writes the stacks of its threads, once a rank hangs."""
+        return self.folder / f"stacks.{rank}.txt"
 
     def read_failures(self) -> list[Row]:
         """What ranks that died of an exception of their own have left, in the order of names."""

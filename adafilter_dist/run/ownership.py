@@ -80,6 +80,11 @@ def _born(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def is_running(owner: Owner) -> bool:
+    """Whether the process of an owner on this machine still runs; a stopped one does."""
+    return owner.pid > 0 and _born(owner.pid) == owner.born
+
+
 def owners(run: Path) -> Iterator[Owner]:
     """The owners of all attempts of a run, the first one first."""
     for number in _attempts(run):
@@ -113,7 +118,7 @@ def is_alive(
     if files.ended.exists():
         return False
     if owner.machine == this_process().machine:
-        return owner.pid > 0 and _born(owner.pid) == owner.born
+        return is_running(owner)
     seen = _seen(files)
     if seen is None or (time.time() if now is None else now) - seen > lease:
         return False

@@ -35,6 +35,7 @@ from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
 from adafilter_dist.training.gate_start import gates_at_start
+from adafilter_dist.training.hang_watch import HangWatch
 from adafilter_dist.training.loop import Trainer
 from adafilter_dist.training.method_start import start_method
 from adafilter_dist.training.plan import AttemptPlan, make_plan
@@ -80,7 +81,7 @@ def run_attempt(
         with removed_if_not_begun(run), failures_recorded(run, world, number):
             outcome = _Attempt(
                 plan, run, world, stop_policy, console, allow_mismatch, every_gate
-            ).train()
+            ).train(number)
     if outcome == "finished":
         return 0
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
@@ -110,8 +111,8 @@ class _Attempt:
         self._every_gate = every_gate
         self._data_may_differ = may_differ(allow)
 
-    def train(self) -> Outcome:
-        """Build, load, train to the end or to a stop, and record how it ended."""
+    def train(self, attempt: int) -> Outcome:
+        """Build, load, train to the end or to a stop, and record how attempt ``attempt`` ended."""
         session: Session | None = None
         metrics: Metrics | None = None
         saver: Saver | None = None
@@ -152,7 +153,6 @@ class _Attempt:
                 start_method(session, metrics.say, lambda: run.tick(phase="starting"))
 
             # Train. Each checkpoint says in its manifest what it may be resumed with.
-            session.step.warm_up(session.preprocess.crop)
             about = {
                 "run_hash": run_hash(recipe),
                 "data_fingerprint": session.prepared.fingerprint,
@@ -166,7 +166,9 @@ class _Attempt:
             trainer = Trainer(
                 session, run, save_schedule, metrics, self._stop_policy, position, start
             )
-            outcome = trainer.run()
+            with HangWatch(recipe, world, run.path, attempt, self._stop_policy.after_hang):
+                session.step.warm_up(session.preprocess.crop)
+                outcome = trainer.run()
 
             # Measure the best model on the test set if this was the end; record how it ended.
             if outcome == "finished":

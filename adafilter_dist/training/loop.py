@@ -57,6 +57,7 @@ class Trainer:
         self._stop_policy = stop_policy
         self._start = start
         self._stop = stop_policy.stop
+        self._progress = session.world.progress
         self._delayed = DelayedMetrics(DELAY)
         gates = session.trainable.gates
         learned = gates is not None and gates.settings.mode == "learned"
@@ -81,9 +82,11 @@ class Trainer:
                 self.save()  # a stop during the evaluation loses no step
                 if self._asked_to_stop and self.position.step < total:
                     return self._stopped()
-                self._finish_epoch(epoch - 1)
+                with self._progress.apart("evaluating"):
+                    self._finish_epoch(epoch - 1)
             if self.position.step == total:
-                self._save_schedule.note(wait=True)
+                with self._progress.apart("saving"):
+                    self._save_schedule.note(wait=True)
                 return "finished"
 
             # The gate's decision on pictures ends a stretch of steps, as an epoch's end does.
@@ -95,11 +98,13 @@ class Trainer:
 
             # The steps that are left of this epoch. A wish to save or to stop travels with the
             # figures of a step, so all ranks see it after the same step and act together.
+            self._progress.begin_epoch()
             with self.session.epoch(epoch, first) as batches:
                 for _ in range(first, until):
                     began = time.monotonic()
                     with self.clock.step():
                         self._train_step(epoch, batches)
+                        self._progress.move("reading figures")  # on a GPU it waits for the device
                         asked_to_save = self._read()
                     self._note_step(time.monotonic() - began, epoch)
                     if self._asked_to_stop or asked_to_save:
@@ -108,7 +113,8 @@ class Trainer:
                         return self._stopped()
 
     def _stopped(self) -> Literal["stopped"]:
-        self._save_schedule.note(wait=True)
+        with self._progress.apart("saving"):
+            self._save_schedule.note(wait=True)
         return "stopped"
 
     def _train_step(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
@@ -134,6 +140,7 @@ class Trainer:
 
     def _note_step(self, took: float, epoch: int) -> None:
         """Write to status.json that a step is done."""
+        self._progress.step_done(took)
         self._save_schedule.step_took(took)
         self._step_seconds += 0.1 * (took - self._step_seconds) if self._step_seconds else took
         self._note_needs()
@@ -201,7 +208,8 @@ class Trainer:
     def _decide(self) -> None:
         """Let the gate decide on pictures, by the losses that each choice has on them now."""
         began = time.monotonic()
-        decided = decide_on_pictures(self.session, self._on_decision_batch)
+        with self._progress.apart("deciding on pictures"):
+            decided = decide_on_pictures(self.session, self._on_decision_batch)
         self._metrics.event(
             "gate_decision",
             step=self.position.step,
@@ -218,6 +226,7 @@ class Trainer:
         self._row_at += time.monotonic() - began  # no time of the steps'
 
     def _on_decision_batch(self) -> None:
+        self._progress.move("deciding on pictures")
         self._run.tick(phase="deciding")
         self._save_schedule.note()
 
@@ -258,6 +267,7 @@ class Trainer:
         return result.top1
 
     def _on_evaluation_batch(self) -> None:
+        self._progress.move("evaluating")
         self._run.tick(phase="evaluating")
         self._save_schedule.note()
 
@@ -275,4 +285,5 @@ class Trainer:
     def save(self) -> None:
         """Have a checkpoint of this position written while training goes on."""
         self._read(drain=True)  # a resumed run must find the rows of all steps before this one
-        self._save_schedule.save(self.position)
+        with self._progress.apart("saving"):
+            self._save_schedule.save(self.position)

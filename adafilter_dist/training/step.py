@@ -101,19 +101,24 @@ class TrainingStep:
         engine.model.train()
         figures = torch.zeros(_LOCAL, dtype=engine.dtype, device=self._world.device)
         wait = 0.0
+        progress = self._world.progress
 
         # Forward and backward of this rank's micro-batches; gradients add up in the engine.
         for micro_batches in self._forwards:
+            progress.move("waiting for a batch", step)
             began = time.perf_counter()
             batch = next(batches)
             wait += time.perf_counter() - began
             last = micro_batches == self._forwards[-1]
+            progress.move("forward")
             with (
                 engine.micro_batch(last=last),
                 seeded_draws(self._recipe.seed, step, micro_batches, self._world.device),
             ):
                 # Means over the forward, times their number: sums over its micro-batches.
                 loss, penalty, accuracy = self._forward(batch, step, epoch, micro_batches)
+                # With the last one, gradients are reduced: the first wait for other ranks.
+                (progress.enter if last else progress.move)("backward")
                 engine.backward((loss + penalty) * batch.count)
             means = torch.stack([loss.detach(), penalty.detach(), accuracy])
             figures[:3] += means * batch.count
@@ -124,7 +129,9 @@ class TrainingStep:
         # One all-reduce of the figures and the batch statistics of all gated layers. It also
         # carries the wishes to stop and to save, so that every rank learns of them at once.
         flat = torch.cat([figures, step_statistics.collect(engine.model)])
+        progress.enter("reduction of figures")
         flat = engine.reduce(flat)
+        progress.move("update")
 
         ratio = self._gradient.ratio() if gradient and self._gradient is not None else None
 

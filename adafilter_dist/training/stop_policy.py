@@ -27,12 +27,14 @@ class StopPolicy:
     ``explain`` turns a signal's name into what happened, as far as the cluster knows. ``grace``:
     seconds between a preemption's first signal and the kill; None if unknown. ``max_restarts``: the
     run is given up after this many restarts in a row without progress; None for never.
+    ``after_hang`` is called on one rank, with the reason, where a rank hangs and all will end.
     """
 
     stop: StopFlag = field(default_factory=StopFlag)
     explain: Callable[[str], str] = str
     grace: float | None = None
     max_restarts: int | None = None
+    after_hang: Callable[[str], None] = lambda reason: None
 
     def stop_takes(self, seconds: float, every: int | str) -> str:
         """Note how long a stop takes; returns a warning, once, if a preemption leaves less time.

@@ -260,6 +260,23 @@ def rank_killed(stage: Stage) -> Ended:
         return Ended([run.folder], done.rows())
 
 
+def rank_hung(stage: Stage) -> Ended:
+    """One rank stopped, on the second node: the rank of the first one has the job requeued."""
+    with Cluster(stage.folder / "cluster", Settings(kill_wait=15)) as cluster:
+        run = stage.run(cluster, ONE_A_NODE, "engine.hang=15s")
+        done = Interruptions(run)
+        run.submit()
+        run.await_step(15)
+        done.now("a rank stopped (`kill -STOP`)")
+        os.kill(run.tasks()[1], signal.SIGSTOP)
+        cluster.wait_for(lambda: run.restarts == 1, 120, "the job requeued")
+        run.await_finished()
+        (row,) = run.events("requeued")
+        assert row["reason"].startswith("rank 1 on n2 hung") and row["by"] == "we", row
+        assert run.steps_lost < 2 * EVERY
+        return Ended([run.folder], done.rows(), ranks=2)
+
+
 def sweep(stage: Stage) -> Ended:
     """An array of two, each of one process; the same words again run none of them."""
     with Cluster(stage.folder / "cluster") as cluster:
@@ -371,7 +388,7 @@ SCENES: dict[str, Callable[[Stage], Ended]] = {
     scene.__name__: scene
     for scene in (
         *(undisturbed, time_limit_and_requeue, preempted_and_cancelled),
-        *(nodes_script_preempted, sweep, comparison),
+        *(nodes_script_preempted, rank_hung, sweep, comparison),
         *(preempted_without_signal, preempted_without_grace, first_node_lost, rank_killed),
         *(node_script_preempted, zero_preempted, time_limit_twice),
     )

@@ -165,11 +165,11 @@ def test_one_rank_killed_ends_the_other_with_a_message(
     assert "going on from step" in again.output
 
 
-def test_a_rank_that_does_not_answer_is_given_up_after_the_time_out(
+def test_a_rank_that_nobody_watches_is_given_up_after_the_time_out(
     words: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    more = [*SHORT, f"run_dir={run}", "engine.timeout=15s"]
+    more = [*SHORT, f"run_dir={run}", "engine.timeout=15s", "engine.hang=null"]
     with ranks(["train", *words, *more], 2, tmp_path) as both:
         await_event(run, "saved")
         both[1].process.send_signal(signal.SIGSTOP)

@@ -80,6 +80,18 @@ def test_the_run_folder_tells_how_it_ended(run: Path) -> None:
     assert ended(run).kind == "crashed"
 
 
+def test_a_hang_comes_back_unless_the_job_is_cancelled(cluster: Cluster, run: Path) -> None:
+    reason = "rank 1 on n2 hung in forward of step 6"
+    status(run, "failed", reason)
+    (run / "attempts" / "3" / "hung.json").write_text("{}")
+    hung = ended(run)
+    assert hung == Ending("hung", reason)
+    tell(cluster)
+    assert decide_after_torchrun(hung, "", NEAR) == RequeueDecision(reason, "we")
+    tell(cluster, "COMPLETING")
+    assert decide_after_torchrun(hung, "SIGTERM", NEAR).by == "nobody"
+
+
 def test_what_an_earlier_attempt_left_says_nothing(run: Path) -> None:
     status(run, "stopped", "preempted", attempt=2)
     assert ended(run).kind == "cut"

@@ -124,7 +124,7 @@ def test_attention_comes_from_the_rise_of_the_loss_without_each_filter() -> None
     assert trainable.start is not None and trainable.start_pictures == 128
     start = trainable.start(data)
     assert all(torch.equal(model.state_dict()[n], tensor) for n, tensor in before.items())
-    assert model.training and len(ticks) == 16
+    assert model.training and len(ticks) == 2 * 16  # 64 pictures at once
     for name, attention in start.values.items():
         assert attention.shape == model.get_buffer(name).shape
         assert float(attention.sum()) == pytest.approx(1) and float(attention.std()) > 0
@@ -146,6 +146,30 @@ def test_attention_comes_from_the_rise_of_the_loss_without_each_filter() -> None
             without = nn.functional.cross_entropy(model(images), labels)
             hook.remove()
         assert float(rises[channel]) == pytest.approx(float(without - whole), abs=1e-12)
+
+
+def test_maps_that_are_not_trained_are_not_measured() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "t",
+            "data": {"name": "fashion_mnist"},
+            "model": {"name": "small_resnet", "weights": None, "ungated": "freeze"},
+            "method": {"name": "delta", "layers": r"blocks\.[12]\.", "maps": r"second\.0"},
+        }
+    )
+    trainable = build_method(load_backbone(recipe, 3), recipe)
+    images, labels = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
+    features = Features(torch.randn(9, 64), labels.repeat(2)[:9])
+    lines: list[str] = []
+    data = StartData(
+        features, None, 3, torch.device("cpu"), Pictures(images, labels), say=lines.append
+    )
+    assert trainable.start is not None
+    before = {name: tensor.clone() for name, tensor in trainable.model.state_dict().items()}
+    start = trainable.start(data)
+    assert list(start.values) == ["reference.attention_1", "reference.attention_2"]
+    assert "blocks.0.second.0, feature map 1 of 3, is not trained" in lines[0]
+    assert all(torch.equal(trainable.model.state_dict()[n], t) for n, t in before.items())
 
 
 def test_softmax_of_a_fifth_of_the_standardised_rises() -> None:

@@ -130,7 +130,13 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         return Norm(self.weight, self.bias, mean, var, self.eps, batch=True)
 
     def step_statistics(self) -> list[Tensor]:
-        return list(self.step_sums.split([*[self.num_features] * self._rows, 1]))
+        return list(self.step_sums.split(self.statistic_sizes()))
+
+    def flat_statistics(self) -> Tensor:
+        return self.step_sums
+
+    def statistic_sizes(self) -> list[int]:
+        return [*[self.num_features] * self._rows, 1]
 
     @torch.no_grad()
     def apply_step_statistics(self, means: list[Tensor]) -> None:
@@ -168,7 +174,7 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         torch._foreach_zero_([m.step_sums for m in modules])
         counts = torch.cat([count for *_, count in parts])
         tracked = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
-        torch._foreach_add_(tracked, [each.long() for each in (counts > 0).unbind()])
+        torch._foreach_add_(tracked, list((counts > 0).long().unbind()))
         widths = tuple(m.num_features for m in modules)
         rates = tuple(m.momentum or 0.0 for m in modules)
         places, kept, rate = _by_channel(widths, rates, counts.dtype, counts.device)

@@ -28,10 +28,15 @@ def identity(logits: Tensor) -> Tensor:
 
 def gumbel(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Hard binary Gumbel-softmax: 1 with probability sigmoid(logit), the relaxation's gradient."""
+    noisy = logits + gumbel_noise(logits, temperature)
+    return _with_gradient_of(torch.sigmoid(noisy), threshold(noisy))
+
+
+def gumbel_noise(logits: Tensor, temperature: float) -> Tensor:
+    """What `gumbel` adds to the logits."""
     uniform = draw(torch.rand, logits).clamp(1e-6, 1 - 1e-6)
     noise = uniform.log() - (-uniform).log1p()  # the difference of two Gumbels is logistic
-    noisy = logits + noise / temperature
-    return _with_gradient_of(torch.sigmoid(noisy), threshold(noisy))
+    return noise / temperature
 
 
 def semantic_hashing(logits: Tensor) -> Tensor:

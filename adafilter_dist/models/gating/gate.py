@@ -24,9 +24,12 @@ from torch.nn.utils import skip_init
 
 from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.control_gates import ControlGates
-from adafilter_dist.models.gating.estimators import binarise
+from adafilter_dist.models.gating.estimators import binarise, gumbel_noise
 from adafilter_dist.models.gating.picture_decision import PictureDecision, group_of_layers
 from adafilter_dist.models.gating.step_statistics import StepStatistics
+from adafilter_dist.models.ops import gate_step
+from adafilter_dist.models.ops.gate_step import GateForward
+from adafilter_dist.models.ops.gate_step_reference import Cell, Layer, Rule
 from adafilter_dist.recipe.sections.model import Gate
 
 Override = Callable[[int, Tensor], Tensor]
@@ -103,6 +106,7 @@ class RecurrentGate(nn.Module, StepStatistics):
     last_mean: Tensor
     last_variance: Tensor
     step_sums: Tensor
+    widths: Tensor
 
     def __init__(
         self,
@@ -145,12 +149,15 @@ class RecurrentGate(nn.Module, StepStatistics):
         self.register_buffer("last_variance", torch.zeros_like(start), persistent=False)
         sums = torch.zeros(3 * len(layers), **kind)  # [mean | variance | micro-batches]
         self.register_buffer("step_sums", sums, persistent=False)
+        each = torch.tensor([c_out for _, _, c_out in layers]).to(kind["device"])
+        self.register_buffer("widths", each, persistent=False)
         self.overrides: list[Override] = []
         self.observers: list[Observer] = []
         self.decisions = GateDecisions()
         self._in_forward = False
         self._state: tuple[Tensor, Tensor] | None = None
         self._picture_logits: Tensor | None = None
+        self._fused: tuple[GateForward, Tensor] | None = None
         self._means = PooledMeans()
 
     @torch.no_grad()
@@ -180,6 +187,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         """
         self.decisions = GateDecisions(features=features)
         self._in_forward, self._state, self._picture_logits = True, None, None
+        self._fused = None
         self._means.clear()
         if self.picture is not None:
             with torch.autocast(self.running_mean.device.type, enabled=False):
@@ -187,7 +195,10 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def stop(self) -> None:
         """End a forward of the network; its gates and logits stay in `decisions`."""
+        if self._in_forward and self.training and self.decisions.gates:
+            self._gather(self.decisions.gates)
         self._in_forward, self._state, self._picture_logits = False, None, None
+        self._fused = None
         self._means.clear()
 
     def discard(self) -> None:
@@ -211,7 +222,9 @@ class RecurrentGate(nn.Module, StepStatistics):
             )
         settings = self.settings
         with torch.autocast(x.device.type, enabled=False):
-            if self.control is None:
+            if self._steps_are_fused():
+                gates, logits = self._fused_step(index, x)
+            elif self.control is None:
                 logits = self._logits(index, x)
                 gates = binarise(logits, settings.estimator, settings.temperature, self.training)
             else:
@@ -226,11 +239,53 @@ class RecurrentGate(nn.Module, StepStatistics):
 
             # Keep them for the penalty, the step's statistics and whoever observes the gates.
             self.decisions.gates[index], self.decisions.logits[index] = gates, logits
-            if self.training:
-                self._gather(index, gates)
             for observer in self.observers:
                 observer(index, self.names[index], gates, self.probabilities(logits))
         return gates
+
+    def _steps_are_fused(self) -> bool:
+        """Whether a step is one operation, whose gradients are written out: in training."""
+        return (
+            self.training
+            and self.control is None
+            and self.settings.estimator != "semhash"
+            # A compiler fuses it itself. DeepSpeed's ZeRO-3 brings weights when modules are called.
+            and not torch.compiler.is_compiling()
+            and not hasattr(self.cell.weight_ih, "ds_id")
+        )
+
+    def _fused_step(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gates and logits (N, C_out)."""
+        settings = self.settings
+        if self._fused is None:
+            forward = GateForward(*self._fused_weights(), gate_step.pick(x))
+            self._fused = forward, forward.token()
+        forward, token = self._fused
+        pooled = self._means.of(x, self.running_mean.dtype)
+        noise = None
+        if settings.estimator == "gumbel":
+            like = pooled.new_empty(len(pooled), forward.layers[index].weight_out.shape[0])
+            noise = gumbel_noise(like, settings.temperature)
+        shift = None
+        if self._picture_logits is not None:
+            shift = self._picture_logits, self.group_of_layer[index]
+        state = self._state if settings.recurrent else None
+        gates, logits, self._state = forward.step(token, index, pooled, state, shift, noise)
+        return gates, logits
+
+    def _fused_weights(self) -> tuple[list[Layer], Cell, Rule]:
+        settings, cell = self.settings, self.cell
+        layers = [
+            Layer(into.weight, into.bias, out.weight, out.bias)  # type: ignore[arg-type]
+            for into, out in zip(self.inputs, self.outputs, strict=True)
+        ]
+        rule = Rule(
+            normalise=settings.input_norm == "layer_norm",
+            sigmoid=settings.estimator != "identity",
+            temperature=settings.temperature,
+            recurrent=settings.recurrent,
+        )
+        return layers, Cell(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh), rule
 
     def _logits(self, index: int, x: Tensor) -> Tensor:
         # One step of the LSTM: global average pooling, projection in, recurrent state.
@@ -256,7 +311,24 @@ class RecurrentGate(nn.Module, StepStatistics):
         return torch.sigmoid(logits / self.settings.temperature)
 
     @torch.no_grad()
-    def _gather(self, index: int, gates: Tensor) -> None:
+    def _gather(self, gates: dict[int, Tensor]) -> None:
+        """Add up the statistics of a forward's gates (N, C_out), by layer."""
+        every = list(gates) == list(range(len(self.names)))
+        if torch.compiler.is_compiling() or not every:
+            for index, of_layer in gates.items():
+                self._gather_layer(index, of_layer)
+            return
+        # All layers together: mean and variance of each filter over the images of a micro-batch.
+        whole = torch.cat([gates[index] for index in range(len(gates))], 1)
+        count = micro_batches.current.count
+        parts = whole.unflatten(0, (count, len(whole) // count))
+        variance, mean = torch.var_mean(parts, 1, correction=0)
+        rows = torch.cat((mean, variance)).unflatten(0, (2, count)).sum(1).mT
+        means = torch.segment_reduce(rows, "mean", lengths=self.widths, unsafe=True)
+        one = means.new_full((1, len(gates)), count)
+        self.step_sums += torch.cat((means.mT, one)).flatten()
+
+    def _gather_layer(self, index: int, gates: Tensor) -> None:
         sums = self.step_sums.view(3, -1)
         for part in micro_batches.current.split(gates):
             sums[0, index] += part.mean()
@@ -265,6 +337,12 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def step_statistics(self) -> list[Tensor]:
         return list(self.step_sums.split(len(self.names)))
+
+    def flat_statistics(self) -> Tensor:
+        return self.step_sums
+
+    def statistic_sizes(self) -> list[int]:
+        return [len(self.names)] * 3
 
     @torch.no_grad()
     def apply_step_statistics(self, means: list[Tensor]) -> None:

@@ -21,6 +21,14 @@ class StepStatistics(ABC):
     def step_statistics(self) -> list[Tensor]:
         """Sums over the micro-batches since the last step: 1-D, fixed shapes, zero if none ran."""
 
+    def flat_statistics(self) -> Tensor:
+        """The sums one after the other; where they lie so, no copy."""
+        return torch.cat(self.step_statistics())
+
+    def statistic_sizes(self) -> list[int]:
+        """How many numbers each of the sums has."""
+        return [part.numel() for part in self.step_statistics()]
+
     @abstractmethod
     def apply_step_statistics(self, means: list[Tensor]) -> None:
         """Take the means over the global batch's micro-batches (same shapes); clear the sums."""
@@ -43,7 +51,7 @@ def gathering_modules(model: nn.Module) -> list[StepStatistics]:
 
 def collect(model: nn.Module) -> Tensor:
     """All sums as one flat vector (empty where nothing gathers); the sums stay as they are."""
-    sums = [part for module in gathering_modules(model) for part in module.step_statistics()]
+    sums = [module.flat_statistics() for module in gathering_modules(model)]
     if sums:
         return torch.cat(sums)
     reference = next(model.parameters(), torch.empty(0))
@@ -53,14 +61,14 @@ def collect(model: nn.Module) -> Tensor:
 def apply(model: nn.Module, flat_means: Tensor) -> None:
     """Hand each module its part of the reduced vector of `collect`."""
     modules = gathering_modules(model)
-    shapes = [[part.numel() for part in module.step_statistics()] for module in modules]
+    shapes = [module.statistic_sizes() for module in modules]
     expected = sum(map(sum, shapes))
     if flat_means.numel() != expected:
         raise ValueError(f"got {flat_means.numel()} statistics for a model with {expected}")
-    parts = flat_means.split([sum(sizes) for sizes in shapes])
+    parts = iter(flat_means.split([size for sizes in shapes for size in sizes]))
     kinds: dict[type[StepStatistics], list[tuple[StepStatistics, list[Tensor]]]] = {}
-    for module, sizes, part in zip(modules, shapes, parts, strict=True):
-        kinds.setdefault(type(module), []).append((module, list(part.split(sizes))))
+    for module, sizes in zip(modules, shapes, strict=True):
+        kinds.setdefault(type(module), []).append((module, [next(parts) for _ in sizes]))
     for kind, members in kinds.items():
         kind.apply_together([module for module, _ in members], [means for _, means in members])
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from adafilter_dist.recipe.json_file import read_json_object, require_plain
 from adafilter_dist.recipe.scalars import plain
-from adafilter_dist.recipe.sections.base import Duration, Section, Threads
+from adafilter_dist.recipe.sections.base import Duration, Section, Threads, check_duration
 
 
 def _read(value: Any) -> Any:
@@ -17,6 +17,19 @@ def _read(value: Any) -> Any:
         return read_json_object(value)
     require_plain(value)
     return plain(value)
+
+
+def _hang(value: Any) -> Any:
+    # One validator for all three, so that a mistake is one line and not one for each.
+    try:
+        return value if value in (None, "auto") else check_duration(value)
+    except ValueError:
+        raise ValueError(
+            "must be a duration like '90s' or '10min', 'auto', or null: not watched"
+        ) from None
+
+
+Hang = Annotated[str | None, BeforeValidator(_hang)]
 
 
 def _integer(value: Any) -> Any:
@@ -34,6 +47,11 @@ class AnyEngine(Section):
     )
     timeout: Duration = Field(
         "10min", description="how long a rank is waited for before the others give up"
+    )
+    hang: Hang = Field(
+        "auto",
+        description="how long a rank may stand still in a step before it counts as hung; auto: 20 "
+        "steps' time, at least 60s; null: it is not watched",
     )
     threads: Threads | None = Field(None, description="CPU threads per rank; default shared")
 
