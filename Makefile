@@ -39,7 +39,7 @@ test: lint  ## style, types, every test: the fast ones, those that start process
 test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a cluster; an hour
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills
 	@cd "$(ROOT)" && $(PYTEST) -m "cluster and long" tests/cluster
-	@cd "$(ROOT)" && $(PYTEST) -m long tests/distributed tests/models
+	@cd "$(ROOT)" && $(PYTEST) -m long tests/distributed tests/launch tests/models
 
 test-fast: setup  ## the fast tests only
 	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "not slow and not distributed and not cluster"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import profile_step
 import pytest
 import speed
 import torch
-from bench import settings
+from bench import settings, step_memory
 from bench.inference import RandomGates, forwards_of, same_logits
 from bench.training import same_start, steps_of
-from bench.variants import FOLDED, NAIVE, TRAINED, Networks
+from bench.variants import FOLDED, NAIVE, PLAIN, TRAINED, Networks
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.exit_code import exit_code
@@ -73,17 +74,28 @@ def test_infer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory(tmp_path: Path) -> None:
+def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A process of its own for each, seconds of importing torch; the next test has the others.
+    monkeypatch.setattr(step_memory, "TRAINED", (PLAIN, NAIVE))
     words = ["memory", *SMALL, "--batch", "4", "--out", str(tmp_path)]
     assert speed.main(words) == 0
     found = {row["variant"]: row for row in rows_of(tmp_path)}
-    assert set(found) == set(TRAINED)
+    assert set(found) == {PLAIN, NAIVE}
     plain, naive = found["plain"], found[NAIVE]
     weights = 11.2e6 * 4 / 1e6  # MB
     assert float(plain["at rest MB"]) == pytest.approx(2 * weights, rel=0.01)
     assert float(naive["at rest MB"]) > 3 * weights
     assert float(plain["step MB"]) > weights  # the gradients at least
     assert float(naive["saved to plain"]) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*TRAINED} - {PLAIN, NAIVE}))
+def test_memory_of_one_variant(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    step_memory.tell_one(small("--batch", "4", "--only", name))
+    told = json.loads(capsys.readouterr().out)
+    plain = 2 * 11.2e6 * 4  # bytes of its weights and their momentum
+    assert told["rest"] > plain and told["saved"] > 0
 
 
 @pytest.mark.slow

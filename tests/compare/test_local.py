@@ -21,7 +21,7 @@ from adafilter_dist.run.ownership import is_alive, newest_owner
 from tests.distributed.launch import Process, start, wait
 
 WORDS = [
-    *("recipe=control/mixed-domains", "methods=finetune,linear_probe", "seeds=0..1", "tune=2"),
+    *("recipe=control/mixed-domains", "methods=finetune,linear_probe", "seeds=0", "tune=2"),
     # Long enough to be met at work.
     *("train.epochs=20", "train.evaluate_every=20", "checkpoint.every=4"),
     *("evaluate.gates=false", "log.to=[]", "data.test_per_class=10", "data.val_fraction=0.2"),

@@ -182,7 +182,11 @@ def attempt(server: ForkServer, words: list[str]) -> Attempt:
     return of
 
 
-@pytest.mark.parametrize("engine", ZERO)
+# Stage 0 keeps whole states on every rank as DDP does; test_method_runs.py kills a run of stage 2.
+_LONG = [pytest.param(ZERO[stage], marks=pytest.mark.long) for stage in (0, 2)]
+
+
+@pytest.mark.parametrize("engine", [ZERO[1], ZERO[3], *_LONG])
 def test_killed_and_resumed_it_ends_with_the_same_bits(
     attempt: Attempt, tmp_path: Path, engine: str
 ) -> None:

@@ -42,9 +42,13 @@ def untried(commands: list[Command], blocks: list[Block]) -> list[str]:
 
 
 def of(*ways: Way) -> list[object]:
-    """The commands of these ways, each named after its place."""
+    """The commands of these ways, each named after its place; `compare` takes seconds."""
     return [
-        pytest.param(command, id=re.sub(r"[^\w.:=@-]+", " ", f"{command.page} {command.text}"))
+        pytest.param(
+            command,
+            id=re.sub(r"[^\w.:=@-]+", " ", f"{command.page} {command.text}"),
+            marks=[pytest.mark.slow] * (command.words[1:2] == ["compare"]),
+        )
         for command in COMMANDS
         if way_of(command) in ways
     ]

@@ -1,4 +1,7 @@
-"""Killed under torchrun, ranks or agent or all, a run ends with the bits of one that was not."""
+"""Killed under torchrun, a rank or the agent, a run ends with the bits of one that was not.
+
+test_long.py kills all ranks, and the agent with them; without torchrun test_random.py does.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,11 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 PATIENCE = 180.0
 
 
-def test_ranks_agent_and_all(new_chain: NewChain, undisturbed: Reference) -> None:
+def test_a_rank_and_the_agent(new_chain: NewChain, undisturbed: Reference) -> None:
     chain = new_chain(2)
     chain.folder.mkdir()
     draw = random.Random(SEED)
-    kill_under_torchrun(chain, draw, ["rank", "all ranks", "agent"])
-    kill_under_torchrun(chain, draw, ["all ranks and the agent"])
+    kill_under_torchrun(chain, draw, ["rank", "agent"])
     assert differences(chain.end(), undisturbed(2, "torchvision")) == []
 
 

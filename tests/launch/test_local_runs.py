@@ -117,7 +117,8 @@ def log(run: Path) -> str:
     return "".join(path.read_text() for path in sorted(run.glob("jobs/*.log")))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+# One process, the form without torchrun, is what the other tests here submit.
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_submitted_cancelled_resumed_finished(
     shell: Shell, prepared: Path, processes: int, no_slurm: Cluster
 ) -> None:

@@ -30,7 +30,7 @@ CLASSES = ["cat", "dog", "zebra"]
 
 
 def build(
-    method: object, name: str = "resnet18", dtype: torch.dtype = torch.float32
+    method: object, name: str = "small_resnet", dtype: torch.dtype = torch.float32
 ) -> TrainableModel:
     recipe = Recipe.model_validate(
         {
@@ -52,12 +52,12 @@ def picture() -> Image.Image:
 
 
 METHODS = [
-    {"name": "adafilter", "gate": {"hidden": 8, "input_norm": "none"}, "layers": "layer[12]"},
+    {"name": "adafilter", "gate": {"hidden": 8, "input_norm": "none"}, "layers": r"blocks\.[12]"},
     {"name": "finetune"},
     {"name": "finetune_last"},
     {"name": "l2sp"},
     {"name": "layerwise_decay"},
-    {"name": "spottune", "layers": "layer[12]", "sample": True},
+    {"name": "spottune", "layers": r"blocks\.[12]", "sample": True},
     {"name": "linear_probe"},
     {"name": "lp_ft"},
     {"name": "bss"},
@@ -107,9 +107,9 @@ def test_a_run_folder_will_do_and_an_export_replaces_the_last(tmp_path: Path) ->
     for _ in range(2):
         export_model(tmp_path / "best", trainable, classes=CLASSES, preprocess=PREPROCESS)
         with torch.no_grad():
-            trainable.model.fc.bias += 1  # type: ignore[union-attr,operator]
+            trainable.model.head.bias += 1  # type: ignore[union-attr,operator]
     model, _ = load(str(tmp_path))
-    torch.testing.assert_close(model.fc.bias, trainable.model.fc.bias - 1)  # type: ignore
+    torch.testing.assert_close(model.head.bias, trainable.model.head.bias - 1)  # type: ignore
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
         "config.json",
         "model.safetensors",

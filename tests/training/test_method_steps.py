@@ -99,8 +99,14 @@ def test_resumed_and_with_more_at_once(method: str, tmp_path: Path) -> None:
         _, twos = go(recipe, world, range(3))
         for name, tensor in whole.items():
             torch.testing.assert_close(twos[name], tensor, rtol=1e-10, atol=1e-10, msg=name)
-        # In mixed precision it goes on with the same bits, too.
-        recipe = of_method(tmp_path, method, "train.precision=bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_in_mixed_precision(method: str, tmp_path: Path) -> None:
+    recipe = of_method(tmp_path, method, "train.precision=bf16")
+    with join_world(recipe) as world:
         _, whole = go(recipe, world, range(2))
         half, _ = go(recipe, world, range(1))
         _, rest = go(recipe, world, range(1, 2), half)
