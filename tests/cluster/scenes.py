@@ -300,7 +300,7 @@ def sweep(stage: Stage) -> Ended:
 def comparison(stage: Stage) -> Ended:
     """A comparison as arrays, its trials preempted, comes to what it does on this machine."""
     words = [f"recipe={RECIPE}", f"data.prepared={stage.data}", "seeds=0", "tune=2"]
-    words += ["methods=finetune,linear_probe,finetune+wise_ft"]
+    words += ["methods=finetune,finetune+wise_ft"]
     words += ["launch.nodes=1", "launch.tasks_per_node=1"]
     words += ["data.draw=split_seed"]  # the pictures that are prepared
     here, arrays = stage.folder / "here", stage.folder / "arrays"
@@ -310,9 +310,7 @@ def comparison(stage: Stage) -> Ended:
         said = run.type(f"python {SUBMIT} compare {' '.join(words)} compare_dir={arrays}")
         jobs = re.findall(r"^submitted job (\d+)", said, re.M)
         assert len(jobs) == 3, said
-        trials = [
-            arrays / "trials" / name / k for name in ("finetune", "linear_probe") for k in "01"
-        ]
+        trials = [arrays / "trials" / "finetune" / k for k in "01"]
         cluster.wait_for(lambda: all(map(_trains, trials)), 150, "all trials train")
         cluster.submit("true", *_HIGH)
         again = run.type(f"python {SUBMIT} compare {' '.join(words)} compare_dir={arrays}")
@@ -338,10 +336,10 @@ def _outcomes(folder: Path) -> dict[str, object]:
         for path in folder.glob("*/*/*/best/model.safetensors")
     }
     choices = {path.name: path.read_text() for path in (folder / "chosen").iterdir()}
-    assert len(weights) == 6 and len(choices) == 2
+    assert len(weights) == 3 and len(choices) == 1
     results = json.loads((folder / "results.json").read_text())
     rows = [{k: v for k, v in row.items() if k != "cost"} for row in results["contenders"]]
-    assert len(rows) == 3 and not any(row["problems"] for row in rows), rows
+    assert len(rows) == 2 and not any(row["problems"] for row in rows), rows
     return {**weights, **choices, "rows": rows}
 
 

@@ -42,13 +42,9 @@ def untried(commands: list[Command], blocks: list[Block]) -> list[str]:
 
 
 def of(*ways: Way) -> list[object]:
-    """The commands of these ways, each named after its place; `compare` takes seconds."""
+    """The commands of these ways, each named after its place."""
     return [
-        pytest.param(
-            command,
-            id=re.sub(r"[^\w.:=@-]+", " ", f"{command.page} {command.text}"),
-            marks=[pytest.mark.slow] * (command.words[1:2] == ["compare"]),
-        )
+        pytest.param(command, id=re.sub(r"[^\w.:=@-]+", " ", f"{command.page} {command.text}"))
         for command in COMMANDS
         if way_of(command) in ways
     ]
