@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-long test-versions bench gpu-check setup ffcv lint format clean
+.PHONY: help demo test test-fast test-long test-versions bench gpu-check docs setup ffcv lint format clean
 
 ROOT := $(shell cd "$$(dirname "$(strip $(MAKEFILE_LIST))")" && pwd)
 BIN := .venv/bin
@@ -53,6 +53,9 @@ bench: setup  ## timings beside plain fine-tuning: steps, inference, memory, loa
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py memory
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/loader.py --pictures 600 --repeats 3
 
+docs: setup  ## docs/ as a site with search, in build/site; fails on a link that leads nowhere
+	@cd "$(ROOT)" && $(BIN)/python tools/build_docs.py
+
 # Installs nothing, so that it works on a GPU's node without a network; CHECK="--half 1" and the like.
 gpu-check: PYTHON := $(if $(wildcard $(ROOT)/$(BIN)/python),$(ROOT)/$(BIN)/python,python3)
 gpu-check:  ## all that only a GPU can show, with the Python at hand; 12 minutes on one
@@ -72,5 +75,5 @@ format: setup  ## let ruff rewrite the code
 	@cd "$(ROOT)" && $(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean:  ## remove .venv and caches of the clone; runs and prepared data stay
-	@cd "$(ROOT)" && rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache dist
+	@cd "$(ROOT)" && rm -rf .venv .venv.lock .mypy_cache .ruff_cache .pytest_cache dist build
 	@find "$(ROOT)" -name __pycache__ -prune -exec rm -rf {} +
