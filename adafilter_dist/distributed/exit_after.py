@@ -1,12 +1,12 @@
-"""Ends a process that hangs inside a library call, with a line that says why."""
+"""Calls that may hang in a library or a file system: they are given up, or end the process."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -27,3 +27,17 @@ def ended_unless_done(within: float, line: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def within(longest: float, work: Callable[[], object]) -> object:
+    """What ``work`` returns; None if it raises, or takes ``longest`` seconds and is left alone."""
+    box: list[object] = []
+
+    def run() -> None:
+        with suppress(Exception):
+            box.append(work())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(longest)
+    return box[0] if box else None

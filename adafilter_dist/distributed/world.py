@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _abort_process_group
 
 from adafilter_dist.distributed.deepspeed_import import require_deepspeed
-from adafilter_dist.distributed.exit_after import ended_unless_done
+from adafilter_dist.distributed.exit_after import ended_unless_done, within
 from adafilter_dist.distributed.lost_peer import sign_of_loss
 from adafilter_dist.distributed.meeting import meet
 from adafilter_dist.distributed.meeting_file import Meeting, meet_in_file, wrong_network
@@ -27,6 +28,9 @@ from adafilter_dist.recipe.sections.base import seconds
 from adafilter_dist.recipe.shares import require_shares
 from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.slurm.environment import SlurmEnvironment
+
+_LEAVE_SECONDS = 20.0
+"""For leaving the process group after an error."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,21 @@ def join_world(recipe: Recipe) -> Iterator[World]:
     store = dist.PrefixStore("word", meeting.store)
     try:
         yield World(rank, world_size, local_rank, local_world_size, device, threads, store)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        _leave_after_error(device)
+        raise
+    dist.destroy_process_group()
     meeting.leave()
+
+
+def _leave_after_error(device: torch.device) -> None:
+    """Leave the process group without the others, which may wait in a collective for this rank.
+
+    NCCL's destroy waits for what is queued on the device, so up to engine.timeout for a collective
+    that nobody else will enter; its communicators are aborted instead.
+    """
+    leave = _abort_process_group if device.type == "cuda" else dist.destroy_process_group
+    within(_LEAVE_SECONDS, leave)
 
 
 def _meet(rank: int, world_size: int, timeout: timedelta) -> Meeting:
@@ -192,3 +208,6 @@ def set_arithmetic(recipe: Recipe) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
         torch.use_deterministic_algorithms(True)
+        # Filling every torch.empty would only show reads of what nobody wrote, at the cost of a
+        # pass over memory each.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

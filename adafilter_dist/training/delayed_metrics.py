@@ -22,7 +22,7 @@ class DelayedMetrics:
         if values.is_cuda:
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event(blocking=True)  # waiting for it leaves the core to others
             event.record()
         else:
             host = values.clone()

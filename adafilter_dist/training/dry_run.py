@@ -53,6 +53,9 @@ def _steps(session: Session) -> float:
     times: list[float] = []
     with session.epoch(0) as batches:
         for step in range(min(STEPS, session.steps_per_epoch)):
+            if session.world.device.type == "cuda":
+                # Peaks of the warm-up and of the first step hold what cuDNN tried.
+                torch.cuda.reset_peak_memory_stats(session.world.device)
             began = time.perf_counter()
             figures, _ = session.step.run(
                 step,

@@ -22,17 +22,18 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from adafilter_dist.distributed import World
-from adafilter_dist.distributed.heartbeats import (
-    Heartbeats,
-    Standing,
-    hung_ranks,
-    silent_ranks,
-)
+from adafilter_dist.distributed.exit_after import within
+from adafilter_dist.distributed.heartbeats import Heartbeats, hung_ranks, silent_ranks
 from adafilter_dist.errors import resume_line
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.base import seconds
 from adafilter_dist.run.files import RunFiles, new_event
-from adafilter_dist.run.ownership import Owner, is_running, this_process
+from adafilter_dist.run.ownership import is_running, this_process
+from adafilter_dist.training.hang_description import (
+    describe_hang,
+    describe_thread,
+    place_of,
+)
 
 PERIOD = 2.0
 """Seconds between heartbeats; less where engine.hang is short."""
@@ -41,7 +42,6 @@ _STACKS_SECONDS = 5.0  # for every rank to write its stacks, on a disk that may 
 _RECORD_SECONDS = 10.0
 _OTHERS_SECONDS = 120.0  # for the rank that records and requeues
 _DEBUGGERS = ("pdb.py", "bdb.py", "pydevd.py")
-_PACKAGE = str(Path(__file__).parents[1])
 
 
 class HangWatch:
@@ -166,15 +166,15 @@ class HangWatch:
         """Write stacks, and agree on who records the end."""
         faulthandler.cancel_dump_traceback_later()
         mine = self._world.rank in ranks
-        _within(_STACKS_SECONDS, self._write_stacks)
-        self._beats.tell(ranks, self._frame() or "?")
+        within(_STACKS_SECONDS, self._write_stacks)
+        self._beats.tell(ranks, place_of(self._main) or "?")
         self._await(self._all_have_written, _STACKS_SECONDS)
         if mine and self._world.world_size > len(ranks):
             # A rank that is well records it rather than one that may hang at the next file, too.
             self._await(self._is_over, 2 * self._period)
         reason = self._reason(ranks)
-        if not self._is_over() and _within(_RECORD_SECONDS, self._claim) is not False:
-            _within(_RECORD_SECONDS, lambda: self._record(reason))
+        if not self._is_over() and within(_RECORD_SECONDS, self._claim) is not False:
+            within(_RECORD_SECONDS, lambda: self._record(reason))
             _say(f"error: {reason}; {self._advice()}")
             self._kill(ranks)
             with contextlib.suppress(Exception):
@@ -192,21 +192,8 @@ class HangWatch:
             return
         faulthandler.dump_traceback(file, all_threads=True)
         for task in sorted(os.listdir("/proc/self/task")):
-            file.write(f"thread {task}: {_thread(Path('/proc/self/task', task))}\n")
+            file.write(f"thread {task}: {describe_thread(Path('/proc/self/task', task))}\n")
         file.flush()
-
-    def _frame(self) -> str:
-        """Where the main thread is: the innermost line of this package, and what it has called."""
-        frame = sys._current_frames().get(self._main)
-        if frame is None:
-            return ""
-        calls = list(traceback.walk_stack(frame))  # the innermost first
-        own = [one for one in calls if one[0].f_code.co_filename.startswith(_PACKAGE)]
-        places = [
-            f"{os.path.basename(code.co_filename)}:{line} in {code.co_name}"
-            for code, line in ((frame.f_code, line) for frame, line in (*calls[:1], *own[:1]))
-        ]
-        return ", from ".join(dict.fromkeys(places))
 
     def _all_have_written(self) -> bool:
         now = time.monotonic()
@@ -226,23 +213,11 @@ class HangWatch:
     def _reason(self, ranks: Sequence[int]) -> str:
         now = time.monotonic()
         by_rank = {one.rank: one for one in self._beats.standings()}
-        parts = [self._about(rank, by_rank.get(rank), now) for rank in ranks[:4]]
+        owner = self._beats.owner
+        parts = [describe_hang(r, by_rank.get(r), owner(r), now) for r in ranks[:4]]
         more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
         everyone = len(ranks) == self._world.world_size > 1
         return ("all ranks wait for each other: " if everyone else "") + "; ".join(parts) + more
-
-    def _about(self, rank: int, standing: Standing | None, now: float) -> str:
-        owner = self._beats.owner(rank)
-        name = f"rank {rank}" + (f" on {owner.host}" if owner is not None else "")
-        if standing is None:
-            return f"{name} hung: no sign of life"
-        beat = standing.beat
-        where, still = f"{beat.where} of step {beat.step}", f"{standing.still(now):.0f} s"
-        if beat.frame:
-            return f"{name} hung in {where}, not moving for {still} (at {beat.frame})"
-        how = _process_state(owner) if owner is not None else ""
-        how = how or "its process is stopped, or its node or its network is lost"
-        return f"{name} hung, last heard of {still} ago in {where} ({how})"
 
     def _advice(self) -> str:
         return (
@@ -278,46 +253,6 @@ class HangWatch:
             if is_running(owner):
                 with contextlib.suppress(OSError):
                     os.kill(owner.pid, signal.SIGKILL)
-
-
-def _within(longest: float, work: Callable[[], object]) -> object:
-    """What ``work`` returns; None if it raised or took too long, as on a dead file system."""
-    box: list[object] = []
-
-    def run() -> None:
-        with contextlib.suppress(Exception):
-            box.append(work())
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(longest)
-    return box[0] if box else None
-
-
-def _thread(task: Path) -> str:
-    """Name of a thread, its state, and what in the kernel it waits for."""
-    words = []
-    for name in ("comm", "stat", "wchan"):
-        with contextlib.suppress(OSError):
-            text = (task / name).read_text().strip()
-            words.append(text.rpartition(")")[2].split()[0] if name == "stat" else text)
-    return " ".join(words)
-
-
-def _process_state(owner: Owner) -> str:
-    """Why a process of this machine sends no heartbeats."""
-    if owner.machine != this_process().machine:
-        return ""
-    try:
-        state = Path("/proc", str(owner.pid), "stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "its process is gone"
-    return {
-        "T": "its process is stopped (SIGSTOP)",
-        "t": "its process is held by a debugger",
-        "D": "its process waits for a device or a file system",
-        "Z": "its process has ended",
-    }.get(state, "one of its threads holds Python's interpreter")
 
 
 def _say(line: str) -> None:

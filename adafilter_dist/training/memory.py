@@ -19,17 +19,44 @@ _USABLE = 0.93  # of what is free; the rest is lost in fragments and workspaces
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory"  # torch on a CPU
     r"|could not create a primitive$"  # oneDNN; what it cannot do at all is "... descriptor ..."
-    r"|CUDA error: out of memory"
-    r"|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED"
-    r"|NCCL(.|\n)*out of memory"
+    r"|CUDA (driver )?error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED"
+    r"|Triton Error \[CUDA\]: out of memory"
+    r"|NCCL(.|\n)*(out of memory|Failed to CUDA (calloc|malloc))"
 )
+# What these say where their workspace does not fit, but elsewhere, too: it counts if a GPU is full.
+_IF_FULL = re.compile(
+    r"CUBLAS_STATUS_NOT_INITIALIZED"
+    r"|CUBLAS_STATUS_INTERNAL_ERROR"
+    r"|CUDNN_STATUS_NOT_INITIALIZED"
+    r"|[Uu]nable to find an engine to execute|[Uu]nable to find a valid cuDNN algorithm"
+    r"|ncclUnhandledCudaError|NCCL(.|\n)*unhandled cuda error"
+)
+_FULL = 512 * 2**20  # free bytes below which a GPU is
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` says that a device or the host ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    if not isinstance(error, RuntimeError):
+        return False
+    words = str(error)
+    if _OUT_OF_MEMORY.search(words):
+        return True
+    return _IF_FULL.search(words) is not None and gpu_is_full()
+
+
+def gpu_is_full() -> bool:
+    """Whether next to nothing is free on the GPU in use, beside what torch keeps in store."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        free, _ = torch.cuda.mem_get_info()
+    except RuntimeError:  # after some errors a GPU answers nothing any more
+        return False
+    return free < _FULL
 
 
 def release(gate: RecurrentGate | None, error: BaseException) -> None:
@@ -77,20 +104,22 @@ def _measured_limit(recipe: Recipe, session: Session) -> int | None:
 def _peak_of_pass(recipe: Recipe, session: Session, samples: int) -> int:
     """Peak bytes of a forward and backward of ``samples`` images of noise, on CUDA.
 
-    It bypasses DDP and its hooks, because the other ranks do not take part.
+    It bypasses DDP and its hooks, because the other ranks do not take part. The first pass is not
+    counted: in it cuDNN tries algorithms with larger workspaces than it then uses.
     """
     model, device = session.engine.model, session.world.device
     size = session.preprocess.crop
     images = torch.randn(samples, 3, size, size, dtype=session.engine.dtype, device=device)
     if recipe.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    torch.cuda.reset_peak_memory_stats(device)
     model.train()
-    with autocast(device, recipe.train.precision):
-        total = model(images).float().sum()
     trained = [p for p in model.parameters() if p.requires_grad]
-    torch.autograd.grad(total, trained, allow_unused=True)
-    step_statistics.discard(model)
+    for _ in range(2):
+        torch.cuda.reset_peak_memory_stats(device)
+        with autocast(device, recipe.train.precision):
+            total = model(images).float().sum()
+        torch.autograd.grad(total, trained, allow_unused=True)
+        step_statistics.discard(model)
     return torch.cuda.max_memory_allocated(device)
 
 

@@ -32,6 +32,7 @@ from adafilter_dist.models.gating.look_ahead import LookAhead
 from adafilter_dist.models.gating.random_modules import find_random_modules
 from adafilter_dist.models.ops import passes
 from adafilter_dist.models.ops.passes import Kernels
+from adafilter_dist.models.ops.triton_start import why_no_triton
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.recipe.sections.model import AdaFilter
@@ -143,7 +144,8 @@ def build_session(
         open_prepared(recipe, known=data), recipe, world, nodes, callbacks or StagingCallbacks()
     )
     data_notices = [] if prepared.notice is None else [prepared.notice]
-    notices = [*warnings_about(nodes), *data_notices, *notices, *compiling, *_unfused(recipe)]
+    notices = [*warnings_about(nodes), *data_notices, *notices, *compiling]
+    notices += _unfused(recipe, world.device)
 
     # Model: the backbone with its weights and a new head, made trainable by the recipe's method.
     preprocess = resolve_preprocess(recipe)
@@ -211,13 +213,19 @@ def kernels_of(recipe: Recipe) -> Kernels:
     return recipe.train.kernels
 
 
-def _unfused(recipe: Recipe) -> list[str]:
-    """What to say where the method has no fused layers, and the recipe does not ask for plain."""
+def _unfused(recipe: Recipe, device: torch.device) -> list[str]:
+    """What to say where gated layers are not fused, and the recipe does not ask for plain."""
     method = recipe.method
-    if isinstance(method, AdaFilter) and method.shared_batchnorm and recipe.train.kernels == "auto":
+    if not isinstance(method, AdaFilter) or recipe.train.kernels != "auto":
+        return []
+    if method.shared_batchnorm:
         return [
             "method.shared_batchnorm=true: gated layers train as plain modules, more slowly; the "
             "fused ones have a BatchNorm for each branch"
+        ]
+    if device.type == "cuda" and (reason := why_no_triton()):
+        return [
+            f"gated layers train as plain modules, more slowly: Triton does not work ({reason})"
         ]
     return []
 

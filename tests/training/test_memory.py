@@ -13,6 +13,7 @@ from PIL import Image
 
 from adafilter_dist import convert
 from adafilter_dist.recipe import load_recipe
+from adafilter_dist.training import memory
 from adafilter_dist.training.memory import explain, is_out_of_memory, release
 from tests.distributed import forked
 from tests.distributed.launch import adafilter
@@ -47,11 +48,35 @@ def test_several_micro_batches_in_a_forward_are_lowered_first() -> None:
             True,
         ),
         ("NCCL error in: x.cpp:1, remote process exited", False),
+        ("NCCL error in: x.cpp:1, Last error:\nFailed to CUDA calloc async 608 bytes", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("Triton Error [CUDA]: misaligned address", False),
+        ("CUDA driver error: out of memory", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
     ],
 )
 def test_libraries_below_torch_say_it_in_their_own_words(text: str, expected: bool) -> None:
     assert is_out_of_memory(RuntimeError(text)) is expected
     assert not is_out_of_memory(ValueError(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "GET was unable to find an engine to execute this computation",
+        "FIND was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "NCCL error in: x.cpp:1, unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+    ],
+)
+def test_what_a_library_says_for_many_reasons_counts_where_the_gpu_is_full(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_out_of_memory(RuntimeError(text))  # here is no GPU, or one that is not full
+    monkeypatch.setattr(memory, "gpu_is_full", lambda: True)
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("device-side assert triggered"))
 
 
 def test_nothing_holds_the_activations_of_a_forward_that_failed() -> None:

@@ -194,6 +194,8 @@ class EvalLoader:
         self.store_name = path.name
         self._store = Store(path)
         self._workers = recipe.data.num_workers or cpus_of_rank()
+        # Pinning opens a context on the GPU.
+        self._pin = recipe.engine.device != "cpu" and torch.cuda.is_available()
         self._known: Callable[[NDArray[np.int64]], bool] | None = None
         self._batch_size = batch_size
         self._preprocess = preprocess
@@ -239,7 +241,7 @@ class EvalLoader:
         return self._filled(index, (self._picture(sample) for sample in index.tolist()))
 
     def _filled(self, index: Tensor, pictures: Iterator[NDArray[np.uint8]] | None) -> MicroBatch:
-        crop, pin = self._preprocess.crop, torch.cuda.is_available()
+        crop, pin = self._preprocess.crop, self._pin
         images = _nothing()
         if pictures is not None:
             shape = (len(index), crop, crop, 3)

@@ -122,6 +122,9 @@ class CudaPrefetcher:
         self._read[place].record(torch.cuda.current_stream(self._device))
 
     def bring(self, place: int, parts: Sequence[MicroBatch]) -> DeviceBatch:
+        # Per thread: leaving the stream would else make GPU 0 this thread's device, and open a
+        # context on it for every rank.
+        torch.cuda.set_device(self._device)
         with torch.cuda.stream(self._stream):
             pixels = [part.images.to(self._device, non_blocking=True) for part in parts]
             self._stream.wait_event(self._read[place])

@@ -24,6 +24,7 @@ from adafilter_dist.models.inference.filter_table import FilterTable, LayoutCach
 from adafilter_dist.models.inference.fold_batchnorm import BareConv, fold, foldable
 from adafilter_dist.models.inference.inference_gate import InferenceGate
 from adafilter_dist.models.inference.row_cache import RowCache
+from adafilter_dist.models.ops.triton_start import why_no_triton
 
 
 class SelectedConv(nn.Module):
@@ -146,7 +147,9 @@ class SelectedConv(nn.Module):
 
 @cache
 def selected_kernel() -> Callable[..., Tensor] | None:
-    """The Triton kernel for CUDA, or None where Triton is not installed."""
+    """The Triton kernel for CUDA, or None where Triton is not installed or does not work."""
+    if why_no_triton():
+        return None
     try:
         module = import_module("adafilter_dist.models.inference.selected_triton")
     except ImportError:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adafilter_dist.models.ops import device_kind, passes_cpu
 from adafilter_dist.models.ops.norm import Affine, Choosers, ChosenMoments, Gradients, Norm
+from adafilter_dist.models.ops.triton_start import why_no_triton
 
 Kernels = Literal["auto", "reference"]
 
@@ -94,6 +95,8 @@ def name(device: torch.device, kernels: Kernels) -> str:
 
 @functools.cache
 def _triton() -> Any:
+    if why_no_triton():
+        return None
     try:
         from adafilter_dist.models.ops import passes_triton
     except ImportError:  # a build of torch without Triton
