@@ -32,6 +32,7 @@ MARKS = {
     r"submitted job 4242: .*": "printed by a submission",
     r"RUN +STATE +STEP .*": "printed by `adafilter status`",
     r"\.\.\.": "printed by `adafilter status RUN`",
+    r"failed: rank 3 on node7 hung in .*": "printed by `adafilter status RUN`",
     r"engine\.config: zero_optimization\.stage=3, .*": "messages",
     r"rank 3 on n2 cannot reach rank 0 .*": "messages",
     r"failed: rank 3 on node7 hung .*": "a message",

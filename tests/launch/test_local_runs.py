@@ -11,11 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from adafilter_dist.launch import local
+from tests.benchmarks import by_hand
+from tests.distributed import forked
 from tests.distributed.launch import descendants, kill_tree
 from tests.launch.conftest import words
 from tests.launch.recorded import Cluster
@@ -24,7 +27,8 @@ from tests.launch.test_local import until
 pytestmark = pytest.mark.distributed
 
 CLONE = Path(__file__).parents[2]
-PROGRAM = f"{sys.executable} {CLONE / 'launch' / 'submit.py'}"
+SCRIPT = CLONE / "launch" / "submit.py"
+PROGRAM = f"{sys.executable} {SCRIPT}"
 
 
 class Shell:
@@ -38,6 +42,7 @@ class Shell:
         for name in ("RANK", "WORLD_SIZE", "SLURM_JOB_ID"):
             self.environment.pop(name, None)
         self.pids: list[int] = []
+        self._numbers = count()
 
     def run(self, command: str, code: int = 0) -> str:
         """Type a command; what it says."""
@@ -65,6 +70,20 @@ class Shell:
                 assert local.is_running(found[1])  # it returned while all is still to do
             lines["process"] = found[1]
         return {**lines, "all": said}
+
+    def again(self, *more: str) -> str:
+        """Submit what is there already, with all imports made; what it says."""
+        before = [by_hand.__name__, "run", str(SCRIPT), *more]
+        attempt = forked.server().fork(
+            [],
+            folder=self.place,
+            environment=self.environment,
+            output=self.place.parent / f"again.{next(self._numbers)}.txt",
+            before=before,
+            clean=True,
+        )
+        assert attempt.wait() == 0, attempt.printed()
+        return attempt.printed()
 
     def wait(self, run: Path, state: str) -> None:
         """Until a run is in a state and nothing works on it any more."""
@@ -130,9 +149,9 @@ def test_submitted_cancelled_resumed_finished(
     assert Path(lines["log"]).parent == run / "jobs"
 
     with held(int(lines["process"])):  # or it might be finished before the next command has begun
-        again = shell.submit(*more)  # it is queued, or takes the run up just now
-        assert "submitted process" not in again["all"]
-        assert "already submitted, process" in again["all"] or "in use by" in again["all"]
+        again = shell.again(*more)  # it is queued, or takes the run up just now
+        assert "submitted process" not in again
+        assert "already submitted, process" in again or "in use by" in again
         stands = shell.run(lines["status"])
         assert re.search(r"state +(queued|running)", stands), stands
 
@@ -156,9 +175,9 @@ def test_submitted_cancelled_resumed_finished(
     at = status(run)["step"]
     assert isinstance(at, int) and (run / "checkpoints" / f"step-{at:09d}").is_dir()
 
-    command = lines["resume"].removeprefix("python ")
-    assert command.startswith("launch/submit.py resume="), lines["resume"]
-    resumed = shell.run(f"{sys.executable} {CLONE}/{command}")
+    command = lines["resume"].removeprefix("python launch/submit.py ")
+    assert command.startswith("resume="), lines["resume"]
+    resumed = shell.run(f"{PROGRAM} {command}")
     shell.pids.append(int(re.findall(r"submitted process (\d+)", resumed)[0]))
     shell.wait(run, "finished")
     _, second = events(run, "start")
@@ -167,10 +186,8 @@ def test_submitted_cancelled_resumed_finished(
     assert sorted(path.name for path in run.glob("jobs/*.log")) == ["local.1.log", "local.2.log"]
 
     before = sorted(shell.place.rglob("*"))
-    if processes == 1:
-        assert "already finished" in shell.submit(*more)["all"]
-    else:
-        assert "already finished" in shell.run(f"{sys.executable} {CLONE}/{command}")
+    repeated = more if processes == 1 else shlex.split(command)
+    assert "already finished" in shell.again(*repeated)
     assert sorted(shell.place.rglob("*")) == before
 
 
@@ -187,17 +204,17 @@ def test_a_sweep_one_after_the_other(shell: Shell, prepared: Path) -> None:
     with held(int(lines["process"])):  # the first must not end, and the second not begin
         waits = shell.run(f"adafilter status {second}")
         assert re.search(r"state +queued", waits), waits
-        again = shell.submit(*more)
-    assert "submitted process" not in again["all"]
-    assert re.search("in use by process|already finished", again["all"])
-    assert f"{second.relative_to(shell.place)}: already submitted, process" in again["all"]
+        again = shell.again(*more)
+    assert "submitted process" not in again
+    assert re.search("in use by process|already finished", again)
+    assert f"{second.relative_to(shell.place)}: already submitted, process" in again
 
     shell.wait(second, "finished")
     assert status(first)["state"] == "finished"
     assert events(second, "start")[0]["time"] > events(first, "finished")[0]["time"]
     assert "2 members: 2 finished" in shell.run(lines["status"])
     before = sorted(shell.place.rglob("*"))
-    assert shell.submit(*more)["all"].count("already finished") == 2
+    assert shell.again(*more).count("already finished") == 2
     assert sorted(shell.place.rglob("*")) == before
 
 
