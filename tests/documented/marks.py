@@ -35,7 +35,6 @@ MARKS = {
     r"failed: rank 3 on node7 hung in .*": "printed by `adafilter status RUN`",
     r"engine\.config: zero_optimization\.stage=3, .*": "messages",
     r"rank 3 on n2 cannot reach rank 0 .*": "messages",
-    r"failed: rank 3 on node7 hung .*": "a message",
     r"P = sqrt\(2 cost mtbi\) .*": "a formula",
     r"ROOT/train/CLASS/\*\.jpg .*": "a layout of folders",
 }
