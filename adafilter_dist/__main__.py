@@ -15,7 +15,7 @@ set_wait_policy()  # before torch is imported
 
 VERBS = (
     *("prepare", "train", "resume", "submit", "status", "logs", "rm"),
-    *("compare", "evaluate", "report", "predict", "compact", "inspect", "doctor"),
+    *("compare", "evaluate", "report", "predict", "export", "compact", "inspect", "doctor"),
 )
 
 

@@ -29,6 +29,12 @@ class DivergedError(UserError):
     exit_code = 1
 
 
+class CheckFailedError(UserError):
+    """What was written was checked and is wrong, so that it was removed again."""
+
+    exit_code = 1
+
+
 class RankError(UserError):
     """An error that may occur on one rank only; that rank prints it."""
 

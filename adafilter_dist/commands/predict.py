@@ -86,6 +86,7 @@ def _predict(options: Any) -> int:
     workers = options.workers or cpus_of_rank()
     device = use_device(options.device, workers)
     export = open_export(model, fast=True)
+    device = _device_of(export, device, options.device)
     export.model.to(device)
     explainer = _explainer(model, export, device, console) if options.explain else None
     top = min(options.top, len(export.classes))
@@ -116,6 +117,18 @@ def _require_model(model: Path, word: str, rest: list[str]) -> None:
     if RunFiles(model).recipe.is_file():
         raise UserError(f"{model}: no best model in it yet: {resume_line(model)}")
     raise UserError(f"{model}: neither a run (recipe.yaml) nor an export (config.json)")
+
+
+def _device_of(export: Export, device: torch.device, wanted: str) -> torch.device:
+    """``device``, or the CPU for a program, which runs where it was exported."""
+    kind = export.config.get("kind")
+    if kind is None:
+        return device
+    if wanted == "cuda":
+        raise UserError(f"--device cuda: a program ({kind}) runs on the CPU here; use the run")
+    import torch
+
+    return torch.device("cpu")
 
 
 def _explainer(model: Path, export: Export, device: torch.device, console: Console) -> Explainer:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import safetensors
 import safetensors.torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods.build import METHODS
+from adafilter_dist.methods.programs import FILES, load_program
 from adafilter_dist.models.backbone.backbones import build_architecture
 from adafilter_dist.models.backbone.head import replace_head
 from adafilter_dist.models.backbone.preprocess import Preprocess, Transform, evaluation_transform
@@ -92,13 +93,28 @@ def write_files(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) 
     """Write config.json and the state of a model, each replaced as a whole."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_json(folder / "config.json", {**config, "sha256": _seal_of(config)})
+    write_json(folder / "config.json", sealed_config(config))
     digest = {"sha256": sha256_of_tensors(state)}
     write_bytes(folder / "model.safetensors", safetensors.torch.save(state, digest))
 
 
+def sealed_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it is written: with a sha256 of itself."""
+    return {**config, "sha256": _seal_of(config)}
+
+
 def _seal_of(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+class Classifier(nn.Module):
+    """What `load` gives: images (N, 3, H, W) to logits (N, classes), named by `classes`.
+
+    A word for type checkers alone: the object is an AdaFilterNet, an InferenceNet, the plain
+    network, or what runs a program; `isinstance` tells which.
+    """
+
+    classes: list[str]
 
 
 @dataclass(frozen=True)
@@ -119,10 +135,10 @@ class Export:
     @property
     def transform(self) -> Transform:
         """From a picture to what the model expects of it in a batch."""
-        return evaluation_transform(self.preprocess)
+        return evaluation_transform(self.preprocess, pixels=self.takes_pixels)
 
 
-def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]:
+def load(path: str | Path, *, fast: bool = False) -> tuple[Classifier, Transform]:
     """The model of an export (or of a run's best/) in evaluation mode, and its transform.
 
     The transform takes a PIL picture, a path, a file's bytes, or an array, reads it as `prepare`
@@ -130,10 +146,12 @@ def load(path: str | Path, *, fast: bool = False) -> tuple[nn.Module, Transform]
     UserError for what cannot be used. `model.classes` names the logits. With `fast` an AdaFilter
     network comes as `for_inference` makes it: quicker, the same up to rounding, not to be trained;
     others have nothing to choose and come as they are. What `adafilter compact` wrote is always
-    fast. Raises UserError if files are missing, damaged or of a newer format.
+    fast. What `adafilter export --to onnx` or `torch` wrote comes as a module that runs the
+    program; where that takes pixels, the transform gives uint8 (H, W, 3). Raises UserError if files
+    are missing, damaged or of a newer format.
     """
     export = open_export(path, fast=fast)
-    return export.model, export.transform
+    return cast(Classifier, export.model), export.transform
 
 
 def open_export(path: str | Path, *, fast: bool = False) -> Export:
@@ -142,6 +160,8 @@ def open_export(path: str | Path, *, fast: bool = False) -> Export:
     config = read_config(folder)
     stored_size = config.get("stored_size")
     preprocess = Preprocess.from_dict(config["preprocess"] | {"stored_size": stored_size})
+    if "kind" in config:
+        return _open_program(folder, config, preprocess)
     model = _rebuild(folder, config, preprocess)
     if "compact" in config:
         assert isinstance(model, AdaFilterNet)
@@ -171,6 +191,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if known is not None and known != sha256_of_tensors(state):
         raise UserError(f"{path} is damaged: its tensors are not those that were written (sha256)")
     return state
+
+
+def _open_program(folder: Path, config: dict[str, Any], preprocess: Preprocess) -> Export:
+    if config["kind"] not in FILES:
+        raise UserError(_newer(folder, config, f"kind {config['kind']!r}"))
+    model = load_program(folder, config)
+    model.classes = list(config["classes"])  # type: ignore[assignment]
+    model.eval()
+    dtype = torch.float64 if config["dtype"] == "float64" else torch.float32
+    is_pixels = config["input"] == "pixels"
+    return Export(model, preprocess, list(config["classes"]), config, dtype, is_pixels)
 
 
 def weights_hash(folder: Path) -> str:

@@ -29,6 +29,7 @@ PRINTED = {
     "evaluate": r"top-1",
     "predict": r"images/s",
     "report": r"(report|compared)\.html",
+    "export": r"written",
     "compact": r"MB",
     "status": r"finished",
     "logs": r"\w",

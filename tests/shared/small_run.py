@@ -16,10 +16,11 @@ from adafilter_dist.recipe import dump_recipe, load_recipe
 from tests.shared.real_pictures import thumbnails
 
 
-def small_run(root: Path, folder: Path) -> Path:
+def small_run(root: Path, folder: Path, model: str = "resnet18") -> Path:
     """``folder``: a run of two classes of thumbnails, copied to ``root`` and prepared.
 
-    Its best model is a freshly converted ResNet-18; the recipe lies beside it as small.yaml.
+    Its best model is freshly converted from ``model`` with random weights; the recipe lies beside
+    it as small.yaml.
     """
     torch.set_num_threads(1)
     for number, path in enumerate(thumbnails()):
@@ -31,7 +32,7 @@ def small_run(root: Path, folder: Path) -> Path:
         f"name: small\nrun_dir: {folder}\n"
         f"data: {{name: imagefolder, root: {root}, stored_size: 32, stored_format: raw,\n"
         "       resolution: 32, eval_resize: 32, val_fraction: 0.2, num_workers: 1}\n"
-        "model: {name: resnet18, weights: null}\n"
+        f"model: {{name: {model}, weights: null}}\n"
         "method: {gate: {recipe: paper}}\n"  # its gates differ from picture to picture at once
         "train: {global_batch: 8, micro_batch: 4}\n"
         "engine: {device: cpu, threads: 1}\n"

@@ -70,12 +70,13 @@ def pixels_of(source: Source, preprocess: Preprocess) -> NDArray[np.uint8]:
     return evaluation_pixels(picture, preprocess)
 
 
-def evaluation_transform(preprocess: Preprocess) -> Transform:
+def evaluation_transform(preprocess: Preprocess, *, pixels: bool = False) -> Transform:
     """Picture -> float32 tensor (3, crop, crop), by the steps of `prepare` and of evaluation.
 
     Takes a PIL picture, a path, a file's bytes, or an array as `read_picture` does: upright RGB,
     resized to the stored size, then to ``resize``, cropped, normalised. Only the store's JPEG is
-    left out. The transform raises UserError for what is no picture, or would not be stored.
+    left out. The transform raises UserError for what is no picture, or would not be stored. With
+    ``pixels`` it ends with them: uint8 (crop, crop, 3), not normalised.
     """
     mean = torch.tensor(preprocess.mean).view(3, 1, 1)
     std = torch.tensor(preprocess.std).view(3, 1, 1)
@@ -85,8 +86,8 @@ def evaluation_transform(preprocess: Preprocess) -> Transform:
             read = pixels_of(source, preprocess)
         except BadPicture as error:
             raise UserError(f"{_name(source)} cannot be used: {error}") from None
-        pixels = torch.from_numpy(np.array(read))
-        return (pixels.permute(2, 0, 1).contiguous() / 255 - mean) / std
+        tensor = torch.from_numpy(np.array(read))
+        return tensor if pixels else (tensor.permute(2, 0, 1).contiguous() / 255 - mean) / std
 
     return transform
 

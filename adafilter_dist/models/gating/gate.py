@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -190,7 +190,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         self._fused = None
         self._means.clear()
         if self.picture is not None:
-            with torch.autocast(self.running_mean.device.type, enabled=False):
+            with _outside_autocast(self.running_mean.device):
                 self._picture_logits = self.picture(features)
 
     def stop(self) -> None:
@@ -221,7 +221,7 @@ class RecurrentGate(nn.Module, StepStatistics):
                 "because the gate's state runs through all layers"
             )
         settings = self.settings
-        with torch.autocast(x.device.type, enabled=False):
+        with _outside_autocast(x.device):
             if self._steps_are_fused():
                 gates, logits = self._fused_step(index, x)
             elif self.control is None:
@@ -229,7 +229,7 @@ class RecurrentGate(nn.Module, StepStatistics):
                 gates = binarise(logits, settings.estimator, settings.temperature, self.training)
             else:
                 like = x.new_zeros(
-                    (len(x), self.outputs[index].out_features),  # type: ignore[arg-type]
+                    (x.shape[0], self.outputs[index].out_features),  # type: ignore[arg-type]
                     dtype=self.running_mean.dtype,
                 )
                 gates = self.control.gates(index, like, self.training)
@@ -356,6 +356,13 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def discard_step_statistics(self) -> None:
         self.step_sums.zero_()
+
+
+def _outside_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Nothing where there is no autocast: torch.export cannot read back what leaves none."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def find_gate(model: nn.Module) -> RecurrentGate:

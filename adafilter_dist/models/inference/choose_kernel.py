@@ -118,7 +118,9 @@ def same_filters_for_all(
 
 def convolve(conv: BareConv, x: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
     """All images by the same filters, rows (R, KH, KW, C_in / groups) -> (N, R, H', W')."""
-    if conv.plain and conv.groups == 1 and x.device.type == "cpu":
+    # An exported program has no number of pictures to choose by.
+    known = not torch.compiler.is_exporting()
+    if known and conv.plain and conv.groups == 1 and x.device.type == "cpu":
         height, width = conv.output_size(x)
         if 0 < len(x) * height * width <= FEW_PIXELS:
             return _product(conv, x, rows, bias, height, width)

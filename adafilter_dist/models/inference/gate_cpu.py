@@ -31,7 +31,8 @@ class Step:
 def can_step(x: Tensor, step: Step) -> bool:
     """Whether `gate_step` does this: few images, float32, channels-last, on a CPU, no gradient."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_exporting()
+        and x.device.type == "cpu"
         and x.dtype == step.input[0].dtype == torch.float32
         and 0 < len(x) <= _FEW_IMAGES
         and x.permute(0, 2, 3, 1).is_contiguous()

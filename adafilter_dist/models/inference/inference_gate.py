@@ -106,14 +106,18 @@ class InferenceGate(RecurrentGate):
         return self._step(index, x, decide)
 
     def _step(self, index: int, x: Tensor, decide: bool) -> Tensor | None:
-        step = self._steps.get(index)
+        # An export puts other tensors in the place of the weights while it looks on.
+        step = None if torch.compiler.is_exporting() else self._steps.get(index)
         if step is None:
-            step = self._steps[index] = self._weights(index)
+            step = self._weights(index)
+            if not torch.compiler.is_exporting():
+                self._steps[index] = step
         state = self._state if self.settings.recurrent else None
         if state is None:
             like = self.running_mean
             hidden = self.settings.hidden
-            state = (like.new_zeros(len(x), hidden), like.new_zeros(len(x), hidden))
+            images = x.shape[0]  # len() is a plain number to torch.export
+            state = (like.new_zeros(images, hidden), like.new_zeros(images, hidden))
         if can_step(x, step):
             self._state, logits = gate_step(x, step, state, decide)
             return logits

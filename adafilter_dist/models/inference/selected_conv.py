@@ -86,6 +86,8 @@ class SelectedConv(nn.Module):
         gate = self._gate[0]
         if len(self.rows) == len(self.tuned_row) and not gate.observers:
             gate.advance_state(self.index, x)
+            if torch.compiler.is_exporting():
+                return epilogue(convolve(self.conv, x, self.rows, self.bias))
             return same_filters_for_all(self.conv, x, self._table, None, None, epilogue)
         gates = gate(self.index, x)
         if gates.dtype != torch.bool:  # overridden
@@ -93,6 +95,9 @@ class SelectedConv(nn.Module):
             if not torch.equal(bits.to(gates.dtype), gates):
                 return epilogue(self._blended(x, gates))
             gates = bits
+        if torch.compiler.is_exporting():  # no runtime has kernels that choose
+            frozen, tuned = self._both(x)
+            return epilogue(torch.where(gates[:, :, None, None], tuned, frozen))
         if x.is_cuda:
             return self._on_cuda(x, gates, epilogue)
         return choose(self.conv, x, self._table, gates, epilogue)
