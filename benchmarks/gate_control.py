@@ -13,6 +13,7 @@ Student's t, 95 %. What is done is kept under --out and not run again.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -26,7 +27,6 @@ from pathlib import Path
 
 from bench.reporting import Column, Table, say
 
-from adafilter_dist.compare.statistics import mean_over_seeds
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.recipe.sections.data import Data
@@ -141,6 +141,8 @@ class Control:
 
 def _with_interval(values: Sequence[float], sign: str = "") -> str:
     """The mean over seeds ± half its 95 % interval."""
+    from adafilter_dist.compare.statistics import mean_over_seeds
+
     mean = mean_over_seeds(values)
     return f"{mean.value:{sign}.1f} ± {mean.half or 0:.1f}"
 
@@ -158,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tune", type=int, nargs="+", default=[0, 1], help="seeds to tune on")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     options = parser.parse_args(argv)
+    # What the intervals need, before hours of training: UserError where SciPy is missing.
+    importlib.import_module("adafilter_dist.compare.statistics")
     if len(options.seeds) < 2:
         raise UserError("--seeds: at least two, for intervals")
 

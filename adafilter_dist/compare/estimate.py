@@ -48,20 +48,29 @@ def estimate(plan: Plan, folder: Path) -> Estimate:
 def planned_disk(plan: Plan, folder: Path, workers: int) -> float | None:
     """Bytes before anything has run: what all runs leave behind, and what those at work have.
 
-    Builds the network of each contender; None where data or weights are missing.
+    Builds the network of each contender; None where data or weights are missing. UserError with
+    the mistakes of all contenders that cannot take the network.
     """
-    from adafilter_dist.launch.checks import planned_space
+    from adafilter_dist.launch.checks import planned_space, require_network
 
-    total, most = 0, 0
-    try:
-        for each in plan.contenders:
-            recipe = final_recipe(plan, folder, each.name, plan.seeds[0], {})
+    total, most, missing = 0, 0, False
+    mistakes = list[str]()
+    for each in plan.contenders:
+        recipe = final_recipe(plan, folder, each.name, plan.seeds[0], {})
+        try:
             left, at_work = planned_space(recipe, final_run(folder, each.name, plan.seeds[0]))
             total += left * (plan.tune + len(plan.seeds))
             most = max(most, at_work)
-    except UserError:
-        return None
-    return total + workers * most
+        except UserError:
+            # Data and weights may come later; that the method takes the network is known now.
+            missing = True
+            try:
+                require_network(recipe)
+            except UserError as error:
+                mistakes += [f"{each.name}: {line}" for line in str(error).splitlines()]
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return None if missing else total + workers * most
 
 
 def _mean_of(known: dict[PlannedRun, float], contender: str) -> float:

@@ -13,6 +13,8 @@ from adafilter_dist.recipe.shares import require_job_shares
 if TYPE_CHECKING:
     from torch import nn
 
+_SOME_CLASSES = 10
+
 
 class Checks:
     """Checks of recipes that are submitted together; what they share is looked at once."""
@@ -51,6 +53,26 @@ def planned_space(recipe: Recipe, run: Path) -> tuple[int, int]:
 
     state = _trainable(recipe, run).state_dict()
     return sum(tensor.nbytes for tensor in state.values()), space_of_run(state, recipe)
+
+
+def require_network(recipe: Recipe) -> None:
+    """UserError where the method cannot take the network, whatever its weights and data are."""
+    from dataclasses import replace
+
+    from torch import nn
+
+    from adafilter_dist.methods import build_method
+    from adafilter_dist.models.backbone.backbones import load_backbone
+
+    random = recipe.model.model_copy(update={"weights": None, "head": "new"})
+    backbone = load_backbone(recipe.model_copy(update={"model": random}), _SOME_CLASSES)
+    if recipe.model.weights is not None:
+        # The classifier that comes with the weights.
+        head = backbone.module.get_submodule(backbone.head)
+        assert isinstance(head, nn.Linear)
+        source = nn.Linear(head.in_features, _SOME_CLASSES)
+        backbone = replace(backbone, source_head=source)
+    build_method(backbone, recipe)
 
 
 def _trainable(recipe: Recipe, run: Path) -> nn.Module:
