@@ -226,7 +226,7 @@ def ranked(rows: Sequence[dict[str, Any]], x: str, y: str, mean: float) -> Spec:
         {"field": "high", "type": "quantitative", "title": "to", "format": ".1f"},
         {"field": "n", "type": "quantitative", "title": "pictures", "format": ",d"},
     ]
-    vertical = {"type": "quantitative", "title": y}
+    vertical = {"type": "quantitative", "title": y, "scale": {"zero": False}}
     return {
         "data": {"values": list(rows)},
         "height": 240,

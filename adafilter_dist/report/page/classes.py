@@ -242,8 +242,10 @@ def gallery(
 ) -> Block:
     """Pictures of the test set with their lines; a note with the lines where they are not here."""
     if run.prepared is None:
+        place = run.recipe.data.prepared or run.recipe.data.root
+        where = f" ({place})" if place is not None else ""
         return Note(
             f"{title}: the pictures are not shown, because the prepared data of this run are not "
-            f"on this machine ({run.recipe.data.prepared or run.recipe.data.root})."
+            f"on this machine{where}."
         )
     return Gallery(id, title, thumbnails(run.prepared, positions, lines), caption)

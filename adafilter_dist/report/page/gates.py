@@ -64,7 +64,7 @@ def gates_section(run: RunRecord) -> Section:
             Note(f"Gates by class and picture: {missing_pictures(run) or _why_none(run)}")
         )
     else:
-        blocks.append(_by_class(run, choices.shares(), choices.layers))
+        blocks += _by_class(run, choices.shares(), choices.layers)
         blocks += _by_domain(run, choices.shares(), choices.layers)
     if all(number(layer, "between") is not None for layer in layers):
         blocks.append(_variances(run, layers))
@@ -158,11 +158,32 @@ def _heat_map(
     )
 
 
-def _by_class(run: RunRecord, shares: NDArray[np.float64], layers: Sequence[str]) -> Figure:
+def _by_class(run: RunRecord, shares: NDArray[np.float64], layers: Sequence[str]) -> list[Block]:
     assert run.outcomes is not None
     means, sizes = _means(shares, run.outcomes.labels, len(run.classes))
     order = np.flatnonzero(sizes)
     order = order[np.argsort(means[order].mean(axis=1), kind="stable")]
+    rows: list[list[Cell | str]] = []
+    for i in order.tolist():
+        share, least, most = (float(f(means[i])) for f in (np.mean, np.min, np.max))
+        rows.append(
+            [
+                run.classes[i],
+                Cell(f"{sizes[i]:,}", int(sizes[i])),
+                Cell(percent(share), share, bar=share),
+                Cell(percent(least), least),
+                layers[int(means[i].argmin())],
+                Cell(percent(most), most),
+                layers[int(means[i].argmax())],
+            ]
+        )
+    columns = [
+        Column("class"),
+        Column("pictures", True),
+        Column("fine-tuned, mean of layers", True),
+    ]
+    columns += [Column("least", True), Column("in layer"), Column("most", True), Column("in layer")]
+    table = Table("class-gates", "Gates by class in numbers", columns, rows, folded=True, shown=30)
     some = ""
     if len(order) > _MOST_CLASSES:
         half = _MOST_CLASSES // 2
@@ -171,7 +192,7 @@ def _by_class(run: RunRecord, shares: NDArray[np.float64], layers: Sequence[str]
         )
         order = np.concatenate([order[:half], order[-half:]])
     names = [run.classes[i] for i in order.tolist()]
-    return Figure(
+    figure = Figure(
         "gates-by-class",
         "Share of fine-tuned filters by layer and class",
         _heat_map(means[order], layers, names, "class"),
@@ -180,6 +201,7 @@ def _by_class(run: RunRecord, shares: NDArray[np.float64], layers: Sequence[str]
         height=charts.ROW * len(layers) + 140,
         wide=True,
     )
+    return [figure, table]
 
 
 def _by_domain(run: RunRecord, shares: NDArray[np.float64], layers: Sequence[str]) -> list[Block]:
