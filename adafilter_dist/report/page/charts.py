@@ -155,7 +155,7 @@ def intervals(
 
     Rows from top to bottom as given; ``colors`` names a colour for each group.
     """
-    wrapped = [{**row, "name": "\n".join(textwrap.wrap(row["name"], 24))} for row in rows]
+    wrapped = [{**row, "name": "\n".join(textwrap.wrap(row["name"], 28))} for row in rows]
     names = [row["name"] for row in wrapped]
     y = {
         "field": "name",

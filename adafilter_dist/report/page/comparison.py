@@ -106,8 +106,8 @@ def write_comparison(runs: Sequence[RunRecord], paired: Sequence[Paired], path: 
 def _fact(one: Paired) -> Fact:
     return Fact(
         f"{one.name} minus {one.base}",
-        f"{100 * one.value:+.1f} points",
-        points(one.low, one.high),
+        f"{100 * one.value:+.1f}",
+        f"points, {points(one.low, one.high)}",
     )
 
 

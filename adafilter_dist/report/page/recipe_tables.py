@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import yaml
@@ -120,14 +121,16 @@ def environment_table(runs: Sequence[RunRecord], names: Sequence[str]) -> Table:
 
 def _attempts(run: RunRecord) -> Table:
     rows: list[list[Cell | str]] = []
+    times = run.attempt_times()
     for attempt in run.attempts:
         lost = attempt.steps_lost or 0
         first = attempt.first_step
+        start, end = times.get(attempt.number, (None, None))
         rows.append(
             [
                 Cell(str(attempt.number), attempt.number),
-                _time(attempt.start),
-                _time(attempt.end),
+                _time(start),
+                _time(end),
                 attempt.host or "",
                 attempt.job or "",
                 Cell("" if first is None else f"{first:,}", first),
@@ -141,7 +144,7 @@ def _attempts(run: RunRecord) -> Table:
         "Attempts",
         [
             Column("attempt", True),
-            *(Column("began (UTC)"), Column("ended"), Column("machine"), Column("job")),
+            *(Column("began (UTC)"), Column("last sign of life"), Column("machine"), Column("job")),
             *(Column("from step", True), Column("steps lost before it", True)),
             Column("how it ended"),
         ],
@@ -151,8 +154,8 @@ def _attempts(run: RunRecord) -> Table:
     )
 
 
-def _time(iso: str | None) -> str:
-    return "" if iso is None else iso[:19].replace("T", " ")
+def _time(time: datetime | None) -> str:
+    return "" if time is None else time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def recipe_differences(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Table]:

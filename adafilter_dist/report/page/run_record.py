@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared
@@ -68,6 +69,31 @@ class RunRecord:
             and isinstance(row.get(key), int | float)
         ]
 
+    def attempt_times(self) -> dict[int, tuple[datetime, datetime | None]]:
+        """(begin, last sign of life) of each attempt by its number.
+
+        From what events and metrics say, not from times of files, which change when a run folder is
+        copied. The end is None where an attempt left nothing.
+        """
+        starts = {
+            int(event["attempt"]): time
+            for event in self.events
+            if event.get("kind") == "start"
+            and isinstance(event.get("attempt"), int)
+            and (time := _when(event.get("time"))) is not None
+        }
+        signs = sorted(
+            time
+            for row in (*self.events, *self.rows)
+            if row.get("kind") != "start" and (time := _when(row.get("time"))) is not None
+        )
+        times: dict[int, tuple[datetime, datetime | None]] = {}
+        for number, start in starts.items():
+            later = [other for n, other in starts.items() if n > number]
+            own = [sign for sign in signs if sign >= start and all(sign < t for t in later)]
+            times[number] = (start, own[-1] if own else None)
+        return times
+
     def restarts(self) -> list[int]:
         """Steps at which a later attempt went on."""
         return [
@@ -75,6 +101,16 @@ class RunRecord:
             for attempt in self.attempts
             if attempt.number > 1 and attempt.first_step is not None
         ]
+
+
+def _when(time: object) -> datetime | None:
+    """A time in an event (ISO) or a row of metrics (seconds since 1970)."""
+    with suppress(ValueError, OverflowError, OSError):
+        if isinstance(time, str):
+            return datetime.fromisoformat(time).astimezone(UTC)
+        if isinstance(time, int | float):
+            return datetime.fromtimestamp(time, UTC)
+    return None
 
 
 def method_title(recipe: Recipe) -> str:

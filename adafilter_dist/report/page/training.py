@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from statistics import median
 
 from adafilter_dist.report.page import charts
@@ -95,14 +94,7 @@ def _epoch(epoch: float | None) -> str:
 
 def seconds_of(run: RunRecord) -> float | None:
     """How long all attempts took together; None where their times are not known."""
-    total = 0.0
-    for attempt in run.attempts:
-        if attempt.start and attempt.end:
-            began, ended = (datetime.fromisoformat(t) for t in (attempt.start, attempt.end))
-            total += max(0.0, (ended - began).total_seconds())
-    if not total:
-        times = [time for row in run.rows if (time := number(row, "time")) is not None]
-        total = times[-1] - times[0] if len(times) > 1 else 0.0
+    total = sum((end - start).total_seconds() for start, end in run.attempt_times().values() if end)
     return total or None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from adafilter_dist.run.kept_recipe import keep
 from adafilter_dist.system.files import write_json
 from adafilter_dist.system.json_lines import append
 
+BEGIN = datetime(2026, 11, 28, tzinfo=UTC).timestamp()
 HOSTILE = (
     "<script>window.hacked = 1</script>",
     "</script><script>window.hacked = 2</script>",
@@ -54,11 +56,11 @@ def made_up_run(
     write_json(files.environment, {"adafilter_dist": "0.2.0", "torch": "2.15", "world_size": 8})
 
     # Attempts, each of which begins some steps before the last one ended.
-    for turn, step in enumerate((0, *restarts)):
-        time = f"2026-11-28T{turn:02d}:00:00.000+00:00"
+    firsts = (0, *restarts)
+    for turn, step in enumerate(firsts):
+        time = datetime.fromtimestamp(BEGIN + 3600 * turn, UTC).isoformat()
         start = {"kind": "start", "attempt": turn + 1, "step": step, "steps_lost": 3 * turn}
         append(files.events, {"time": time, **start})
-    append(files.events, {"time": "2026-11-28T09:30:00.000+00:00", "kind": "finished"})
 
     # Curves.
     with files.metrics.open("w") as file:
@@ -66,7 +68,9 @@ def made_up_run(
             loss = 3 / (1 + 8 * step / steps) + float(draw.normal(0, 0.05))
             row = {"kind": "train", "step": step, "loss": loss, "accuracy": 1 / (1 + loss)}
             row |= {"lr": 0.01 * (1 - step / steps), "images_per_second": 900.0, "data_wait": 0.1}
-            file.write(json.dumps(row | {"time": float(step)}) + "\n")
+            turn = sum(step > first for first in restarts)
+            row["time"] = BEGIN + 3600 * turn + step - firsts[turn]  # a step takes a second
+            file.write(json.dumps(row) + "\n")
             if step % max(1, steps // 20) == 0:
                 head = {"kind": "evaluation", "split": "val", "step": step, "epoch": step // 15}
                 row = {"loss": loss + 0.2, "top1": 0.9 / (1 + loss), "gate_mean": 0.6}

@@ -97,6 +97,9 @@ def test_the_page_tells_what_was_run_and_what_came_of_it(
     assert f"top-1 accuracy {100 * top1:.1f} % {100 * low:.1f} to {100 * high:.1f} %" in text
     assert "optim.lr 0.03 0.01" in text
     assert "restarts 2 9 steps lost" in text and "PyTorch 2.15" in text
+    # Between attempts it waited an hour, which is no time of the run; nor are times of files.
+    assert "time of all attempts 5 min 300 steps" in text
+    assert "2 2026-11-28 01:00:00 2026-11-28 01:01:50" in text
     assert "went on at step 90, 200" in text
     assert "2 by picture, 2 by class, 2 hardly at all" in text
     assert "control: plain fine-tuning" in text and "another picture's, same class" in text
