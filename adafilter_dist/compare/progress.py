@@ -1,4 +1,4 @@
-"""The console of a comparison: a bar with counts and time left, and a line for each run."""
+"""The console of a comparison: a line for each run; counts and time left as a bar or in lines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.json_files import number
 from adafilter_dist.system.progress import duration
 
+_SECONDS_BETWEEN_LINES = 300.0
+
 
 class CompareProgress:
-    """Counts trials and runs as they end; ``workers`` run at once."""
+    """Counts trials and runs as they end; ``workers`` run at once.
+
+    ``clock`` gives seconds; where the console is no terminal, a line is due every five minutes in
+    which no run ended.
+    """
 
     def __init__(
         self, console: Console, workers: int, clock: Callable[[], float] = time.monotonic
@@ -28,6 +34,7 @@ class CompareProgress:
         self._done = {"trial": 0, "final": 0}
         self._began: dict[PlannedRun, float] = {}
         self._seconds: list[float] = []
+        self._said_at = clock()
         self._live: Progress | None = None
         if console.is_terminal:
             self._live = Progress(
@@ -79,17 +86,21 @@ class CompareProgress:
         return ", ".join(parts)
 
     def refresh(self) -> None:
-        """Bring the bar up to date."""
+        """Bring the bar up to date, or print the line that is due."""
+        figures = f"{self.counts()}, {len(self._began)} running"
         if self._live is not None:
             self._live.update(
                 self._task,
                 total=sum(self._total.values()),
                 completed=sum(self._done.values()),
-                figures=f"{self.counts()}  {len(self._began)} running",
+                figures=figures,
             )
+        elif self._clock() - self._said_at >= _SECONDS_BETWEEN_LINES:
+            self.say(figures)
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""
+        self._said_at = self._clock()
         print_plain(self._console, line)
 
     def close(self) -> None:
