@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from adafilter_dist.recipe.schema import Recipe
-from adafilter_dist.recipe.sections import base, launch, output
+from adafilter_dist.recipe.sections import base, engine, launch, output, training
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "keys.md"
 HEAD = """\
@@ -43,6 +43,8 @@ _NAMED: dict[Any, str] = {
     base._gates: "a gate from 0 to 1, or a list of them",
     base._expression: "regular expression",
     output._every: "steps, duration or `auto`",
+    engine._hang: "duration, `auto` or `null`",
+    training._together: "integer, 1 to 1,048,576, or `auto`",
     launch._check_time: "time, as in `4h`, `1-12:00:00`",
     typing.get_args(launch.OptionalDuration)[1].func: "duration; or `null`",
 }

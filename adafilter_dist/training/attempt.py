@@ -34,10 +34,12 @@ from adafilter_dist.training.control_run import require_control
 from adafilter_dist.training.environment import describe_environment
 from adafilter_dist.training.failures import failures_recorded
 from adafilter_dist.training.final_report import finish, show_finished
+from adafilter_dist.training.forward_size import kept_together
 from adafilter_dist.training.gate_start import gates_at_start
 from adafilter_dist.training.hang_watch import HangWatch
 from adafilter_dist.training.loop import Trainer
 from adafilter_dist.training.method_start import start_method
+from adafilter_dist.training.out_of_memory import is_out_of_memory
 from adafilter_dist.training.plan import AttemptPlan, make_plan
 from adafilter_dist.training.preemption import OUTPUT_CLOSED, stop_on_signal
 from adafilter_dist.training.run_data import may_differ
@@ -122,7 +124,9 @@ class _Attempt:
             run.status("running", phase="starting", step=self._plan.last_step, **started())
         try:
             # Build everything, then take over the newest checkpoint, if there is one.
-            session = build_session(recipe, world, self._staging_callbacks(), self._plan.data)
+            session = build_session(
+                recipe, world, self._staging_callbacks(), self._plan.data, self._kept_together()
+            )
             if recipe.evaluate.control is not None:
                 require_control(recipe.evaluate.control, session.prepared)
             require_oracle(recipe.evaluate.oracle, session.prepared)
@@ -130,7 +134,11 @@ class _Attempt:
             loaded = self._resume(session, saver)
             position = loaded.position if loaded else Position()
             environment = describe_environment(
-                recipe, world.world_size, world.threads, session.loader.kind, session.kernels
+                session.recipe,
+                world.world_size,
+                world.threads,
+                session.loader.kind,
+                session.kernels,
             )
 
             # Announce the start. A job that was restarted too often without progress ends here.
@@ -193,7 +201,7 @@ class _Attempt:
         # Errors with a known cause get one line that says what to do.
         except (RuntimeError, MemoryError) as error:
             where = f"rank {world.rank} ({world.device})"
-            if memory.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise memory.explain(recipe, session, where, error) from None
             lost = lost_peer(error, where, recipe.engine.timeout, run.path)
             if lost is None:
@@ -215,6 +223,12 @@ class _Attempt:
                 metrics.close()
             if saver is not None:
                 saver.close()
+
+    def _kept_together(self) -> int | None:
+        """How many micro-batches shared a forward in the last attempt, if nothing has changed."""
+        world = self._world
+        now = describe_environment(self._recipe, world.world_size, world.threads, "", "")
+        return kept_together(self._plan.environment, now)
 
     def _resume(self, session: Session, saver: Saver | None) -> Loaded | None:
         """Load the run's newest sound checkpoint, if any: rank 0 chooses, every rank loads."""

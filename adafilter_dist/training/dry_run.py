@@ -22,6 +22,7 @@ from adafilter_dist.system.disk import existing_parent, gib
 from adafilter_dist.system.progress import duration
 from adafilter_dist.training import memory
 from adafilter_dist.training.cost import peak_memory
+from adafilter_dist.training.out_of_memory import is_out_of_memory
 from adafilter_dist.training.session import Session, build_session, frozen_tensor_names
 from adafilter_dist.training.step import lr_factor_at
 
@@ -39,7 +40,7 @@ def run_check(recipe: Recipe, console: Console) -> int:
             state = session.full_state()
         except (RuntimeError, MemoryError) as error:
             where = f"rank {world.rank} ({world.device})"
-            if memory.is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise memory.explain(recipe, session, where, error) from None
             raise
         if world.is_rank0:
@@ -113,6 +114,7 @@ def _tell(session: Session, console: Console, step: float, size: int, took: floa
         f"{duration(step * session.total_steps)}, validation not counted",
         f"disk     {gib(size)} a checkpoint ({took:.1f} s to save), up to "
         f"{gib(size * (recipe.checkpoint.keep + 1))} a run",
-        f"memory   {gib(peak)} at the peak {where}, micro_batch {recipe.train.micro_batch}",
+        f"memory   {gib(peak)} at the peak {where}, micro_batch {recipe.train.micro_batch}, "
+        f"{recipe.train.together} in a forward",
     ]
     print_plain(console, *lines)

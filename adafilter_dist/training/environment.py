@@ -28,7 +28,7 @@ def describe_environment(
         "world_size": world_size,
         "threads": threads,
         "compile": recipe.train.compile,
-        "micro_batches_per_forward": recipe.train.micro_batches_per_forward,
+        "micro_batches_per_forward": recipe.train.together,
         "kernels": kernels,
         "loader": loader,
         "engine": _engine(recipe),

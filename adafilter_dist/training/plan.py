@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.changes import RecipeDecision, begin, check_changes
 from adafilter_dist.run.folder import find_run
-from adafilter_dist.system.json_files import whole
+from adafilter_dist.system.json_files import Row, read_object, whole
 from adafilter_dist.training.run_data import check_run_data, read_run_data
 
 
@@ -17,7 +17,8 @@ from adafilter_dist.training.run_data import check_run_data, read_run_data
 class AttemptPlan:
     """Which run, as which recipe; ``last_step`` is how far earlier attempts came.
 
-    ``data`` is the fingerprint of the data that the run began on, if it is known.
+    ``data`` is the fingerprint of the data that the run began on, if it is known. ``environment``
+    is that of the last attempt, if it measured how many micro-batches share a forward.
     """
 
     path: Path
@@ -27,6 +28,7 @@ class AttemptPlan:
     last_step: int
     data: str | None = None
     notices: tuple[str, ...] = ()
+    environment: Row = field(default_factory=dict)
 
 
 def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
@@ -48,6 +50,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
         # A finished run without best/ is not done: its end is repeated from a checkpoint.
         done = not best_damage(run.path)
     known = read_run_data(run.path)
+    measured = before is not None and before.train.micro_batches_per_forward == "auto"
     return AttemptPlan(
         run.path,
         decision,
@@ -56,4 +59,5 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
         last_step=max([whole(status, "step") or 0, *rows]),
         data=known.fingerprint if known else None,
         notices=check_run_data(run.path, decision.recipe, recipe.resume, allow, done=done),
+        environment=read_object(run.files.environment, []) if measured else {},
     )

@@ -38,6 +38,7 @@ from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.recipe.sections.model import AdaFilter
 from adafilter_dist.system.progress import Counting, no_counting
 from adafilter_dist.training.ema import ModelEma
+from adafilter_dist.training.forward_size import with_forward_size
 from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from adafilter_dist.training.step import TrainingStep, forwards_of
 
@@ -127,12 +128,18 @@ class Session:
 
 
 def build_session(
-    recipe: Recipe, world: World, callbacks: StagingCallbacks | None = None, data: str | None = None
+    recipe: Recipe,
+    world: World,
+    callbacks: StagingCallbacks | None = None,
+    data: str | None = None,
+    together: int | None = None,
 ) -> Session:
     """Open the prepared data, load the weights, convert, and wire up engine and step.
 
     ``callbacks`` are called while data are copied to the nodes, ``data`` is the fingerprint of the
-    data that the run began on. Collective. Raises UserError for whatever the user must mend first.
+    data that the run began on, ``together`` how many micro-batches of it shared a forward. The
+    session's recipe has a number for ``train.micro_batches_per_forward=auto``. Collective. Raises
+    UserError for whatever the user must mend first.
     """
     # Process-wide settings come first: they change how everything below computes.
     set_arithmetic(recipe)
@@ -171,6 +178,9 @@ def build_session(
     torch.set_num_threads(world.threads)
     engine = build_engine(trainable.model, trainable.groups, recipe, world, trainable.rule)
     ema = ModelEma(engine, recipe.ema.decay) if recipe.ema.decay else None
+    recipe, about_size = with_forward_size(
+        recipe, trainable, engine, preprocess.crop, world, together
+    )
     step = TrainingStep(recipe, trainable, engine, world, ema)
     transfer = BatchTransfer(preprocess, world.device, engine.dtype, recipe.train.channels_last)
 
@@ -198,7 +208,7 @@ def build_session(
         transfer,
         prefetcher,
         cache,
-        [*notices, *about_cache],
+        [*notices, *about_size, *about_cache],
     )
 
 
@@ -238,14 +248,14 @@ def forward_counts(recipe: Recipe, world: World) -> list[int]:
 def rank_forwards(recipe: Recipe, world: World) -> list[range]:
     """The micro-batches of each forward of this rank in a step."""
     mine = micro_batches_of_rank(recipe.train.micro_batches, world.rank, world.world_size)
-    return forwards_of(mine, recipe.train.micro_batches_per_forward)
+    return forwards_of(mine, recipe.train.together)
 
 
 def require_same_random_numbers(
     trainable: TrainableModel, recipe: Recipe, preprocess: Preprocess
 ) -> None:
     """UserError where micro-batches of one forward would share a module's random numbers."""
-    together = recipe.train.micro_batches_per_forward
+    together = recipe.train.together
     if together == 1:
         return
     drawing = find_random_modules(trainable.model, preprocess.crop)

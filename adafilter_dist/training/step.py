@@ -80,7 +80,7 @@ class TrainingStep:
         self._gradient = GateGradient(trainable) if whole and trainable.gates is not None else None
         train = recipe.train
         mine = micro_batches_of_rank(train.micro_batches, world.rank, world.world_size)
-        self._forwards = forwards_of(mine, train.micro_batches_per_forward)
+        self._forwards = forwards_of(mine, train.together)
 
     def run(
         self,

@@ -13,8 +13,9 @@ from PIL import Image
 
 from adafilter_dist import convert
 from adafilter_dist.recipe import load_recipe
-from adafilter_dist.training import memory
-from adafilter_dist.training.memory import explain, is_out_of_memory, release
+from adafilter_dist.training import out_of_memory
+from adafilter_dist.training.memory import explain
+from adafilter_dist.training.out_of_memory import is_out_of_memory, release
 from tests.distributed import forked
 from tests.distributed.launch import adafilter
 from tests.shared.real_pictures import real_pictures
@@ -74,7 +75,7 @@ def test_what_a_library_says_for_many_reasons_counts_where_the_gpu_is_full(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not is_out_of_memory(RuntimeError(text))  # here is no GPU, or one that is not full
-    monkeypatch.setattr(memory, "gpu_is_full", lambda: True)
+    monkeypatch.setattr(out_of_memory, "gpu_is_full", lambda: True)
     assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(RuntimeError("device-side assert triggered"))
 

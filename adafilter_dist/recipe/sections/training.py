@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from adafilter_dist.recipe.sections.base import (
     AbsolutePath,
@@ -75,6 +75,21 @@ class Ema(Section):
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="0 for off")
 
 
+_MOST_TOGETHER = 1 << 20
+
+
+def _together(value: Any) -> Any:
+    # One validator for both, so that a mistake is one line and not one for each.
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_TOGETHER:
+        raise ValueError(f"must be an integer from 1 to {_MOST_TOGETHER:,}, or 'auto'")
+    return value
+
+
+Together = Annotated[int | str, BeforeValidator(_together)]
+
+
 class Train(Section):
     """Length, batch and arithmetic of the training."""
 
@@ -83,10 +98,11 @@ class Train(Section):
     micro_batch: Annotated[int, Field(ge=2, le=1 << 20)] = Field(
         32, description="samples whose statistics are taken together; part of the numbers"
     )
-    micro_batches_per_forward: Batch = Field(
+    micro_batches_per_forward: Together = Field(
         1,
         description="micro-batches of a rank that go through the network together, each with its "
-        "own statistics: the same numbers, fewer and larger kernels, more memory",
+        "own statistics: the same numbers, fewer and larger kernels, more memory; auto: as many as "
+        "a GPU's memory holds, 1 on a CPU",
     )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="of activations and weights in forward and backward; bf16, fp16: mixed"
@@ -123,6 +139,12 @@ class Train(Section):
                 f"micro_batch={self.micro_batch}"
             )
         return self
+
+    @property
+    def together(self) -> int:
+        """Micro-batches in a forward; 1 for auto, until it is measured."""
+        size = self.micro_batches_per_forward
+        return size if isinstance(size, int) else 1
 
     @property
     def micro_batches(self) -> int:
