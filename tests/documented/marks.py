@@ -25,7 +25,7 @@ MARKS = {
     r"scancel 4242": "needs a cluster's job; tests/cluster cancels real ones",
     r"sbatch --test-only": "what `adafilter submit` asks by itself; tests/cluster",
     r"python tools/keys_page\.py": "writes docs/keys.md; tests/recipe/test_keys_page.py",
-    r"python examples/own_loop\.py .*": "needs weights; tests/methods/test_own_loop.py",
+    r"python examples/\w+\.py .*": "needs weights; tests/methods/test_own_loop.py",
     # blocks
     r"flowchart TD": "a drawing",
     r"picture\.jpg +Pullover .*": "printed by `adafilter predict --explain`",

@@ -68,76 +68,82 @@ class Model(Section):
 class Gate(Section):
     """What chooses between fine-tuned and pre-trained filters."""
 
+    # ``default=`` by name: type checkers that know nothing of pydantic ask users for it otherwise.
     recipe: Literal["staged", "paper"] = Field(
-        "staged",
+        default="staged",
         description="paper: the paper's form, as far as it is known (decision=filter, "
         "method.batchnorm=all); staged: a decision on each picture first, this project's own",
     )
     mode: Literal["learned", "frozen", "oracle", "partition", "bernoulli", "constant"] = Field(
-        "learned",
+        default="learned",
         description="learned, or a control: frozen (random start, never trained), oracle (the "
         "gate named for the picture's domain), partition (a fixed random bit a filter), "
         "bernoulli (bits drawn anew in training), constant (a blend of both filters)",
     )
     probability: Fraction = Field(
-        0.5, description="of mode partition and bernoulli, and the blend of mode constant"
+        default=0.5, description="of mode partition and bernoulli, and the blend of mode constant"
     )
     oracle: DomainGates | None = Field(
-        None,
+        default=None,
         description="of mode oracle: the gate of each domain of the data, 0 pre-trained to 1 "
         "fine-tuned, {original: 0, changed: 1}; or one for each group of consecutive layers, "
         "{inverted: [1, 0], relabelled: [0, 1]}",
     )
     decision: Literal["picture", "filter"] = Field(
-        "picture",
+        default="picture",
         description="picture: one decision a picture, measured by its losses, in front of the "
         "filters' own; filter: only each filter's own, by gradient",
     )
     groups: Annotated[int, Field(ge=1, le=3)] = Field(
-        1, description="groups of consecutive layers that decision=picture decides on"
+        default=1, description="groups of consecutive layers that decision=picture decides on"
     )
     warmup: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.15, description="share of the steps with all gates 1, before the picture's decision"
+        default=0.15,
+        description="share of the steps with all gates 1, before the picture's decision",
     )
     lean: Annotated[float, Field(ge=-100.0, le=100.0)] = Field(
-        0.1, description="nats by which fine-tuned filters must beat pre-trained ones"
+        default=0.1, description="nats by which fine-tuned filters must beat pre-trained ones"
     )
-    ridge: Positive = Field(3e-4, description="penalty on the weights of the picture's decision")
+    ridge: Positive = Field(
+        default=3e-4, description="penalty on the weights of the picture's decision"
+    )
     contrast: NotNegative = Field(
-        4.0,
+        default=4.0,
         description="nats by which two pictures with different decisions must be better off, "
         "together, than with these exchanged; else all are fine-tuned; 0: not asked",
     )
     look_ahead: Fraction = Field(
-        0.5,
+        default=0.5,
         description="share of the gated layers whose pre-trained outputs the picture's decision "
         "sees: as much of one more forward; 0: none, but the picture's own mean colour, "
         "normalised as the gate's inputs are",
     )
     margin: Annotated[float, Field(gt=0.0, le=100.0)] = Field(
-        4.0, description="logits that the picture's decision adds to each filter's own"
+        default=4.0, description="logits that the picture's decision adds to each filter's own"
     )
     pictures: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
-        4096, description="training pictures measured for the decision, at most"
+        default=4096, description="training pictures measured for the decision, at most"
     )
     hidden: Annotated[int, Field(ge=1, le=65_536)] = Field(
-        128, description="common size d and LSTM width"
+        default=128, description="common size d and LSTM width"
     )
     recurrent: bool = Field(
-        True,
+        default=True,
         description="false, an ablation: each layer decides alone, without the LSTM's state from "
         "earlier layers",
     )
     estimator: Literal["straight_through", "identity", "gumbel", "semhash"] = Field(
-        "straight_through", description="how a gradient passes the threshold of a gate"
+        default="straight_through", description="how a gradient passes the threshold of a gate"
     )
-    temperature: Positive = Field(1.0, description="divides the gate's logits in training")
+    temperature: Positive = Field(default=1.0, description="divides the gate's logits in training")
     input_norm: Literal["layer_norm", "none"] = Field(
-        "layer_norm", description="of each layer's pooled activations, before the LSTM"
+        default="layer_norm", description="of each layer's pooled activations, before the LSTM"
     )
-    init_scale: Positive = Field(4.0, description="factor on the logit weights at the start")
+    init_scale: Positive = Field(
+        default=4.0, description="factor on the logit weights at the start"
+    )
     bias: Annotated[float, Field(ge=-1e4, le=1e4)] = Field(
-        0.0, description="logit bias at the start; 0 is balanced"
+        default=0.0, description="logit bias at the start; 0 is balanced"
     )
 
     @model_validator(mode="before")
