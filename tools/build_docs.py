@@ -100,7 +100,9 @@ def _mathml(match: re.Match[str]) -> str:
 
     display = "block" if match[2] == "[" else "inline"
     formula = convert(html.unescape(match[3]).strip(), display=display)
-    return formula if display == "inline" else f"<p>{formula}</p>"
+    # On a phone a long formula is scrolled, not the page.
+    block = f'<div style="overflow-x: auto; margin: 1em 0">{formula}</div>'
+    return formula if display == "inline" else block
 
 
 def main() -> int:
