@@ -72,7 +72,7 @@ def curves(
     dash = {
         "field": "r",
         "type": "nominal",
-        "scale": {"domain": names, "range": list(_cycled(DASHES, len(names)))},
+        "scale": {"domain": names, "range": _dashes(len(names))},
         "legend": legend,
     }
     tooltip = [
@@ -132,6 +132,11 @@ def _shown_if(few: list[str]) -> Spec:
         ],
         "value": 0,
     }
+
+
+def _dashes(number: int) -> list[list[int]]:
+    """Dashes that differ where colours are the same again."""
+    return [DASHES[(i + i // len(SERIES)) % len(DASHES)] for i in range(number)]
 
 
 def _cycled(items: Sequence[Any], number: int) -> Iterable[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,10 @@ def test_pictures_are_decoded_when_they_are_seen(browser: Any, pages: dict[str, 
     assert pictures.count() > 3
     lazy = "(all) => all.every((each) => each.loading === 'lazy' && each.decoding === 'async')"
     assert pictures.evaluate_all(lazy)
+    # Each is the picture that its lines are about: its folder is its class.
+    shown_with = "(all) => all.map((each) => [each.title, each.alt])"
+    for path, lines in pictures.evaluate_all(shown_with):
+        assert f"is {Path(path).parent.name}" in re.split(", ", lines), (path, lines)
     pictures.last.scroll_into_view_if_needed()
     shown.page.wait_for_function(
         "() => [...document.querySelectorAll('#reuse-most img')].some((e) => e.naturalWidth > 8)"

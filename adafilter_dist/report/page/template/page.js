@@ -84,8 +84,8 @@
   };
   const draw = async () => {
     for (const chart of document.querySelectorAll(".chart")) {
-      const spec = JSON.parse(document.getElementById(chart.dataset.spec).textContent);
       try {
+        const spec = JSON.parse(document.getElementById(chart.dataset.spec).textContent);
         await window.vegaEmbed(chart, spec, options);
         chart.style.minHeight = "";
       } catch (error) {
