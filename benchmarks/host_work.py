@@ -226,8 +226,9 @@ def measure(table: Table, model: str, micro_batches: int, repeats: int, show: bo
     torch._C._set_deterministic_fill_uninitialized_memory(False)
     found: dict[str, Counted] = {}
     seconds: dict[str, list[float]] = {}
+    nets = variants(model)  # converted where what is computed can be compared
     with absent_gpu() as launches:
-        steps = {name: Step(net, micro_batches) for name, net in variants(model).items()}
+        steps = {name: Step(net, micro_batches) for name, net in nets.items()}
         for name, step in steps.items():
             timed(step)
             if show:

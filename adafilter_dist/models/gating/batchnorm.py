@@ -111,6 +111,13 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
             self.step_sums[-1] += 1
         return y
 
+    def affine_pair(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias (C,), one and zero where it has none."""
+        kind = {"dtype": self.step_sums.dtype, "device": self.step_sums.device}
+        weight = torch.ones(self.num_features, **kind) if self.weight is None else self.weight
+        bias = torch.zeros(self.num_features, **kind) if self.bias is None else self.bias
+        return weight, bias
+
     def norm_of(self, x: Tensor, passes: Passes, gates: Tensor) -> Norm:
         """The statistics by which a fused layer normalises x; in training they are added up too."""
         if self.training and not self.frozen:

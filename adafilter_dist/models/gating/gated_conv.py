@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,13 @@ from torch.func import functional_call
 from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.gating.gate import RecurrentGate
-from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind, SelectedBatchNorm2d
+from adafilter_dist.models.gating.selected_batchnorm import (
+    PRIOR,
+    BatchNormKind,
+    SelectedBatchNorm2d,
+)
 from adafilter_dist.models.ops.gated_norm import gated_norm
-from adafilter_dist.models.ops.passes import Kernels, Passes, pick
+from adafilter_dist.models.ops.passes import Kernels, Passes, pick, whole_layer
 from adafilter_dist.models.ops.selected_filters import selected_filters
 from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv, stacking_is_faster
 
@@ -82,7 +86,9 @@ class GatedConvBN(nn.Module):
         # Without y2 both lie in y1, stacked.
         tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
         if (passes := self._passes(tuned, residual)) is not None:
-            if micro_batches.current.count == 1:
+            if (layer := whole_layer(tuned)) is not None:
+                out, mean = self._fused_whole(layer, y1, y2, gates, residual, relu)
+            elif micro_batches.current.count == 1:
                 out, mean = self._fused(passes, y1, y2, gates, residual, relu)
             else:
                 split = micro_batches.current.split_or_none
@@ -121,6 +127,33 @@ class GatedConvBN(nn.Module):
         norms = self.bn1.norm_of(tuned, passes, gates), self.bn2.norm_of(frozen, passes, gates)
         return gated_norm(passes, y1, y2, gates, *norms, residual, relu)
 
+    def _fused_whole(
+        self,
+        layer: Any,
+        y1: Tensor,
+        y2: Tensor | None,
+        gates: Tensor,
+        residual: Tensor | None,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The same for all micro-batches of the forward at once."""
+        count = micro_batches.current.count
+        if len(gates) % count:
+            micro_batches.current.split(gates)  # which says what is wrong
+        norms = (
+            layer.BranchNorm(
+                _kind(layer, norm),
+                *norm.affine_pair(),
+                norm.running_mean,
+                norm.running_var,
+                norm.step_sums,
+                norm.eps,
+            )
+            for norm in (self.bn1, self.bn2)
+        )
+        out, mean = layer.gated_layer(y1, y2, gates, *norms, count, PRIOR, residual, relu)
+        return out, mean
+
     def _passes(self, y: Tensor, residual: Tensor | None) -> Passes | None:
         """What fuses the rest of the layer, in training and where everything fits."""
         if not self.training or self.kernels == "reference":
@@ -158,6 +191,15 @@ class GatedConvBN(nn.Module):
         if self.frozen_bias is not None:
             state["conv.bias"] = self.frozen_bias
         return state
+
+
+def _kind(layer: Any, norm: MicroBatchNorm2d) -> int:
+    """Whose statistics it takes in training, in the words of `layer_triton`."""
+    if norm.frozen or not norm.training:
+        kind = layer.FIXED
+    else:
+        kind = layer.CHOSEN if isinstance(norm, SelectedBatchNorm2d) else layer.ALL
+    return int(kind)
 
 
 class _Unhooked(nn.Module):

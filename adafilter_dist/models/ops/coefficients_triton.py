@@ -7,13 +7,12 @@ Importing this needs triton.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 from torch.library import custom_op
 
 from adafilter_dist.models.ops import coefficients_kernels as kernels
 from adafilter_dist.models.ops.norm import Affine, Gradients, Norm
-from adafilter_dist.models.ops.tiles import accumulation
+from adafilter_dist.models.ops.tiles import accumulation, cdiv
 
 _BLOCK_N, _BLOCK_C = 16, 64
 
@@ -57,7 +56,7 @@ def _coefficients(
     abc = torch.empty(3, images, channels, dtype=wide, device=gates.device)
     rstd = torch.empty(2, channels, dtype=wide, device=gates.device)
     with torch.cuda.device_of(gates):
-        kernels.coefficients_kernel[(triton.cdiv(channels, _BLOCK_C),)](
+        kernels.coefficients_kernel[(cdiv(channels, _BLOCK_C),)](
             *(each.contiguous() for each in (gates, *first, *second)),
             abc,
             rstd,
@@ -96,7 +95,7 @@ def _gradients(
     by_image = torch.empty(7, images, channels, dtype=wide, device=tensors[0].device)
     by_channel = torch.empty(4, channels, dtype=wide, device=tensors[0].device)
     with torch.cuda.device_of(tensors[0]):
-        kernels.gradients_kernel[(triton.cdiv(channels, _BLOCK_C),)](
+        kernels.gradients_kernel[(cdiv(channels, _BLOCK_C),)](
             *(each.contiguous() for each in tensors),
             *(tensors[0] if total is None else total.contiguous() for total in (total1, total2)),
             by_image,

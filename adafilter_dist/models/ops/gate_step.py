@@ -39,12 +39,9 @@ class GateSteps(Protocol):
         self,
         grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         kept: Kept,
-        logits: Tensor,
-        noise: Tensor | None,
         cell_before: Tensor | None,
         layer: Layer,
         cell: Cell,
-        rule: Rule,
     ) -> StepGradients:
         """Of the inputs, and of what the weights multiply."""
 
@@ -120,7 +117,7 @@ class _Step(torch.autograd.Function):
         gates, logits, h_next, c_next, kept = forward.steps.step(
             pooled, forward.layers[index], forward.cell, state, forward.rule, shift, noise
         )
-        ctx.save_for_backward(logits, noise, c)
+        ctx.save_for_backward(c)
         ctx.of, ctx.index = forward, index
         forward.kept[index] = kept
         return gates, logits, h_next, c_next
@@ -128,18 +125,15 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, noise, c = ctx.saved_tensors
+        (c,) = ctx.saved_tensors
         of, index = ctx.of, ctx.index
         dgates, dlogits, dh, dc = grads
         found = of.steps.gradients(
             (dgates, dlogits, dh, dc),
             of.kept[index],
-            logits,
-            noise,
             c,
             of.layers[index],
             of.cell,
-            of.rule,
         )
         of.gradients[index] = found
         # The token's gradient is nothing; that it comes is what its node waits for.

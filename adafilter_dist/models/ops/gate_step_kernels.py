@@ -93,6 +93,7 @@ def step_kernel(
     activations: tl.tensor,
     tanh_cell: tl.tensor,
     hidden_copy: tl.tensor,
+    slope: tl.tensor,
     images: int,
     inputs: int,
     hidden: int,
@@ -101,6 +102,7 @@ def step_kernel(
     shift_column: int,
     TEMPERATURE: tl.constexpr,
     EPS: tl.constexpr,
+    SIGMOID: tl.constexpr,
     NORMALISE: tl.constexpr,
     STATE: tl.constexpr,
     SHIFT: tl.constexpr,
@@ -198,6 +200,11 @@ def step_kernel(
         if NOISE:
             logit += _load(noise, n, in_n, o, outputs, ACC)
         _store(gates, n, in_n, o, outputs, tl.where(logit > 0, 1.0, 0.0).to(ACC))
+        steep = tl.full((BLOCK_N, BLOCK_C), 1, ACC)
+        if SIGMOID:
+            soft = _sigmoid(logit)
+            steep = soft * (1 - soft)
+        _store(slope, n, in_n, o, outputs, steep / TEMPERATURE)
 
 
 @triton.jit
@@ -210,8 +217,7 @@ def step_gradients_kernel(
     rstd: tl.tensor,
     activations: tl.tensor,
     tanh_cell: tl.tensor,
-    logits: tl.tensor,
-    noise: tl.tensor,
+    slope: tl.tensor,
     c_before: tl.tensor,
     weight_in: tl.tensor,
     weight_out: tl.tensor,
@@ -227,11 +233,8 @@ def step_gradients_kernel(
     inputs: int,
     hidden: int,
     outputs: int,
-    TEMPERATURE: tl.constexpr,
-    SIGMOID: tl.constexpr,
     NORMALISE: tl.constexpr,
     STATE: tl.constexpr,
-    NOISE: tl.constexpr,
     DGATES: tl.constexpr,
     DLOGITS: tl.constexpr,
     DH: tl.constexpr,
@@ -256,14 +259,8 @@ def step_gradients_kernel(
         if DLOGITS:
             value += _load(dlogits, n, in_n, k, outputs, ACC)
         if DGATES:
-            through = _load(dgates, n, in_n, k, outputs, ACC) / TEMPERATURE
-            if SIGMOID:
-                z = _load(logits, n, in_n, k, outputs, ACC) / TEMPERATURE
-                if NOISE:
-                    z += _load(noise, n, in_n, k, outputs, ACC)
-                soft = _sigmoid(z)
-                through = through * (soft * (1 - soft))
-            value += through
+            through = _load(dgates, n, in_n, k, outputs, ACC)
+            value += through * _load(slope, n, in_n, k, outputs, ACC)
         _store(to_logits, n, in_n, k, outputs, value)
         tile = _tile(weight_out, k, outputs, hidden, j, hidden, 1, ACC)
         of_h += tl.sum(value[:, :, None] * tile[None, :, :], 1)

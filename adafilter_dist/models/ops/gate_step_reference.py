@@ -50,7 +50,10 @@ class Rule:
 
 
 class Kept(NamedTuple):
-    """What backward needs of a step: (N, C_in), (N, 1), (N, H), (N, 4H), (N, H) and (N, H)."""
+    """What backward needs of a step: (N, C_in), (N, 1), (N, H), (N, 4H), (N, H) and (N, H).
+
+    `slope` (N, C_out): the derivative of gates by logits.
+    """
 
     normalised: Tensor
     rstd: Tensor | None
@@ -58,6 +61,7 @@ class Kept(NamedTuple):
     activations: Tensor
     tanh_cell: Tensor
     hidden: Tensor
+    slope: Tensor
 
 
 class StepGradients(NamedTuple):
@@ -103,31 +107,33 @@ def step(
     if shift is not None:
         values, column = shift
         logits += values[:, column : column + 1]
-    gates = (_compared(logits, noise, rule) > 0).to(logits.dtype)
+    compared = logits if rule.temperature == 1 else logits / rule.temperature
+    if noise is not None:
+        compared = compared + noise
+    gates = (compared > 0).to(logits.dtype)
+    slope = torch.full_like(logits, 1 / rule.temperature)
+    if rule.sigmoid:
+        soft = torch.sigmoid(compared)
+        slope *= soft * (1 - soft)
     # A copy of h: the output itself belongs to autograd's graph, which would then refer to itself.
-    return gates, logits, h, c, Kept(normalised, rstd, projected, activations, tanh_cell, h.clone())
+    kept = Kept(normalised, rstd, projected, activations, tanh_cell, h.clone(), slope)
+    return gates, logits, h, c, kept
 
 
 def gradients(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     kept: Kept,
-    logits: Tensor,
-    noise: Tensor | None,
     cell_before: Tensor | None,
     layer: Layer,
     cell: Cell,
-    rule: Rule,
 ) -> StepGradients:
     """From those of gates, logits, h and c, of which None are zero."""
     dgates, dlogits, dh, dc = grads
     if dgates is not None:
-        through = dgates / rule.temperature
-        if rule.sigmoid:
-            soft = torch.sigmoid(_compared(logits, noise, rule))
-            through = through * (soft * (1 - soft))
+        through = dgates * kept.slope
         dlogits = through if dlogits is None else dlogits + through
     elif dlogits is None:
-        dlogits = torch.zeros_like(logits)
+        dlogits = torch.zeros_like(kept.slope)
     from_logits = dlogits @ layer.weight_out
     dh = from_logits if dh is None else dh + from_logits
 
@@ -150,9 +156,3 @@ def gradients(
     return StepGradients(
         dx, dh_before, dc * f if has_state else None, dlogits, preactivations, projected
     )
-
-
-def _compared(logits: Tensor, noise: Tensor | None, rule: Rule) -> Tensor:
-    """What is compared with zero."""
-    scaled = logits if rule.temperature == 1 else logits / rule.temperature
-    return scaled if noise is None else scaled + noise

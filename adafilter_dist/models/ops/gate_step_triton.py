@@ -6,7 +6,6 @@ What they compute: `gate_step_reference`. Importing this needs triton.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import custom_op
@@ -20,6 +19,7 @@ from adafilter_dist.models.ops.gate_step_reference import (
     Rule,
     StepGradients,
 )
+from adafilter_dist.models.ops.tiles import cdiv, next_power_of_2
 
 __all__ = ["gradients", "step"]
 _BLOCK_N, _BLOCK_K, _BLOCK_C = 2, 16, 128
@@ -39,28 +39,25 @@ def step(
     values, column = (None, 0) if shift is None else shift
     weights = [layer.weight_in, layer.bias_in, layer.weight_out, layer.bias_out, *cell]
     normalise = rule.normalise
-    made = _step(pooled, weights, h, c, values, column, noise, rule.temperature, normalise)
-    gates, logits, h_next, c_next, projected, activations, tanh_cell, copy, *more = made
+    how = (rule.temperature, rule.sigmoid, normalise)
+    made = _step(pooled, weights, h, c, values, column, noise, *how)
+    gates, logits, h_next, c_next, projected, activations, tanh_cell, copy, slope, *more = made
     normalised, rstd = more if normalise else (pooled, None)
-    kept = Kept(normalised, rstd, projected, activations, tanh_cell, copy)
+    kept = Kept(normalised, rstd, projected, activations, tanh_cell, copy, slope)
     return gates, logits, h_next, c_next, kept
 
 
 def gradients(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     kept: Kept,
-    logits: Tensor,
-    noise: Tensor | None,
     cell_before: Tensor | None,
     layer: Layer,
     cell: Cell,
-    rule: Rule,
 ) -> StepGradients:
     """From those of gates, logits, h and c, of which None are zero."""
-    small = [kept.normalised, kept.activations, kept.tanh_cell, logits]
+    small = [kept.normalised, kept.activations, kept.tanh_cell, kept.slope]
     weights = [layer.weight_in, layer.weight_out, cell.weight_ih, cell.weight_hh]
-    how = (rule.temperature, rule.sigmoid)
-    made = _gradients(*grads, small, kept.rstd, noise, cell_before, weights, *how)
+    made = _gradients(*grads, small, kept.rstd, cell_before, weights)
     dpooled, of_logits, of_preactivations, of_projected, *before = made
     h, c = before or (None, None)
     return StepGradients(dpooled, h, c, of_logits, of_preactivations, of_projected)
@@ -76,19 +73,20 @@ def _step(
     column: int,
     noise: Tensor | None,
     temperature: float,
+    sigmoid: bool,
     normalise: bool,
 ) -> list[Tensor]:
     images, inputs = pooled.shape
     outputs, hidden = weights[2].shape
     new = pooled.new_empty
-    gates, logits = new(images, outputs), new(images, outputs)
+    gates, logits, slope = (new(images, outputs) for _ in range(3))
     h_next, c_next, projected, tanh_cell, copy = (new(images, hidden) for _ in range(5))
     activations = new(images, 4 * hidden)
     more = [new(images, inputs), new(images, 1)] if normalise else []
     normalised, rstd = more or (gates, gates)
     pooled = pooled.contiguous()
     with torch.cuda.device_of(pooled):
-        kernels.step_kernel[(triton.cdiv(images, _BLOCK_N),)](
+        kernels.step_kernel[(cdiv(images, _BLOCK_N),)](
             pooled,
             *weights,
             pooled if h is None else h,
@@ -105,6 +103,7 @@ def _step(
             activations,
             tanh_cell,
             copy,
+            slope,
             images,
             inputs,
             hidden,
@@ -113,6 +112,7 @@ def _step(
             column,
             TEMPERATURE=temperature,
             EPS=EPS,
+            SIGMOID=sigmoid,
             NORMALISE=normalise,
             STATE=h is not None,
             SHIFT=shift is not None,
@@ -120,11 +120,11 @@ def _step(
             ACC=_accumulation(pooled),
             BLOCK_N=_BLOCK_N,
             BLOCK_K=_BLOCK_K,
-            BLOCK_H=triton.next_power_of_2(hidden),
+            BLOCK_H=next_power_of_2(hidden),
             BLOCK_C=_BLOCK_C,
             enable_fp_fusion=True,
         )
-    return [gates, logits, h_next, c_next, projected, activations, tanh_cell, copy, *more]
+    return [gates, logits, h_next, c_next, projected, activations, tanh_cell, copy, slope, *more]
 
 
 @custom_op("adafilter::gate_step_gradients", mutates_args=())
@@ -135,31 +135,27 @@ def _gradients(
     dc: Tensor | None,
     kept: list[Tensor],
     rstd: Tensor | None,
-    noise: Tensor | None,
     c: Tensor | None,
     weights: list[Tensor],
-    temperature: float,
-    sigmoid: bool,
 ) -> list[Tensor]:
-    normalised, activations, tanh_cell, logits = kept
+    normalised, activations, tanh_cell, slope = kept
     (images, inputs), hidden = normalised.shape, tanh_cell.shape[1]
-    outputs = logits.shape[1]
-    new = logits.new_empty
+    outputs = slope.shape[1]
+    new = slope.new_empty
     dpooled, of_logits = new(images, inputs), new(images, outputs)
     of_preactivations, of_projected = new(images, 4 * hidden), new(images, hidden)
     before = [] if c is None else [new(images, hidden), new(images, hidden)]
     dh_before, dc_before = before or (of_projected, of_projected)
     grads = (dgates, dlogits, dh, dc)
-    with torch.cuda.device_of(logits):
-        kernels.step_gradients_kernel[(triton.cdiv(images, _BLOCK_N),)](
-            *(logits if each is None else each.contiguous() for each in grads),
+    with torch.cuda.device_of(slope):
+        kernels.step_gradients_kernel[(cdiv(images, _BLOCK_N),)](
+            *(slope if each is None else each.contiguous() for each in grads),
             normalised,
-            logits if rstd is None else rstd,
+            slope if rstd is None else rstd,
             activations,
             tanh_cell,
-            logits,
-            logits if noise is None else noise,
-            logits if c is None else c,
+            slope,
+            slope if c is None else c,
             *weights,
             dpooled,
             dh_before,
@@ -171,19 +167,16 @@ def _gradients(
             inputs,
             hidden,
             outputs,
-            TEMPERATURE=temperature,
-            SIGMOID=sigmoid,
             NORMALISE=rstd is not None,
             STATE=c is not None,
-            NOISE=noise is not None,
             DGATES=dgates is not None,
             DLOGITS=dlogits is not None,
             DH=dh is not None,
             DC=dc is not None,
-            ACC=_accumulation(logits),
+            ACC=_accumulation(slope),
             BLOCK_N=_BLOCK_N,
             BLOCK_K=_BLOCK_K,
-            BLOCK_H=triton.next_power_of_2(hidden),
+            BLOCK_H=next_power_of_2(hidden),
             BLOCK_C=_BLOCK_C,
             enable_fp_fusion=True,
         )

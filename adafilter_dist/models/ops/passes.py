@@ -84,6 +84,14 @@ def pick(y: Tensor) -> Passes | None:
     return None if passes is None else cast(Passes, passes)
 
 
+def whole_layer(y: Tensor) -> Any:
+    """What computes all that follows the convolutions that gave y, for all micro-batches at once.
+
+    `layer_triton`, where `pick` takes Triton's passes; None elsewhere.
+    """
+    return _layer_triton() if device_kind.on_gpu(y) else None
+
+
 def name(device: torch.device, kernels: Kernels) -> str:
     """Which passes training on `device` takes: triton, native or reference."""
     if kernels == "reference":
@@ -91,6 +99,15 @@ def name(device: torch.device, kernels: Kernels) -> str:
     if device.type == "cuda":
         return "triton" if _triton() is not None else "reference"
     return "native" if passes_cpu.available(torch.empty(0, device=device)) else "reference"
+
+
+@functools.cache
+def _layer_triton() -> Any:
+    if _triton() is None:
+        return None
+    from adafilter_dist.models.ops import layer_triton
+
+    return layer_triton
 
 
 @functools.cache

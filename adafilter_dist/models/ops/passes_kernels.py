@@ -263,6 +263,7 @@ def sums_kernel(
     m2: tl.tensor,
     partial: tl.tensor,
     images: int,
+    group: int,
     pixels: int,
     channels: int,
     stride_dout: int,
@@ -271,20 +272,27 @@ def sums_kernel(
     stride2: int,
     splits: int,
     share: int,
+    MEAN: tl.constexpr,
     MORE: tl.constexpr,
     RELU: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """The three sums over `share` pixels of one image."""
+    """The three sums over `share` pixels of one image.
+
+    Each `group` images have their own m1 and m2. With MEAN `more` is the gradient of the mean.
+    """
     c, in_c, rest = _columns(channels, BLOCK_C)
     split = (rest % splits).to(tl.int64)
     n = (rest // splits).to(tl.int64)
-    mean1 = tl.load(m1 + c, mask=in_c, other=0).to(ACC)[None, :]
-    mean2 = tl.load(m2 + c, mask=in_c, other=0).to(ACC)[None, :]
+    at = n // group * channels + c
+    mean1 = tl.load(m1 + at, mask=in_c, other=0).to(ACC)[None, :]
+    mean2 = tl.load(m2 + at, mask=in_c, other=0).to(ACC)[None, :]
     if MORE:
         also = tl.load(more + n * channels + c, mask=in_c, other=0).to(ACC)[None, :]
+        if MEAN:
+            also = also / pixels
     lane = tl.arange(0, BLOCK_R)
     s0 = tl.zeros((BLOCK_R, BLOCK_C), ACC)
     s1 = tl.zeros((BLOCK_R, BLOCK_C), ACC)

@@ -8,7 +8,6 @@ partial sums in a fixed order, so two runs give the same bits. Importing this ne
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 from torch.library import custom_op
 
@@ -18,7 +17,7 @@ from adafilter_dist.models.ops.coefficients_triton import coefficients, gradient
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
 from adafilter_dist.models.ops.norm import Choosers, ChosenMoments
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
-from adafilter_dist.models.ops.tiles import accumulation, grid, shares, tile
+from adafilter_dist.models.ops.tiles import accumulation, cdiv, grid, next_power_of_2, shares, tile
 
 __all__ = ["blend", "chosen_moments", "coefficients", "gradients", "moments", "spread", "sums"]
 
@@ -108,8 +107,8 @@ def _moments(y: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = (torch.empty(channels, dtype=wide, device=y.device) for _ in range(2))
     partial, splits, share = _partial_moments(y, 1, rows)
     with torch.cuda.device_of(y):
-        block_r, block_c = min(256, triton.next_power_of_2(splits)), 8
-        kernels.combine_kernel[(triton.cdiv(channels, block_c),)](
+        block_r, block_c = min(256, next_power_of_2(splits)), 8
+        kernels.combine_kernel[(cdiv(channels, block_c),)](
             partial[0],
             partial[1],
             mean,
@@ -140,9 +139,9 @@ def _chosen_moments(
     wide, _ = accumulation(y.dtype)
     to = torch.empty(6, channels, dtype=wide, device=y.device)
     partial, splits, share = _partial_moments(y, images, pixels)
-    block_r, block_c = min(256, triton.next_power_of_2(images * splits)), 8
+    block_r, block_c = min(256, next_power_of_2(images * splits)), 8
     with torch.cuda.device_of(y):
-        kernels.choosers_kernel[(triton.cdiv(channels, block_c),)](
+        kernels.choosers_kernel[(cdiv(channels, block_c),)](
             partial[0],
             partial[1],
             *(each.contiguous() for each in (gates, mean, var)),
@@ -173,7 +172,7 @@ def _partial_moments(y: Tensor, images: int, pixels: int) -> tuple[Tensor, int, 
         raise UserError(f"moments of an empty tensor {tuple(y.shape)}: allowed is 1 pixel or more")
     y, stride = pixel_rows(y)
     block_r, block_c = tile(y.dtype, channels, pixels)
-    others = images * triton.cdiv(channels, block_c)
+    others = images * cdiv(channels, block_c)
     splits, share = shares(pixels, 4 * block_r, others)
     partial = torch.empty(2, images * splits, channels, dtype=torch.float64, device=y.device)
     with torch.cuda.device_of(y):
@@ -206,7 +205,7 @@ def _blend(
     third, stride_residual = (y1, 0) if residual is None else pixel_rows(residual)
     wide, accumulate = accumulation(y1.dtype)
     block_r, block_c = tile(y1.dtype, channels, pixels)
-    others = images * triton.cdiv(channels, block_c)
+    others = images * cdiv(channels, block_c)
     splits, share = shares(pixels, 4 * block_r, others)
     partial = torch.empty(splits, images, channels, dtype=wide, device=y1.device)
     with torch.cuda.device_of(y1):
@@ -263,7 +262,7 @@ def _sums(
     y2, stride2 = pixel_rows(y2)
     wide, accumulate = accumulation(y1.dtype)
     block_r, block_c = tile(y1.dtype, channels, pixels)
-    others = images * triton.cdiv(channels, block_c)
+    others = images * cdiv(channels, block_c)
     splits, share = shares(pixels, 4 * block_r, others)
     partial = torch.empty(splits, 3, images, channels, dtype=wide, device=y1.device)
     with torch.cuda.device_of(y1):
@@ -277,6 +276,7 @@ def _sums(
             m2.contiguous(),
             partial,
             images,
+            images,
             pixels,
             channels,
             stride_dout,
@@ -285,6 +285,7 @@ def _sums(
             stride2,
             splits,
             share,
+            MEAN=False,
             MORE=more is not None,
             RELU=out is not None,
             ACC=accumulate,
