@@ -22,6 +22,8 @@ from adafilter_dist.run.ownership import Owner, this_process
 class Beat:
     """What one rank says. ``still``: seconds for which its main thread had not moved by then.
 
+    ``limit``: how long it may stand still where it is; ``silence``: for how long no beat may come.
+    None where nobody counts.
     ``hung`` are the ranks that it holds for hung; ``frame``: where its main thread is then.
     ``over``: the run's end is recorded, and nobody need wait any more.
     """
@@ -29,6 +31,7 @@ class Beat:
     number: int
     still: float
     limit: float | None
+    silence: float | None
     calls: int
     step: int
     where: str
@@ -126,6 +129,7 @@ class Heartbeats:
             self._number,
             round(now - place.since, 3),
             place.limit,
+            None if place.limit is None else self._progress.step_limit,
             place.calls,
             place.step,
             place.where,
@@ -164,11 +168,16 @@ def hung_ranks(standings: Sequence[Standing], now: float) -> list[int]:
 
 
 def silent_ranks(standings: Sequence[Standing], now: float, period: float) -> list[int]:
-    """The ranks without a heartbeat, for longer than their main thread may stand still.
+    """The ranks without a heartbeat for longer than a step may take, whatever they do.
 
-    Their process is stopped, their interpreter is held, or their node or its network is lost.
+    Their process is stopped, their interpreter is held, or their node or its network is lost. In a
+    save or an evaluation heartbeats go on.
     """
-    return [one.rank for one in standings if now - one.came > 3 * period and _is_late(one, now)]
+    return [
+        one.rank
+        for one in standings
+        if one.beat.silence is not None and now - one.came > max(one.beat.silence, 3 * period)
+    ]
 
 
 def _is_late(one: Standing, now: float) -> bool:

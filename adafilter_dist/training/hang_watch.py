@@ -145,10 +145,9 @@ class HangWatch:
         unanswered = now - self._beats.answered
         if unanswered > 3 * self._period:
             # Of the others nothing is known. The store is kept by rank 0, or by torchrun's agent.
-            place = self._world.progress.place
-            longest = 0.9 * self._timeout if place.limit is None else place.limit
-            late = unanswered > max(longest, 3 * self._period)
-            return [0] if late and place.limit is not None else []
+            progress = self._world.progress
+            late = unanswered > max(progress.step_limit, 3 * self._period)
+            return [0] if late and progress.place.limit is not None else []
         silent = silent_ranks(standings, now, self._period)
         return silent or hung_ranks(standings, now)
 

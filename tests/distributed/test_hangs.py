@@ -72,7 +72,7 @@ def scenes(
 @pytest.mark.parametrize("way", WAYS)
 def test_a_rank_that_hangs_is_named_with_its_stacks(scenes: dict[str, Scene], way: str) -> None:
     scene, hung = scenes[way], WAYS[way]
-    codes = [each.wait(120) for each in scene.both]
+    codes = [each.wait(90) for each in scene.both]
     printed = [each.printed() for each in scene.both]
     assert codes[1 - hung] == 1, printed
     assert codes[hung] in (1, -9), printed  # by itself, or by the other one where it cannot
@@ -109,7 +109,7 @@ def test_after_a_hang_the_run_goes_on_to_the_same_bits(
 ) -> None:
     scene = scenes[way]
     for each in scene.both:
-        each.wait(120)
+        each.wait(90)
     with ranks(["resume", str(scene.run)], 2, tmp_path) as both:
         for rank in both:
             assert rank.end().code == 0, rank.output

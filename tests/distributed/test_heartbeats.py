@@ -21,7 +21,8 @@ NOW = 1000.0
 def standing(
     rank: int, calls: int, still: float, limit: float | None = 60.0, silent: float = 0.0
 ) -> Standing:
-    return Standing(rank, Beat(1, still - silent, limit, calls, 5, "forward"), NOW - silent)
+    beat = Beat(1, still - silent, limit, None if limit is None else 60.0, calls, 5, "forward")
+    return Standing(rank, beat, NOW - silent)
 
 
 def test_the_last_rank_is_hung_and_not_those_that_wait_for_it() -> None:
@@ -44,10 +45,13 @@ def test_all_are_named_where_all_have_entered_the_same_collective() -> None:
     assert hung_ranks([standing(0, 10, 61), standing(1, 10, 62)], NOW) == [0, 1]
 
 
-def test_a_rank_without_heartbeats_is_silent_once_it_is_late() -> None:
+def test_no_rank_may_be_silent_for_longer_than_a_step_takes() -> None:
     stopped = standing(1, 10, 61, silent=61)
     assert silent_ranks([standing(0, 10, 61), stopped], NOW, 2.0) == [1]
     assert silent_ranks([standing(0, 10, 61), standing(1, 10, 50, silent=50)], NOW, 2.0) == []
+    # Heartbeats go on while a rank saves: it was stopped there, or just after it said so.
+    assert silent_ranks([standing(1, 10, 61, limit=540.0, silent=61)], NOW, 2.0) == [1]
+    assert silent_ranks([standing(1, 10, 61, limit=None, silent=61)], NOW, 2.0) == []
 
 
 def test_steps_may_take_twenty_times_what_they_take_once_they_are_warm() -> None:
