@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from adafilter_dist.models.ops import device_kind
 from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv, stacking_is_faster
 
 CASES = [
@@ -16,8 +17,12 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_two_convolutions(case: dict[str, int]) -> None:
+def test_equals_two_convolutions(
+    case: dict[str, int], on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_kind, "on_gpu", lambda x: on_gpu)
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, **{"bias": False, **case}, dtype=torch.float64)
     frozen = torch.randn_like(conv.weight)
