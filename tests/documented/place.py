@@ -182,7 +182,9 @@ class Place:
     def run(self, words: Sequence[str], more: Mapping[str, str] | None = None) -> Ended:
         """``adafilter WORDS`` to its end."""
         environment = self.environment() | dict(more or {})
-        return wait(start(words, folder=self.folder, environment=environment), 120)
+        page = words[0] == "report"  # which a run leaves out of its end, as its figure
+        process = start(words, folder=self.folder, environment=environment, figures=page)
+        return wait(process, 120)
 
     def torchrun(self, words: Sequence[str]) -> Ended:
         """What torchrun starts by its options, in two processes that a fork server has started."""

@@ -28,7 +28,7 @@ PRINTED = {
     "inspect": r"gated",
     "evaluate": r"top-1",
     "predict": r"images/s",
-    "report": r"(report|compared)\.html",
+    "report": r"\.html\n",
     "export": r"written",
     "compact": r"MB",
     "status": r"finished",
