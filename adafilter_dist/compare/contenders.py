@@ -28,6 +28,15 @@ class Contender:
     space: tuple[Dimension, ...] = (RATE, DECAY)
 
 
+_PAPER = (
+    "method.gate.recipe=paper",
+    "method.gate.decision=filter",
+    "method.batchnorm=all",
+    "method.sparsity.kind=none",
+    "method.sparsity.weight=0",
+)
+
+
 def _adafilter(title: str, *words: str) -> Contender:
     return Contender(title, ("method=adafilter", *words))
 
@@ -85,13 +94,9 @@ CONTENDERS: dict[str, Contender] = {
     ),
     "linear_probe": Contender("linear probe", ("method=linear_probe",), space=(HEAD_RATE, DECAY)),
     "adafilter": _adafilter("AdaFilter"),
-    "adafilter-paper": _adafilter(
-        "AdaFilter, the paper's form",
-        "method.gate.recipe=paper",
-        "method.gate.decision=filter",
-        "method.batchnorm=all",
-        "method.sparsity.kind=none",
-        "method.sparsity.weight=0",
+    "adafilter-paper": _adafilter("AdaFilter, the paper's form", *_PAPER),
+    "adafilter-paper-bias1": _adafilter(
+        "the paper's form, gates start open", *_PAPER, "method.gate.bias=1"
     ),
     "adafilter-bias1": _adafilter("AdaFilter, gates start open", "method.gate.bias=1"),
     # Ablations: without one of its parts.
