@@ -23,9 +23,9 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.evaluate.forward_pass import EvalBatches, ForwardSettings, sweep
 from adafilter_dist.evaluate.gate_recorder import widths_of
 from adafilter_dist.models.gating.gate import find_gate, observe_gates
+from adafilter_dist.run.files import CLASS_GATES
 from adafilter_dist.system.files import write_bytes
 
-NAME = "class-gates.safetensors"
 _FORMAT = "1"
 
 Shares = NDArray[np.float32]
@@ -73,12 +73,12 @@ class ClassGates:
         }
         about = {"format": _FORMAT, "model": self.model, "split": self.split}
         about["layers"] = json.dumps(self.layers)
-        write_bytes(folder / NAME, safetensors.numpy.save(tensors, about))
+        write_bytes(folder / CLASS_GATES, safetensors.numpy.save(tensors, about))
 
 
 def read_class_gates(folder: Path, model: str) -> ClassGates | None:
     """Those kept in ``folder`` for the weights ``model``; None where there are none of these."""
-    path = folder / NAME
+    path = folder / CLASS_GATES
     try:
         with safetensors.safe_open(path, "np") as file:
             about = file.metadata() or {}

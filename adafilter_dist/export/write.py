@@ -36,6 +36,7 @@ from adafilter_dist.methods.programs import FILES, OnnxModel
 from adafilter_dist.models.gating.convert import AdaFilterNet, GatedNet
 from adafilter_dist.models.inference.exportable import ForExport, gate_logits
 from adafilter_dist.models.inference.selected_conv import for_inference
+from adafilter_dist.run.files import CLASS_GATES
 from adafilter_dist.system.files import write_json, write_text
 from adafilter_dist.system.sealed_files import sha256_of
 from adafilter_dist.version import __version__
@@ -223,7 +224,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 def _is_export(folder: Path) -> bool:
     """Whether all in it is what exports are made of."""
-    known = {*_NAMES, "compacting.json", "class-gates.safetensors"}
+    known = {*_NAMES, "compacting.json", CLASS_GATES}
     return folder.is_dir() and all(
         file.name in known or file.name.startswith(tuple(FILES.values()))
         for file in folder.iterdir()

@@ -35,12 +35,14 @@ from adafilter_dist.system.sealed_files import DamagedError, read_manifest
 
 # What makes a folder a run's, even if half of it is missing.
 _MARKS = ("recipe.yaml", "status.json", "attempts")
+CLASS_GATES = "class-gates.safetensors"
+"""Of a run; exports hold a copy under the same name."""
 PARTS = (
     *(*_MARKS, "recipe.json", "environment.json", "data.json", "submitted.json"),
     *("gates_at_start.npz", "test-outcomes.safetensors", "test-pictures.npz", "report.html"),
     *("metrics.jsonl", "events.jsonl", "log.txt", "evaluation-*.json"),
     *("checkpoints", "best", "figures", "compact", "export", "jobs", "code"),
-    *("tensorboard", "wandb", "class-gates.safetensors"),
+    *("tensorboard", "wandb", CLASS_GATES),
     *("events.out.tfevents.*", ".*.tmp", ".*.gone"),
 )
 """Patterns of all names that may lie in a run folder; `adafilter rm` deletes no folder with others.

@@ -16,10 +16,10 @@ import torch
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.stored.prepared import open_prepared
-from adafilter_dist.evaluate.class_gates import NAME
 from adafilter_dist.models.gating.gate import observe_gates
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.report.outcomes import read_test_outcomes
+from adafilter_dist.run.files import CLASS_GATES
 from tests.shared.small_run import small_run
 
 
@@ -42,7 +42,8 @@ def some(pictures: Path, tmp_path: Path) -> Path:
     good = sorted((pictures / "test").rglob("*.png"))[:2]
     (tmp_path / "some").mkdir()
     shutil.copy(good[0], tmp_path / "some" / "a.png")
-    (tmp_path / "some" / "b.png").write_bytes(good[0].read_bytes()[:200])
+    content = good[0].read_bytes()
+    (tmp_path / "some" / "b.png").write_bytes(content[: len(content) // 2])
     shutil.copy(good[1], tmp_path / "some" / "c.png")
     return tmp_path / "some"
 
@@ -147,7 +148,7 @@ def test_a_picture_is_explained_by_its_gates_and_its_class(
         assert gates["usual_distance"] == pytest.approx(usual, abs=0.01)
 
     # Measured once, and again for other weights.
-    kept = run_dir / NAME
+    kept = run_dir / CLASS_GATES
     before = kept.stat().st_mtime_ns
     assert main(words) == 0
     shown = capsys.readouterr().out

@@ -12,7 +12,13 @@ import pytest
 from adafilter_dist.run.files import PARTS, RunFiles, new_event
 
 PACKAGE = Path(__file__).parents[2] / "adafilter_dist"
-NAMES = {name for name in PARTS if "*" not in name} - {"tensorboard", "wandb", "compact", "code"}
+NAMES = {name for name in PARTS if "*" not in name} - {
+    "tensorboard",
+    "wandb",
+    "compact",
+    "code",
+    "export",
+}
 # Other folders that hold a file of such a name: a job's recipe, torch's cache, figures in general.
 ELSEWHERE = {
     ("launch/target.py", "recipe.yaml"),
@@ -23,6 +29,9 @@ ELSEWHERE = {
     ("models/backbone/zoo/torchvision_zoo.py", "checkpoints"),
     ("commands/doctor.py", "figures"),
     ("evaluate/gates.py", "figures"),
+    ("report/page/gates.py", "figures"),
+    ("report/page/comparison.py", "figures"),
+    ("report/page/recipe_tables.py", "attempts"),
 }
 
 
