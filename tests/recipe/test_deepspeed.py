@@ -69,7 +69,7 @@ def test_there_is_no_stage_4(file: Path) -> None:
 
 
 def test_a_key_of_the_other_engine_says_whose_it_is(file: Path) -> None:
-    said = "unknown key (a key of engine=deepspeed); allowed: device, name, threads, timeout"
+    said = "unknown key (a key of engine=deepspeed); allowed: device, hang, name, threads, timeout"
     assert errors(file, "engine.zero_stage=2") == [f"engine.zero_stage: {said}"]
     assert errors(file, "engine=ddp", "engine.config={}") == [f"engine.config: {said}"]
     (line,) = errors(file, "engine=deepspeed", "engine.zero_stag=2")
