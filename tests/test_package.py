@@ -31,6 +31,9 @@ def output(command: list[str], folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+KINDS = ("*.py", "*.c", "*.cpp", "*.safetensors", "*.j2", "*.css", "*.js")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution, and the wheel that is built from it."""
@@ -76,9 +79,7 @@ def test_what_the_wheel_carries(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = CLONE / "adafilter_dist"
-    code = [
-        path for kind in ("*.py", "*.c", "*.cpp", "*.safetensors") for path in package.rglob(kind)
-    ]
+    code = [path for kind in KINDS for path in package.rglob(kind)]
     sources = {str(path.relative_to(CLONE)) for path in code}
     shipped = [path.relative_to(CLONE) for path in (CLONE / "recipes").rglob("*.yaml")]
     assert Path("recipes/launch/example.yaml") in shipped

@@ -69,7 +69,7 @@ RUNS = {
 }
 SWEEPS = ("SWEEP", "runs/food101/sweep-1a2b3c4d")
 # What stands for something else on the pages, and what it is here.
-MEANT = {"recipe=NAME": "recipe=food101", "sweep-...": "sweep-1a2b3c4d"}
+MEANT = {"recipe=NAME": "recipe=food101", "PICTURES": "picture.jpg", "sweep-...": "sweep-1a2b3c4d"}
 RANKS = 2
 
 
