@@ -17,6 +17,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -112,7 +113,8 @@ def build(folder: Path) -> None:
         split = {"train": 0, "test": 0}
         finished = Path(scratch, "finished")
         for name in track(CLASSES, "drawing", disable=not sys.stderr.isatty()):
-            drawings = drawings_of(name, roots)
+            with _files_of_the_packages():
+                drawings = drawings_of(name, roots)
             if len(drawings) < FEWEST:
                 continue
             test = test_numbers(drawings)
@@ -222,7 +224,16 @@ def test_numbers(drawings: Sequence[Drawing]) -> set[int]:
     return test
 
 
+@contextmanager
+def _files_of_the_packages() -> Iterator[None]:
+    """Inside, Pillow takes large drawings, and files that end early, of which there are a few."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
+    ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = True, None
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = before
+
+
 if __name__ == "__main__":
-    ImageFile.LOAD_TRUNCATED_IMAGES = True  # a few files of the packages end early
-    Image.MAX_IMAGE_PIXELS = None
     sys.exit(main())

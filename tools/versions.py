@@ -110,7 +110,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
                 one.kill()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # what was started meanwhile
-    process.wait()
+    # Not Popen.wait: a Ctrl-C within Popen.poll can leave its lock taken for ever.
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process.pid, 0)
 
 
 def run(
