@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,14 +17,19 @@ set_wait_policy()  # before torch is imported
 VERBS = (
     *("prepare", "train", "resume", "submit", "status", "logs", "rm"),
     *("compare", "evaluate", "report", "predict", "export", "compact", "inspect", "doctor"),
+    "completion",
 )
+
+
+def _helps() -> dict[str, str]:
+    """The verbs, each with what it is for."""
+    modules = {verb: importlib.import_module(f"adafilter_dist.commands.{verb}") for verb in VERBS}
+    return {verb: module.HELP for verb, module in modules.items()}
 
 
 def _usage() -> str:
     lines = ["usage: adafilter VERB [recipe=NAME] [key=value ...]", ""]
-    for verb in VERBS:
-        module = importlib.import_module(f"adafilter_dist.commands.{verb}")
-        lines.append(f"  {verb:<10} {module.HELP}")
+    lines += [f"  {verb:<10} {help}" for verb, help in _helps().items()]
     lines += ["", "e.g. adafilter train recipe=demo optim.lr=0.02"]
     lines += ["adafilter VERB --help says more; adafilter --version tells the version."]
     return "\n".join(lines)
@@ -66,6 +72,10 @@ def _no_verb(word: str, rest: Sequence[str]) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a verb; 0 done, 1 bug (with traceback), 2 bad input, 75 stopped and resumable."""
     words = list(sys.argv[1:] if words is None else words)
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may come next; see commands/completer.py
+        from adafilter_dist.commands.completer import begin
+
+        words = [begin(_helps)]
     verb, rest = (words[0], words[1:]) if words else ("", [])
 
     def command() -> int:

@@ -11,6 +11,7 @@ from adafilter_dist.compare.contenders import CONTENDERS
 from adafilter_dist.compare.estimate import estimate, planned_disk
 from adafilter_dist.compare.keeping import find_comparison, keep_plan, sole_command
 from adafilter_dist.compare.plan import Plan
+from adafilter_dist.compare.request import OWN_WORDS
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.console import Console, print_plain
 from adafilter_dist.system.disk import gib
@@ -43,6 +44,7 @@ def run(words: list[str]) -> int:
             "adafilter compare recipe=caltech256-30 methods=finetune,adafilter tune=8 --dry-run",
         ],
         more=_MORE,
+        own_words={**{f"{word}=": () for word in OWN_WORDS}, "methods=": tuple(CONTENDERS)},
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help="methods=A,B, see below")
     parser.add_argument(

@@ -27,7 +27,7 @@ def run(words: list[str]) -> int:
         description=HELP + ".",
         examples=["adafilter logs runs/demo/1a2b3c4d --rank 1 --follow"],
     )
-    parser.add_argument("run", help="the run folder")
+    parser.add_argument("run", metavar="RUN", help="the run folder")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="of this rank; default 0")
     parser.add_argument(
         "--follow", "-f", action="store_true", help="print what is added, until the run ends"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from adafilter_dist.errors import UserError, closest, shown
@@ -16,10 +17,17 @@ class Parser(argparse.ArgumentParser):
     """argparse's, which raises UserError instead of printing its usage.
 
     ``examples`` are whole commands, shown at the end of the help; ``more`` stands behind them.
+    ``own_words`` are words beside a recipe's keys that TAB offers: ``methods=``, with its values.
     """
 
     def __init__(
-        self, prog: str, description: str, examples: Sequence[str], more: str = "", **kwargs: Any
+        self,
+        prog: str,
+        description: str,
+        examples: Sequence[str],
+        more: str = "",
+        own_words: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
     ) -> None:
         # Python's own fill would run the examples into one paragraph.
         lines = description if "\n" in description else textwrap.fill(description, _WIDTH)
@@ -34,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             **kwargs,
         )
         self.examples = tuple(examples)
+        self.own_words = dict(own_words or {})
 
     def add_gates(self) -> None:
         """Add the option that shows all gates where a line about them is the default."""
@@ -46,14 +55,21 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{shown(message)}; {self.prog} --help says what there is")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse's, after a look for options that there are not."""
-        self._require_options(args or [])
+        """argparse's, after a look for options that there are not; or what TAB offers."""
+        self._look_at(args or [])
         return super().parse_args(args, namespace)
 
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse's, after a look for options that there are not."""
-        self._require_options(args or [])
+        """argparse's, after a look for options that there are not; or what TAB offers."""
+        self._look_at(args or [])
         return super().parse_intermixed_args(args, namespace)
+
+    def _look_at(self, words: Sequence[str]) -> None:
+        if "_ARGCOMPLETE" in os.environ:
+            from adafilter_dist.commands.completer import complete
+
+            complete(self)
+        self._require_options(words)
 
     def _require_options(self, words: Sequence[str]) -> None:
         """UserError with a line for each unknown option: ``--epochs 3`` is ``train.epochs=3``."""

@@ -25,7 +25,7 @@ def run(words: list[str]) -> int:
             "adafilter resume runs/demo/1a2b3c4d train.epochs=20 optim.schedule_on_extend=stretch",
         ],
     )
-    parser.add_argument("run", help="the run folder")
+    parser.add_argument("run", metavar="RUN", help="the run folder")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="what is to be different from here on"
     )

@@ -42,6 +42,7 @@ def run(words: list[str], program: str = "adafilter submit") -> int:
         description=f"{HELP}; without SLURM, in the background of this machine.",
         examples=[f"{program} {example}" for example in _EXAMPLES],
         more=_MORE,
+        own_words=dict.fromkeys(_VERBS, ()),
     )
     parser.add_argument(
         "words",

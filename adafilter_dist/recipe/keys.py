@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from adafilter_dist.errors import closest
 from adafilter_dist.recipe.schema import Recipe
@@ -44,12 +45,20 @@ def sections_in(annotation: typing.Any) -> Iterator[type[BaseModel]]:
         yield from sections_in(part)
 
 
-def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All keys of a section, dotted, sections before what is in them; some more than once."""
+def fields_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """All keys of a section, dotted, with their types; some more than once.
+
+    A section comes before what is in it.
+    """
     for key, field in section.model_fields.items():
-        yield prefix + key
+        yield prefix + key, field
         for inner in sections_in(field.annotation):
-            yield from keys_of(inner, f"{prefix}{key}.")
+            yield from fields_of(inner, f"{prefix}{key}.")
+
+
+def keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The names alone of ``fields_of``."""
+    return (key for key, _ in fields_of(section, prefix))
 
 
 def means_recipe(word: str) -> bool:

@@ -26,6 +26,8 @@ MARKS = {
     r"sbatch --test-only": "what `adafilter submit` asks by itself; tests/cluster",
     r"python tools/keys_page\.py": "writes docs/keys.md; tests/recipe/test_keys_page.py",
     r"python examples/\w+\.py .*": "needs weights; tests/methods/test_own_loop.py",
+    r'eval "\$\(adafilter completion bash\)" .*': "the shell's; tests/commands/test_completion.py",
+    r"adafilter completion fish \| source.*": "the shell's; tests/commands/test_completion.py",
     # blocks
     r"flowchart TD": "a drawing",
     r"picture\.jpg +Pullover .*": "printed by `adafilter predict --explain`",
