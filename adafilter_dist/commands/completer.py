@@ -22,11 +22,6 @@ from adafilter_dist.errors import UserError
 _WORD = "_ARGCOMPLETE"  # from which word on the line is the command's own: 1 for all of it
 
 
-def asked() -> bool:
-    """Whether a shell has started this process for TAB."""
-    return _WORD in os.environ
-
-
 def begin(helps: Callable[[], dict[str, str]]) -> str:
     """The verb on the line whose parser is to ``complete``; ends the process if it is yet to come.
 
