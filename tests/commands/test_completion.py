@@ -166,5 +166,4 @@ def test_in_a_shell(terminal: Terminal) -> None:
     """A verb, a recipe behind its =, the one run of two that is meant; each with one TAB."""
     terminal.type("adafilter eval\t", r"uate")
     terminal.type("recipe=food101-s\t", r"food101-s.*parse")
-    terminal.type("\x03", ".")
-    terminal.type("adafilter resume runs/demo/5e\t", r"5e.*6f7a8b")
+    terminal.type("runs/demo/5e\t", r"5e.*6f7a8b")
