@@ -14,6 +14,8 @@ from tests.launch.recorded import Cluster
 
 # Before torch is imported: tests run side by side and start processes; each has one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What compiles would start a process for it, which imports torch first and has no core of its own.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 # A shell starts what it puts in the background with SIGINT ignored, and so would be all that tests
 # start and interrupt.

@@ -19,10 +19,12 @@ from adafilter_dist.run.ownership import newest_owner
 from tests.distributed.conftest import run_folder
 from tests.distributed.launch import adafilter, start
 from tests.distributed.watching import ranks, watched
+from tests.kills.attempts import Attempt, ForkServer
 from tests.kills.same import differences
+from tests.kills.tracing import attach
 
 pytestmark = pytest.mark.distributed
-SHORT = ["checkpoint.every=3"]
+SHORT = ["checkpoint.every=3", "train.epochs=1"]
 BOUND = 120.0
 """Seconds within which ranks must have ended after one of them did, on a busy machine."""
 
@@ -115,31 +117,39 @@ def test_a_run_folder_that_vanishes_for_a_while(
     assert differences(run, undisturbed) == []
 
 
-NO_LOCKS = [
-    *("strace", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"),
-    *("-e", "trace=flock", "-e", "inject=flock:retval=0"),
-]
-"""Words before a command: every flock() succeeds and does nothing, as some file systems have it."""
+@contextmanager
+def without_locks(server: ForkServer, folder: Path, *words: str) -> Iterator[Attempt]:
+    """A command whose every flock() succeeds and does nothing, as some file systems have it."""
+    attempt = server.fork(words, folder=folder, output=folder / words[0], stopped=True)
+    strace = ["strace", "-f", "-o", "/dev/null", "-e", "trace=flock"]
+    tracer = attach(attempt.pid, [*strace, "-e", "inject=flock:retval=0"])
+    os.kill(attempt.pid, signal.SIGCONT)
+    try:
+        yield attempt
+    finally:
+        if attempt.code is None:
+            attempt.kill()
+        tracer.communicate(timeout=60)
 
 
 @pytest.mark.usefixtures("strace")
 def test_a_second_process_on_the_same_run_is_refused_even_where_locks_do_nothing(
-    words: list[str], undisturbed: Path, tmp_path: Path
+    server: ForkServer, words: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(["train", *words, *SHORT, f"run_dir={run}"], folder=tmp_path, before=NO_LOCKS)
-    with watched(process) as training:
+    train = ["train", *words, *SHORT, f"run_dir={run}"]
+    with without_locks(server, tmp_path, *train) as training:
         await_event(run, "saved")
         owner = newest_owner(run)
-        assert owner is not None
+        assert owner is not None and owner.pid == training.pid
         # Held meanwhile: on a busy machine it would be finished before the other one has begun.
         os.kill(owner.pid, signal.SIGSTOP)
-        with watched(start(["resume", str(run)], folder=tmp_path, before=NO_LOCKS)) as another:
-            refused = another.end()
+        with without_locks(server, tmp_path, "resume", str(run)) as another:
+            code, printed = another.wait(), another.printed()
         os.kill(owner.pid, signal.SIGCONT)
-        assert refused.code == 2, refused.output
-        assert f"in use by process {owner.pid} on" in refused.output
-        assert training.end().code == 0, training.output
+        assert code == 2, printed
+        assert f"in use by process {owner.pid} on" in printed
+        assert training.wait() == 0, training.printed()
     assert status(run)["attempt"] == 1
     assert differences(run, undisturbed) == []
 
@@ -160,7 +170,7 @@ def test_one_rank_killed_ends_the_other_with_a_message(
     state = status(run)["state"]
     assert state == ("running" if victim == 0 else "failed")
     # Whoever comes next sees that nobody has the run any more, and goes on.
-    again = adafilter("resume", str(run), "train.epochs=2", folder=tmp_path)
+    again = adafilter("resume", str(run), folder=tmp_path)
     assert again.code == 0, again.output
     assert "going on from step" in again.output
 

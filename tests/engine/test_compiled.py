@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from adafilter_dist.engine.compiled import keep_compiled
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from adafilter_dist.recipe import Recipe
+from tests.distributed import forked
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-
-_ATTEMPT = """
-import timm  # imports parts of torch that set its default
-import torch
-from torch import nn
-from torch._dynamo.utils import counters
-from adafilter_dist.engine.compiled import keep_compiled
-from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
-from tests.engine.test_compiled import recipe
-
-torch.set_num_threads(1)
-assert keep_compiled(recipe(), torch.device("cpu")) == []
-torch.manual_seed(0)
-norm = MicroBatchNorm2d(4)
-with torch.no_grad():
-    loss = torch.compile(norm)(torch.randn(4, 4, 8, 8)).relu().sum()
-found = counters["inductor"]
-print(found["fxgraph_cache_miss"], found["fxgraph_cache_hit"], float(loss))
-"""
 
 
 def recipe(compile: bool = True) -> Recipe:
@@ -54,30 +36,41 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def attempt(cache: Path) -> tuple[int, int, float]:
-    kept = {key: value for key, value in os.environ.items() if key not in VARIABLES}
-    words = {"ADAFILTER_CACHE": str(cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _ATTEMPT],
-        cwd=ROOT,
-        env=kept | words,
-        capture_output=True,
-        text=True,
-        timeout=500,
+def attempt(cache: Path) -> list[float]:
+    """In a process of its own: graphs that were compiled, and found; a loss."""
+    out = cache.with_suffix(".json")
+    one = forked.server().fork(
+        [],
+        folder=cache.parent,
+        environment={"ADAFILTER_CACHE": str(cache)},
+        before=[__name__, compile_one.__name__, str(out)],
     )
-    assert done.returncode == 0, done.stderr
-    missed, hit, loss = done.stdout.split()
-    return int(missed), int(hit), float(loss)
+    assert one.wait() == 0, one.printed()
+    found: list[float] = json.loads(out.read_text())
+    return found
+
+
+def compile_one(out: str) -> None:
+    torch.set_num_threads(1)
+    assert keep_compiled(recipe(), CPU) == []
+    torch.manual_seed(0)
+    norm = MicroBatchNorm2d(4)
+    with torch.no_grad():
+        loss = torch.compile(norm)(torch.randn(4, 4, 8, 8)).relu().sum()
+    found = counters["inductor"]
+    told = [found["fxgraph_cache_miss"], found["fxgraph_cache_hit"], float(loss)]
+    Path(out).write_text(json.dumps(told))
 
 
 @pytest.mark.slow
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
-    missed, hit, loss = attempt(tmp_path)
+    cache = tmp_path / "cache"
+    missed, hit, loss = attempt(cache)
     assert missed > 0 and hit == 0
-    libraries = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")}
+    libraries = {path: path.stat().st_mtime_ns for path in cache.rglob("*.so")}
     assert libraries
-    assert attempt(tmp_path) == (0, missed, loss)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")} == libraries
+    assert attempt(cache) == [0, missed, loss]
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.so")} == libraries
 
 
 def test_both_caches_lie_in_the_packages_folder(clean: Path) -> None:

@@ -30,7 +30,7 @@ def kill_at_calls_of_saves(
 ) -> None:
     """Calls of a first save, which writes the frozen weights too, and of one that drops.
 
-    ``every``: all of them; otherwise one of each system call.
+    ``every``: all of them; otherwise one of each system call, of the later save from the rename on.
     """
     wanted = undisturbed(world_size, loader)
     scout = new_chain(world_size, loader)
@@ -47,7 +47,8 @@ def kill_at_calls_of_saves(
     assert any("unlink" in call.name for call in later_after)
     if not every:
         first_before, first_after = once_each(first_before), once_each(first_after)
-        later_before, later_after = once_each(later_before), once_each(later_after)
+        # It is written by the same code: of that its last call, the rename that publishes.
+        later_before, later_after = later_before[-1:], once_each(later_after)
     while first_after or later_after:
         chain = new_chain(world_size, loader)
         for call in first_before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,13 +83,9 @@ def killed(log: Path) -> bool:
     return "+++ killed by SIGKILL +++" in log.read_text(errors="replace")
 
 
-def attach(pid: int, log: Path, kill: Call | None) -> subprocess.Popen[str]:
-    """Trace the main thread of a stopped process; returns once it is attached."""
-    tracer = subprocess.Popen(
-        [*strace(log, kill), "-p", str(pid)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def attach(pid: int, words: Sequence[str]) -> subprocess.Popen[str]:
+    """Trace a stopped process by these words of strace; returns once it is attached."""
+    tracer = subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.PIPE, text=True)
     assert tracer.stderr is not None
     said = tracer.stderr.readline()
     if "attached" not in said:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.kills.chain import Chain
-from tests.kills.tracing import Call, attach, calls, killed
+from tests.kills.tracing import Call, attach, calls, killed, strace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def traced_trainer(chain: Chain, kill: Call | None) -> tuple[list[Call], bool]:
     chain.folder.mkdir(exist_ok=True)
     log = chain.folder / f"trainer.{chain.tries + 1}.strace"
     attempts = chain.start(stopped=True)
-    tracer = attach(attempts[0].pid, log, kill)
+    tracer = attach(attempts[0].pid, strace(log, kill))
     for attempt in attempts:
         os.kill(attempt.pid, signal.SIGCONT)
     try:
