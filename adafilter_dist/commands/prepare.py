@@ -12,7 +12,7 @@ _DESCRIPTION = """\
 Fetch what is missing (data.download=false forbids it), check and convert every picture, and write
 train and test set into one file each, beside the pictures or into data.prepared. Run it once,
 where there is internet and a place to write; training then opens no network. What is right already
-is left as it is, so running it again costs a look."""
+is left as it is, so running it again costs a look; after a kill it goes on where it was."""
 
 
 def run(words: list[str]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -141,22 +143,27 @@ def same_pictures(
         return content_hash(sample)
 
     listed = {"train": listing.train, "test": listing.test, "val": listing.validation}
-    entries = [(split, sample) for split, samples in listed.items() for sample in samples]
-    splits: dict[str, list[Entry]] = {split: [] for split in listed}
+    listed = {split: samples for split, samples in listed.items() if samples}
+    every = ((split, sample) for split, samples in listed.items() for sample in samples)
+    done = itertools.count(1)
     try:
         with (
-            counting(console, "comparing pictures", len(entries)) as progress,
+            counting(console, "comparing pictures", len(listing.all_samples)) as progress,
             WorkerPool(workers) as pool,
         ):
-            hashes = pool.map(content, entries, ahead=4 * workers)
-            for number, ((split, sample), digest) in enumerate(zip(entries, hashes, strict=True)):
-                if digest is not None:
-                    splits[split].append((sample.label, sample.domain, digest))
-                progress(number + 1)
+            hashes = pool.map(content, every, ahead=4 * workers)
+
+            def entries(samples: Iterable[Sample]) -> Iterator[Entry]:
+                for sample, digest in zip(samples, hashes, strict=False):
+                    if digest is not None:
+                        yield sample.label, sample.domain, digest
+                    progress(next(done))
+
+            splits = map(entries, listed.values())
+            now = fingerprint(data, listing.classes, listing.domains, splits)
     except BadPicture:
         return False
-    present = [entries for split, entries in splits.items() if entries or split != "val"]
-    return fingerprint(data, listing.classes, listing.domains, present) == manifest.fingerprint
+    return now == manifest.fingerprint
 
 
 def _skipped(folder: Path) -> set[tuple[str, str]]:

@@ -16,70 +16,96 @@ Where pictures have domains, train.csv, val.csv and test.csv have a column domai
 from __future__ import annotations
 
 import csv
-import io
+import os
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from adafilter_dist.data.prepare.read_pictures import PictureReader, Stored
-from adafilter_dist.data.sources.listing import Sample
-from adafilter_dist.system import files
+import numpy as np
+
+from adafilter_dist.data.prepare.journal import Journal, Stored
+from adafilter_dist.data.sources.listing import Listing, Sample
+
+Rows = Iterator[Sequence[object]]
 
 
-def write_lists(
-    folder: Path,
-    classes: Sequence[str],
-    domains: Sequence[str],
-    train: PictureReader,
-    test: PictureReader,
-    validation: Collection[str],
-) -> int:
-    """Write all lists; returns the number of test pictures that are in training, too.
+def write_lists(folder: Path, listing: Listing, train: Journal, test: Journal) -> int:
+    """Write all lists; returns the number of test pictures that are in training, too."""
+    classes, domains, cut = listing.classes, listing.domains, len(listing.train)
+    splits: dict[str, Callable[[], Iterator[Stored]]] = {"train": partial(train.stored, 0, cut)}
+    if listing.validation:
+        splits["val"] = partial(train.stored, cut)
+    splits["test"] = test.stored
 
-    ``validation`` names the pictures of the train store that are the data's own validation split.
-    """
-    stored: dict[str, list[Stored]] = {"train": [], **({"val": []} if validation else {})}
-    for one in train.stored:
-        stored["val" if one.sample.name in validation else "train"].append(one)
-    stored["test"] = test.stored
-    for name, side in stored.items():
-        pictures: Iterable[tuple[str, ...]] = (
-            (one.sample.name, classes[one.sample.label]) for one in side
-        )
-        if domains:
-            of_domain = (domains[one.sample.domain] for one in side)
-            pictures = ((*row, domain) for row, domain in zip(pictures, of_domain, strict=True))
-        _write(folder / f"{name}.csv", ("path", "label", "domain")[: 3 if domains else 2], pictures)
-    counts = [Counter(one.sample.label for one in side) for side in stored.values()]
-    per_class = ((name, *(c[label] for c in counts)) for label, name in enumerate(classes))
-    _write(folder / "classes.csv", ("class", *stored), per_class)
+    # The pictures in the order of the stores, and how many there are of each class.
+    counts: dict[str, Counter[int]] = {name: Counter() for name in splits}
+    for name, stored in splits.items():
+
+        def rows(name: str = name, stored: Callable[[], Iterator[Stored]] = stored) -> Rows:
+            for one in stored():
+                sample = one.sample
+                counts[name][sample.label] += 1
+                row = (sample.name, classes[sample.label])
+                yield (*row, domains[sample.domain]) if domains else row
+
+        _write(folder / f"{name}.csv", ("path", "label", "domain")[: 3 if domains else 2], rows())
+    per_class = (
+        (name, *(count[label] for count in counts.values())) for label, name in enumerate(classes)
+    )
+    _write(folder / "classes.csv", ("class", *splits), per_class)
+
+    # What was left out.
+    of_validation = {sample.name for sample in listing.validation}
     skipped = (
-        ("val" if sample.name in validation else split, sample.name, classes[sample.label], reason)
-        for split, reader in (("train", train), ("test", test))
-        for sample, reason in reader.bad
+        ("val" if sample.name in of_validation else split, sample.name, classes[sample.label], why)
+        for split, journal in (("train", train), ("test", test))
+        for sample, why in journal.bad
     )
     _write(folder / "skipped.csv", ("split", "path", "label", "reason"), skipped)
-    if validation:
+
+    # What is in two splits.
+    if listing.validation:
         val_columns = ("val_path", "val_label", "other_split", "other_path", "other_label")
         twins = (
             (a.name, classes[a.label], split, b.name, classes[b.label])
             for split in ("train", "test")
-            for a, b in duplicates(stored[split], stored["val"])
+            for a, b in duplicates(splits[split], splits["val"])
         )
         _write(folder / "val-duplicates.csv", val_columns, twins)
-    pairs = duplicates(stored["train"], stored["test"])
+    pairs = list(duplicates(splits["train"], splits["test"]))
     columns = ("test_path", "test_label", "train_path", "train_label")
-    rows = ((a.name, classes[a.label], b.name, classes[b.label]) for a, b in pairs)
-    _write(folder / "duplicates.csv", columns, rows)
+    pair_rows = ((a.name, classes[a.label], b.name, classes[b.label]) for a, b in pairs)
+    _write(folder / "duplicates.csv", columns, pair_rows)
     return len({a.name for a, _ in pairs})
 
 
-def duplicates(train: Iterable[Stored], test: Iterable[Stored]) -> list[tuple[Sample, Sample]]:
-    """(picture of ``test``, picture of ``train``) for all pairs with the same pixels."""
+def duplicates(
+    train: Callable[[], Iterable[Stored]], test: Callable[[], Iterable[Stored]]
+) -> Iterator[tuple[Sample, Sample]]:
+    """(picture of ``test``, picture of ``train``) for all pairs with the same pixels.
+
+    Both are called several times; in memory are eight bytes of each hash of ``test``, and what
+    may be in both.
+    """
+    of_test = np.fromiter((_key(stored) for stored in test()), np.uint64)
+    of_test.sort()
+
+    def in_test(stored: Stored) -> bool:
+        at = int(np.searchsorted(of_test, np.uint64(_key(stored))))
+        return at < len(of_test) and int(of_test[at]) == _key(stored)
+
     by_pixels: dict[bytes, list[Sample]] = defaultdict(list)
-    for stored in train:
-        by_pixels[stored.pixels].append(stored.sample)
-    return [(stored.sample, twin) for stored in test for twin in by_pixels.get(stored.pixels, ())]
+    for stored in train():
+        if in_test(stored):
+            by_pixels[stored.pixels].append(stored.sample)
+    for stored in test():
+        for twin in by_pixels.get(stored.pixels, ()):
+            yield stored.sample, twin
+
+
+def _key(stored: Stored) -> int:
+    return int.from_bytes(stored.pixels[:8], "little")
 
 
 def read_list(path: Path) -> list[dict[str, str]]:
@@ -89,9 +115,10 @@ def read_list(path: Path) -> list[dict[str, str]]:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
     # Linux allows names that are no UTF-8; they are kept readable rather than refused.
-    files.write_bytes(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())

@@ -42,13 +42,15 @@ def require_writable(folder: Path) -> None:
 def require_store_space(place: Path, samples: Sequence[Sample], data: Data) -> None:
     """UserError if ``place`` has less free space than the stores are expected to take.
 
-    The expectation is the mean of a few pictures spread over the data set, and a fifth more.
+    The expectation is the mean of a few pictures spread over the data set, and a fifth more. What
+    is in ``place`` already is taken off.
     """
     few = samples[:: max(1, len(samples) // _LOOKED_AT)]
     sizes = [size for sample in few if (size := _stored_bytes(sample, data)) is not None]
     if not sizes:
         return
     needed = _MARGIN * sum(sizes) / len(sizes) * len(samples)
+    needed -= sum(path.stat().st_size for path in place.iterdir())
     advice = "set data.prepared to a folder with more space, or lower data.stored_size"
     if data.stored_format == "raw":
         advice += " or use data.stored_format=jpg"
@@ -57,19 +59,18 @@ def require_store_space(place: Path, samples: Sequence[Sample], data: Data) -> N
 
 
 @contextmanager
-def sole_writer(folder: Path, console: Console) -> Iterator[None]:
+def sole_writer(folder: Path, console: Console) -> Iterator[bool]:
     """Keep other processes from writing the folder; waits for one that does so already.
 
-    Removes what a killed one left. What the system refuses inside is raised as a UserError.
+    Yields False on a file system without locks, where others may write it too. What the system
+    refuses inside is raised as a UserError.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}.lock")
         wait = partial(print_plain, console, f"waiting for another prepare of {folder}")
         with exclusive(lock, wait) as alone:
-            if alone:
-                _remove_leftovers(folder)
-            yield
+            yield alone
     except OSError as error:
         where = error.filename or folder
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -84,31 +85,39 @@ def sole_writer(folder: Path, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``folder``, which takes its place at the end.
+def new_folder(folder: Path, key: str | None) -> Iterator[Path]:
+    """Yields a folder beside ``folder``, which takes its place at the end.
 
-    Where the block raises, the new folder is removed and the old one stays.
+    With a ``key``, it is the one that a killed process left under the same key, with all that is
+    in it, and Ctrl-C leaves it again. Only the sole writer may give one. Where the block raises
+    anything else, the new folder is removed; the old one stays.
     """
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+    unique = key or f"{os.getpid()}-{secrets.token_hex(4)}"
     scratch = folder.with_name(f".{folder.name}.tmp-{unique}")
     old = folder.with_name(f".{folder.name}.old-{unique}")
+    keep = False
     try:
-        scratch.mkdir()
+        scratch.mkdir(exist_ok=key is not None)
         yield scratch
         files.fsync_folder(scratch)
         if folder.exists():
             folder.rename(old)
         scratch.rename(folder)
         files.fsync_folder(folder.parent)
+    except KeyboardInterrupt:
+        keep = key is not None
+        raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what a killed prepare left; only the holder of the lock may."""
+def remove_leftovers(folder: Path, key: str | None = None) -> None:
+    """Remove what killed processes left, but for that of the key; only the sole writer may."""
+    left, kept = (f".{folder.name}.tmp-", f".{folder.name}.old-"), f".{folder.name}.tmp-{key}"
     for path in folder.parent.iterdir():
-        if path.name.startswith((f".{folder.name}.tmp-", f".{folder.name}.old-")):
+        if path.name.startswith(left) and path.name != kept:
             shutil.rmtree(path, ignore_errors=True)
 
 

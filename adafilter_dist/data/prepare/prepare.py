@@ -6,12 +6,16 @@ stored, `_fill` reads, checks, resizes and stores them and writes the manifest.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
+from PIL import features
 from rich.console import Console
 
 from adafilter_dist.data.prepare.existing import (
@@ -20,9 +24,11 @@ from adafilter_dist.data.prepare.existing import (
     origins_to_write,
     recorded_origin,
 )
+from adafilter_dist.data.prepare.journal import Journal
 from adafilter_dist.data.prepare.lists import write_lists
 from adafilter_dist.data.prepare.new_folder import (
     new_folder,
+    remove_leftovers,
     require_store_space,
     require_writable,
     sole_writer,
@@ -36,6 +42,7 @@ from adafilter_dist.data.stored.prepared import Prepared, open_prepared, prepare
 from adafilter_dist.data.stored.store import Written, write_store
 from adafilter_dist.data.stored.verification import remember
 from adafilter_dist.errors import UserError, printable
+from adafilter_dist.pictures.formats import picture_formats
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.data import Data
@@ -123,18 +130,24 @@ def prepare(recipe: Recipe, console: Console, sources: Sources | None = None) ->
         assert sources.listing is not None
     listing = sources.listing
 
-    with sole_writer(folder, console), quiet_pictures():
+    with sole_writer(folder, console) as alone, quiet_pictures():
         # Compare them with what is prepared. Before any picture is read: one that changes
         # meanwhile must look changed next time.
-        origin = sources.origin.model_copy(update={"sources": sources_hash(listing)})
+        with counting(console, "looking at pictures", len(listing.all_samples)) as progress:
+            stamp = sources_hash(listing, progress)
+        origin = sources.origin.model_copy(update={"sources": stamp})
         manifest = existing_manifest(folder, data)
         origins: list[Origin] | None = [origin]
         if manifest is not None:
             origins = origins_to_write(folder, manifest, listing, origin, data, console)
 
-        # Store them in a new folder, which replaces the old one.
+        # Store them in a new folder, which replaces the old one. One that was begun with the same
+        # pictures in the same way is gone on with.
+        key = _work_key(data, stamp) if alone and origins is not None else None
+        if alone:
+            remove_leftovers(folder, key)
         if origins is not None:
-            with new_folder(folder) as scratch:
+            with new_folder(folder, key) as scratch:
                 require_store_space(scratch, listing.all_samples, data)
                 manifest = _fill(scratch, listing, origins, data, console)
             for split in (manifest.train, manifest.test):  # were read back while they were hashed
@@ -150,59 +163,93 @@ def _fill(
     ``origins`` are the places that have these pictures, the last one that of the listing.
     """
     # Read, check, resize and store each picture; those of validation are the last of train.
-    train = PictureReader(listing.train_store, data.stored_size, data.stored_format)
-    test = PictureReader(listing.test, data.stored_size, data.stored_format)
-    stores = {}
-    for name, reader in (("train", train), ("test", test)):
-        records = reader.records()
-        with counting(console, f"storing {name}", len(records)) as progress:
-            stores[name] = write_store(
-                folder / name,
-                records,
-                domains=reader.domains,
-                format=data.stored_format,
-                jpeg_quality=data.jpeg_quality,
-                num_workers=data.num_workers or cpus_of_rank(),
-                progress=progress,
+    with (
+        Journal(folder / "train", listing.train_store) as train,
+        Journal(folder / "test", listing.test) as test,
+    ):
+        done, total = len(train.done) + len(test.done), len(listing.all_samples)
+        if done:
+            print_plain(console, f"going on: {done:,} of {total:,} pictures are stored already")
+        try:
+            stores = {
+                "train": _store(folder / "train", train, listing.train_store, data, console),
+                "test": _store(folder / "test", test, listing.test, data, console),
+            }
+        except KeyboardInterrupt:
+            print_plain(
+                console,
+                f"stopped: {len(train) + len(test):,} of {total:,} pictures are stored; the same "
+                "command goes on with the others",
             )
+            raise
 
-    # Refuse bad pictures, only now, so that the list of them is complete.
-    bad = [*train.bad, *test.bad]
-    if bad and data.on_bad == "error":
-        raise UserError(_complaint(bad, len(listing.all_samples)))
-    of_validation = {sample.name for sample in listing.validation}
-    validation = sum(stored.sample.name in of_validation for stored in train.stored)
-    _require_some(listing, stores, validation)
+        # Refuse bad pictures, only now, so that the list of them is complete.
+        bad = [*train.bad, *test.bad]
+        if bad and data.on_bad == "error":
+            raise UserError(_complaint(bad, total))
+        cut = len(listing.train)
+        validation = int((stores["train"].kept >= cut).sum())
+        _require_some(listing, stores, validation)
 
-    # Write the lists beside the stores, for people.
-    duplicates = write_lists(folder, listing.classes, listing.domains, train, test, of_validation)
+        # Write the lists beside the stores, for people.
+        duplicates = write_lists(folder, listing, train, test)
+        splits = [train.stored(0, cut), test.stored()]
+        splits += [train.stored(cut)] if validation else []
+        entries = (
+            ((one.sample.label, one.sample.domain, one.content) for one in split)
+            for split in splits
+        )
+        contents = fingerprint(data, listing.classes, listing.domains, entries)
+        brightest = np.concatenate([train.brightest(), test.brightest()])
 
-    # Write the manifest: what was stored, from where and how. With it the folder counts.
-    cut = len(train.stored) - validation
-    splits = [train.stored[:cut], test.stored, *([train.stored[cut:]] if validation else [])]
-    contents = [
-        [(stored.sample.label, stored.sample.domain, stored.content) for stored in split]
-        for split in splits
-    ]
-    manifest = Manifest(
-        adafilter=__version__,
-        settings=settings_of(data),
-        fingerprint=fingerprint(data, listing.classes, listing.domains, contents),
-        sources=origins[-1].sources,
-        decoding=DECODING,
-        root=listing.root,
-        origins=list(origins),
-        classes=listing.classes,
-        domains=listing.domains,
-        train=_entry(stores["train"]),
-        test=_entry(stores["test"]),
-        validation=validation,
-        skipped=len(bad),
-        duplicates=duplicates,
-        notes=[*listing.notes, *dark_notes([*train.stored, *test.stored])],
-    )
-    manifest.write(folder)
+        # Write the manifest: what was stored, from where and how. With it the folder counts.
+        manifest = Manifest(
+            adafilter=__version__,
+            settings=settings_of(data),
+            fingerprint=contents,
+            sources=origins[-1].sources,
+            decoding=DECODING,
+            root=listing.root,
+            origins=list(origins),
+            classes=listing.classes,
+            domains=listing.domains,
+            train=_entry(stores["train"]),
+            test=_entry(stores["test"]),
+            validation=validation,
+            skipped=len(bad),
+            duplicates=duplicates,
+            notes=[*listing.notes, *dark_notes(brightest)],
+        )
+        manifest.write(folder)
+        train.remove()
+        test.remove()
     return manifest
+
+
+def _store(
+    path: Path, journal: Journal, samples: Sequence[Sample], data: Data, console: Console
+) -> Written:
+    """Store the pictures of a split that its journal does not have yet."""
+    reader, done = PictureReader(samples, data.stored_size, data.stored_format), len(journal.done)
+    with counting(console, f"storing {path.name}", len(samples) - done) as progress:
+        return write_store(
+            path,
+            reader,
+            domains=reader.domains,
+            format=data.stored_format,
+            jpeg_quality=data.jpeg_quality,
+            num_workers=data.num_workers or cpus_of_rank(),
+            progress=lambda position: progress(position - done),
+            done=journal.done,
+            written=lambda place: journal.add(place, reader.take(len(journal))),
+        )
+
+
+def _work_key(data: Data, sources: str) -> str:
+    """Names an unfinished folder: all that the bytes of its stores depend on."""
+    libraries = [__version__, DECODING, PIL.__version__, features.version("jpg")]
+    all_of = [settings_of(data), sources, libraries, sorted(picture_formats())]
+    return hashlib.sha256(json.dumps(all_of, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _complaint(bad: Sequence[tuple[Sample, str]], total: int) -> str:

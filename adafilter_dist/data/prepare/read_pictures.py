@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adafilter_dist.data.sources.listing import Sample
-from adafilter_dist.data.stored.store import MOST_BYTES, Format, Record
+from adafilter_dist.data.stored.layout import MOST_BYTES, Format
+from adafilter_dist.data.stored.store import Record
 from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.pictures.reading import Reading, decoding_of, read_picture, to_stored_size
 
@@ -24,23 +25,27 @@ _DEPTHS = (8, 10, 12, 14)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A picture that went into the store.
+class Read:
+    """What is learned of a picture that is stored.
 
     ``content`` is the sha256 of its source, ``pixels`` that of the stored pixels, ``brightest`` its
     largest value if it is 16-bit gray.
     """
 
-    sample: Sample
     content: bytes
     pixels: bytes
     brightest: int | None
 
 
-class PictureReader:
-    """Reads one split's pictures as records for the store; afterwards says which were bad.
+Learned = Read | str
+"""What is learned of a picture, or why it is left out."""
 
-    Records may be called in any order and from many threads: each writes to a place of its own.
+
+class PictureReader(Sequence[Record]):
+    """One split's pictures as records for the store.
+
+    A record gives a picture's pixels and label, or None for a bad one; then ``take`` says what was
+    learned of it. Records may be called in any order and from many threads.
     """
 
     def __init__(
@@ -49,30 +54,28 @@ class PictureReader:
         self._samples = samples
         self._stored_size = stored_size
         self._most_bytes = MOST_BYTES if stored_format == "raw" else None
-        self._results: list[Stored | str] = [""] * len(samples)
+        self._learned: dict[int, Learned] = {}
 
-    def records(self) -> list[Record]:
-        """One a sample, giving its pixels and label, or None for a bad picture."""
-        return [partial(self._record, position) for position in range(len(self._samples))]
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, position: int) -> Record: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Record]: ...
+    def __getitem__(self, position: int | slice) -> Record | list[Record]:
+        if isinstance(position, slice):
+            return [self[each] for each in range(len(self))[position]]
+        return partial(self._record, range(len(self))[position])
 
     @property
-    def domains(self) -> list[int]:
+    def domains(self) -> NDArray[np.uint16]:
         """The domain of each sample, by its number."""
-        return [sample.domain for sample in self._samples]
+        return np.fromiter((sample.domain for sample in self._samples), np.uint16, len(self))
 
-    @property
-    def stored(self) -> list[Stored]:
-        """The pictures in the store, in its order."""
-        return [result for result in self._results if isinstance(result, Stored)]
-
-    @property
-    def bad(self) -> list[tuple[Sample, str]]:
-        """The pictures left out, and why."""
-        return [
-            (sample, result)
-            for sample, result in zip(self._samples, self._results, strict=True)
-            if isinstance(result, str)
-        ]
+    def take(self, position: int) -> Learned:
+        """What was learned of a picture when its record was called; it is forgotten then."""
+        return self._learned.pop(position)
 
     def _record(self, position: int) -> tuple[NDArray[np.uint8], int] | None:
         sample = self._samples[position]
@@ -86,11 +89,11 @@ class PictureReader:
                     f"{self._most_bytes:,}; lower data.stored_size or use data.stored_format=jpg"
                 )
         except BadPicture as error:
-            self._results[position] = str(error)
+            self._learned[position] = str(error)
             return None
         # The pixels tell duplicates that differ in their metadata alone.
         source = _source_hash(content, reading.decoding)
-        self._results[position] = Stored(sample, source, _hash(pixels), reading.brightest)
+        self._learned[position] = Read(source, _hash(pixels), reading.brightest)
         return pixels, sample.label
 
 
@@ -123,15 +126,14 @@ def content_hash(sample: Sample) -> bytes:
     return _source_hash(content, decoding_of(content))
 
 
-def dark_notes(stored: Sequence[Stored]) -> list[str]:
+def dark_notes(brightest: NDArray[np.int64]) -> list[str]:
     """A line where no 16-bit picture of the set is brighter than 14 bits go, else nothing.
 
     Such pictures use a few of their bits, and are stored almost black.
     """
-    brightest = [picture.brightest for picture in stored if picture.brightest is not None]
-    most = max(brightest, default=0)
+    most = int(brightest.max(initial=0))
     depth = next((bits for bits in _DEPTHS if most < 1 << bits), None)
-    if not brightest or depth is None:
+    if not len(brightest) or depth is None:
         return []
     pictures = f"{len(brightest):,} 16-bit pictures" if len(brightest) > 1 else "one 16-bit picture"
     return [

@@ -37,7 +37,7 @@ def find(data: Data) -> SourceListing:
         if _CLASS.fullmatch(entry.name) and entry.name != _CLUTTER and entry.is_dir()
     )
     samples = [
-        Sample(f"{name}/{path.name}", label, path)
+        Sample(f"{name}/{path.name}", label, base)
         for label, name in enumerate(classes)
         for path in _pictures(base / name)
     ]

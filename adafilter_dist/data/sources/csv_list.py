@@ -52,11 +52,13 @@ def find(file: Path, base: Path) -> SourceListing:
     of_domain = {name: number for number, name in enumerate(domains)}
     splits: dict[SplitName | None, list[Sample]] = {}
     for row in rows:
+        name = relative_name(row.path, base)
         sample = Sample(
-            relative_name(row.path, base),
+            name,
             of_name[row.label],
-            row.path,
+            base,
             domain=of_domain.get(row.domain, 0),
+            file=None if base / name == row.path else str(row.path),
         )
         splits.setdefault(row.split, []).append(sample)
     for samples in splits.values():

@@ -142,7 +142,7 @@ def _samples(path: Path, listed: _List, base: Path, number: dict[int, int]) -> l
         inside = require_inside(str(path), one.file_name, _AGAIN)
         name = str(inside).removeprefix("data/")
         place = base / "data" if (base / "data").is_dir() else base
-        samples.append(Sample(name, number[category[one.id]], place / name))
+        samples.append(Sample(name, number[category[one.id]], place))
     return samples
 
 

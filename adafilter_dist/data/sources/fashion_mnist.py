@@ -124,10 +124,10 @@ def _checked(path: Path) -> bytes:
 def _split(folder: Path, prefix: str) -> list[Sample]:
     images = _idx(folder / f"{prefix}-images-idx3-ubyte.gz", "images").reshape(-1, 28, 28)
     labels = _idx(folder / f"{prefix}-labels-idx1-ubyte.gz", "labels")
-    path = folder / f"{prefix}-images-idx3-ubyte.gz"
+    file = str(folder / f"{prefix}-images-idx3-ubyte.gz")
     split = {"train": "train", "t10k": "test"}[prefix]
     return [
-        Sample(f"{split}/{number:05d}", int(label), path, image)
+        Sample(f"{split}/{number:05d}", int(label), folder, image, file=file)
         for number, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
 

@@ -101,5 +101,5 @@ def _samples(path: Path, base: Path, label: dict[str, int]) -> list[Sample]:
                 f"{nearest(variant, label)}; {_AGAIN}"
             )
         name = f"images/{require_inside(place, number, _AGAIN)}.jpg"
-        samples.append(Sample(name, label[variant.strip()], base / name))
+        samples.append(Sample(name, label[variant.strip()], base))
     return samples

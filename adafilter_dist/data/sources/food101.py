@@ -82,7 +82,7 @@ def _split(link: Path, base: Path, split: str) -> tuple[list[Sample], list[str]]
     samples = []
     for path, label in published:
         name = path.relative_to(link).as_posix()
-        samples.append(Sample(name, label, base / name))
+        samples.append(Sample(name, label, base))
     samples.sort(key=lambda sample: (sample.label, sample.name))
     return samples, published.classes
 

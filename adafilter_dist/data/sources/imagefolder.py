@@ -84,5 +84,5 @@ def _samples(
                 "or name the classes to use with data.classes"
             )
         label = classes.index(name)
-        samples += [Sample(p.relative_to(walk.root).as_posix(), label, p) for p in pictures]
+        samples += [Sample(p.relative_to(walk.root).as_posix(), label, walk.root) for p in pictures]
     return samples

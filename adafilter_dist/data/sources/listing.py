@@ -25,15 +25,22 @@ MOST_DOMAINS = 1 << 16
 class Sample:
     """One labelled picture: a file, or pixels taken out of one.
 
-    ``name`` is its path below the root of the data set, with forward slashes. ``domain`` indexes
-    the domains of the listing, and is 0 where that has none.
+    ``name`` is its path below ``root``, with forward slashes; ``file`` is the path where that is
+    another one. ``domain`` indexes the domains of the listing, and is 0 where that has none.
+    There may be millions of them, so what they share is kept once: paths are put together.
     """
 
     name: str
     label: int
-    path: Path
+    root: Path
     pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
     domain: int = 0
+    file: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The picture's file, or the one that ``pixels`` were taken out of."""
+        return self.root / self.name if self.file is None else Path(self.file)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -122,10 +122,13 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def sources_hash(listing: Listing) -> str:
-    """Hash of names, labels, sizes and times of the sources; reads no picture."""
+def sources_hash(listing: Listing, progress: Callable[[int], None] = lambda done: None) -> str:
+    """Hash of names, labels, sizes and times of the sources; reads no picture.
 
-    @cache
+    ``progress`` is called with the number of pictures done.
+    """
+
+    @lru_cache(maxsize=16)  # many pictures may be out of one file
     def stamp(path: Path) -> tuple[int, int]:
         try:
             status = os.stat(path)
@@ -133,6 +136,7 @@ def sources_hash(listing: Listing) -> str:
             return -1, -1
         return status.st_size, status.st_mtime_ns
 
+    done = 0
     digest = hashlib.sha256(repr(listing.classes).encode())
     if listing.domains:
         digest.update(repr(listing.domains).encode())
@@ -145,6 +149,8 @@ def sources_hash(listing: Listing) -> str:
             digest.update(repr((sample.name, sample.label, *stamp(sample.path))).encode())
             if listing.domains:
                 digest.update(sample.domain.to_bytes(4, "little"))
+            done += 1
+            progress(done)
     return digest.hexdigest()
 
 

@@ -108,10 +108,7 @@ def in_class_folders(
     notes: list[str] = []
     for path, listed in lists.items():
         samples, twice = each_once(
-            [
-                Sample(f"{folder}/{name}", label[name.partition("/")[0]], base / folder / name)
-                for name in listed
-            ],
+            [Sample(f"{folder}/{name}", label[name.partition("/")[0]], base) for name in listed],
             path,
         )
         splits.append(samples)

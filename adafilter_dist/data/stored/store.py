@@ -7,6 +7,9 @@ errors on and writes the same bytes whatever the number of workers.
 
     header | two field descriptors | one row a picture: mode, width, height, offset, domain, label
     encoded pictures, none across a page boundary | one row a picture: number, offset, size
+
+Header and rows are written last. Until then the caller may keep the place of each picture, so that
+a writer goes on with the pictures that a killed one wrote.
 """
 
 from __future__ import annotations
@@ -14,53 +17,43 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from adafilter_dist.data.stored.layout import (
+    ALLOCATION,
+    FIELDS,
+    HEADER,
+    MODES,
+    PAGE,
+    PLACE,
+    ROW,
+    ROWS_AT,
+    VERSION,
+    Format,
+    Places,
+    end_of,
+    head_of,
+    table_of,
+    within_page,
+)
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.errors import UserError
 from adafilter_dist.system import files
 from adafilter_dist.system.sealed_files import sha256_of
 
 SUFFIX = ".beton"
-Format = Literal["jpg", "raw"]
 Record = Callable[[], tuple[NDArray[np.uint8], int] | None]
 
-_VERSION = 2
-_PAGE = 1 << 26
-# The most that a record can take: none lies across a page boundary.
-MOST_BYTES = _PAGE
 _JPEG_END = b"\xff\xd9"
-_MODES: dict[Format, int] = {"jpg": 0, "raw": 1}
-_HEADER = np.dtype(
-    [
-        ("version", "<u2"),
-        ("fields", "<u2"),
-        ("page_size", "<u4"),
-        ("samples", "<u8"),
-        ("table", "<u8"),
-    ]
-)
-_FIELD = np.dtype([("type", "<u1"), ("name", "S16"), ("arguments", "V1024")])
-_FIELDS = np.array([(2, b"image", b""), (1, b"label", b"")], dtype=_FIELD)
-# FFCV aligns the label to eight bytes after the thirteen of the picture's row. Two of the three
-# bytes between them, which it never reads, hold the domain; they are 0 where there is none.
-_ROW = np.dtype(
-    {
-        "names": ["mode", "width", "height", "offset", "domain", "label"],
-        "formats": ["<u1", "<u2", "<u2", "<u8", "<u2", "<i8"],
-        "offsets": [0, 1, 3, 5, 14, 16],
-        "itemsize": 24,
-    }
-)
-_ALLOCATION = np.dtype([("sample", "<u8"), ("offset", "<u8"), ("size", "<u8")])
-_ROWS_AT = _HEADER.itemsize + _FIELDS.nbytes
 
 
 @dataclass(frozen=True)
@@ -78,11 +71,13 @@ def write_store(
     path: Path,
     records: Sequence[Record],
     *,
-    domains: Sequence[int] | None = None,
+    domains: Sequence[int] | NDArray[np.uint16] | None = None,
     format: Format = "jpg",
     jpeg_quality: int = 95,
     num_workers: int = 1,
     progress: Callable[[int], None] | None = None,
+    done: Places | None = None,
+    written: Callable[[Places], None] | None = None,
 ) -> Written:
     """Write the pictures to ``path`` (its suffix becomes .beton), in the order of ``records``.
 
@@ -90,11 +85,17 @@ def write_store(
     be left out; what it raises ends the writing and is raised here. ``domains`` holds a number
     below 65,536 for each record, default 0. ``progress`` is called with the number of records done.
     The file appears whole or not at all; its sha256 is written beside it.
+
+    ``written`` is called with the place (dtype PLACE, shape (1,)) of each record once it is in the
+    file. ``done`` are the places of the first records, as an earlier call that was killed told
+    them; `intact` says how many of them hold. Where ``written`` is given, the unfinished file stays
+    when the writing ends by an error.
     """
     path = path.with_suffix(SUFFIX)
-    rows = np.zeros(len(records), _ROW)
-    table = np.zeros(len(records), _ALLOCATION)
-    kept: list[int] = []
+    places = np.zeros(len(records), PLACE)
+    first = 0 if done is None else len(done)
+    if done is not None:
+        places[:first] = done
 
     def encode(record: Record) -> tuple[NDArray[np.uint8], tuple[int, int], int] | None:
         result = record()
@@ -103,45 +104,78 @@ def write_store(
         picture, label = result
         return _encode(picture, format, jpeg_quality), (picture.shape[0], picture.shape[1]), label
 
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = unfinished(path)
     try:
-        with temporary.open("wb") as file, WorkerPool(num_workers) as pool:
-            # Room for every row; if records are left out, a gap stays that nobody reads.
-            offset = _ROWS_AT + rows.nbytes
-            for position, encoded in enumerate(pool.map(encode, records, ahead=4 * num_workers)):
-                if encoded is not None:
-                    data, (height, width), label = encoded
-                    offset = _within_page(offset, data.size, path, position)
-                    domain = 0 if domains is None else domains[position]
-                    rows[len(kept)] = (_MODES[format], width, height, offset, domain, label)
-                    table[len(kept)] = (len(kept), offset, data.size)
-                    file.seek(offset)
-                    file.write(data.data)
+        mode = "r+b" if first else "wb"
+        with temporary.open(mode, buffering=0) as file, WorkerPool(num_workers) as pool:
+            # The pictures, behind room for every row.
+            offset = end_of(places[:first], len(records))
+            file.truncate(offset)
+            left = (records[position] for position in range(first, len(records)))
+            encoded = pool.map(encode, left, ahead=4 * num_workers)
+            for position, found in enumerate(encoded, first):
+                if found is not None:
+                    data, (height, width), label = found
+                    offset = within_page(offset, data.size, path, position)
+                    crc = zlib.crc32(data.data)
+                    places[position] = (1, height, width, offset, data.size, label, crc)
+                    _write_at(file, offset, data.data)
                     offset += data.size
-                    kept.append(position)
+                if written is not None:
+                    written(places[position : position + 1])
                 if progress is not None:
                     progress(position + 1)
-            rows, table = rows[: len(kept)], table[: len(kept)]
-            file.seek(offset)
-            file.write(table.tobytes())
-            file.seek(0)
-            header = np.array((_VERSION, len(_FIELDS), _PAGE, len(kept), offset), _HEADER)
-            file.write(header.tobytes() + _FIELDS.tobytes() + rows.tobytes())
-            file.flush()
+            # The table behind them; header and rows before them. If records are left out, a gap
+            # stays that nobody reads.
+            _write_at(file, offset, table_of(places))
+            _write_at(file, 0, head_of(places, format, domains, offset))
             os.fsync(file.fileno())
         digest = sha256_of(temporary)
         files.write_text(_digest_path(path), f"{digest}  {path.name}\n")
         temporary.replace(path)
         files.fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Written(
-        path,
-        np.array(kept, np.int64),
-        rows["label"].astype(np.int64),
-        path.stat().st_size,
-        digest,
-    )
+    except BaseException:
+        if written is None:
+            temporary.unlink(missing_ok=True)
+        raise
+    kept = np.flatnonzero(places["kept"])
+    labels = places["label"][kept].astype(np.int64)
+    return Written(path, kept, labels, path.stat().st_size, digest)
+
+
+def intact(path: Path, places: Places, count: int) -> int:
+    """How many of the first places of an unfinished store of ``count`` records are as told.
+
+    Reads the bytes of each record up to the first that differs: when a machine stops, its file
+    systems may lose some.
+    """
+    temporary = unfinished(path)
+    with suppress(FileNotFoundError):
+        # It was finished, but not the folder: it is opened up again.
+        path.with_suffix(SUFFIX).rename(temporary)
+    offset = ROWS_AT + count * ROW.itemsize
+    try:
+        with temporary.open("rb") as file:
+            for position, place in enumerate(places):
+                size = int(place["size"])
+                if not place["kept"]:
+                    continue
+                if not 0 < size <= PAGE:
+                    return position
+                offset = within_page(offset, size, path, position)
+                file.seek(offset)
+                if int(place["offset"]) != offset or zlib.crc32(file.read(size)) != place["crc"]:
+                    return position
+                offset += size
+    except FileNotFoundError:
+        return 0
+    return len(places)
+
+
+def unfinished(path: Path) -> Path:
+    """Where a store is written before it is whole."""
+    path = path.with_suffix(SUFFIX)
+    return path.with_name(path.name + ".tmp")
 
 
 class Store:
@@ -160,25 +194,25 @@ class Store:
         except ValueError:
             raise self._damaged("it is empty") from None
         size = len(self._bytes)
-        if size < _ROWS_AT:
+        if size < ROWS_AT:
             raise self._damaged(f"{size} bytes are too few even for its header")
-        header = np.frombuffer(self._bytes, _HEADER, count=1)[0]
-        if header["version"] != _VERSION or header["fields"] != len(_FIELDS):
+        header = np.frombuffer(self._bytes, HEADER, count=1)[0]
+        if header["version"] != VERSION or header["fields"] != len(FIELDS):
             raise self._damaged("its header is not one that `adafilter prepare` writes")
         self._samples = int(header["samples"])
         table_at = int(header["table"])
-        expected = table_at + self._samples * _ALLOCATION.itemsize
-        if size != expected or _ROWS_AT + self._samples * _ROW.itemsize > table_at:
+        expected = table_at + self._samples * ALLOCATION.itemsize
+        if size != expected or ROWS_AT + self._samples * ROW.itemsize > table_at:
             raise self._damaged(f"{size} bytes where its header says {expected}")
-        rows = np.frombuffer(self._bytes, _ROW, count=self._samples, offset=_ROWS_AT)
-        table = np.frombuffer(self._bytes, _ALLOCATION, count=self._samples, offset=table_at)
+        rows = np.frombuffer(self._bytes, ROW, count=self._samples, offset=ROWS_AT)
+        table = np.frombuffer(self._bytes, ALLOCATION, count=self._samples, offset=table_at)
         self.labels: NDArray[np.int64] = rows["label"].astype(np.int64)
         self.domains: NDArray[np.int64] = rows["domain"].astype(np.int64)
         self.heights: NDArray[np.int64] = rows["height"].astype(np.int64)
         self.widths: NDArray[np.int64] = rows["width"].astype(np.int64)
         self._offsets = table["offset"].astype(np.int64)
         self._sizes = table["size"].astype(np.int64)
-        self._raw = rows["mode"] == _MODES["raw"]
+        self._raw = rows["mode"] == MODES["raw"]
         if (
             not np.array_equal(rows["offset"], table["offset"])
             or (self._offsets + self._sizes > table_at).any()
@@ -236,15 +270,11 @@ def _encode(picture: NDArray[np.uint8], format: Format, quality: int) -> NDArray
     return np.frombuffer(encoded.getbuffer(), np.uint8)
 
 
-def _within_page(offset: int, size: int, path: Path, position: int) -> int:
-    """The first place from ``offset`` on where a record does not cross a page boundary."""
-    if size > _PAGE:
-        raise UserError(
-            f"record {position} for {path.name} takes {size} bytes, allowed are {_PAGE}; lower "
-            "data.stored_size or use data.stored_format=jpg"
-        )
-    left = _PAGE - offset % _PAGE
-    return offset if size <= left else offset + left
+def _write_at(file: IO[bytes], offset: int, content: bytes | memoryview) -> None:
+    left = memoryview(content).cast("B")
+    file.seek(offset)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _digest_path(path: Path) -> Path:

@@ -6,22 +6,30 @@ the process is, without sleeping.
 
 from __future__ import annotations
 
+import io
+import itertools
+import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from rich.console import Console
 
+from adafilter_dist.data.prepare.journal import Journal
 from adafilter_dist.data.prepare.prepare import prepare
-from adafilter_dist.data.stored.prepared import open_prepared
+from adafilter_dist.data.stored.prepared import Prepared, open_prepared
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.system import lock
 from tests.data import trees
 
+Kill = Callable[[pytest.MonkeyPatch], None]
 Start = Callable[[], subprocess.Popen[str]]
 
 
@@ -31,7 +39,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def words(root: Path) -> list[str]:
-    small = ["data.stored_size=32", "data.num_workers=2", "model.weights=null"]
+    small = ["data.stored_size=32", "data.num_workers=2", "data.on_bad=skip"]
+    small.append("model.weights=null")
     return ["recipe=imagefolder", f"data.root={root}", *small]
 
 
@@ -108,6 +117,164 @@ def test_two_at_once_wait_for_each_other(
     assert second.wait() == 0
     assert hidden(root) == [] and len(list(root.glob("adafilter-*"))) == 1
     assert len(open_prepared(load_recipe(words(root))).train_labels) == 80
+
+
+def killed(root: Path, monkeypatch: pytest.MonkeyPatch, place: Kill) -> Path:
+    """Run prepare in a process that kills itself at the place; the folder that it left."""
+
+    def run() -> None:
+        place(monkeypatch)
+        prepare(load_recipe(words(root)), Console(quiet=True))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    _, scratch = hidden(root)
+    return root / scratch
+
+
+def kill() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def after_row(number: int) -> Kill:
+    """Killed once the journals have that many rows."""
+
+    def install(monkeypatch: pytest.MonkeyPatch) -> None:
+        add, rows = Journal.add, itertools.count(1)
+
+        def and_die(journal: Journal, *row: Any) -> None:
+            add(journal, *row)
+            if next(rows) == number:
+                kill()
+
+        monkeypatch.setattr(Journal, "add", and_die)
+
+    return install
+
+
+def before(name: str) -> Kill:
+    """Killed where a function of `prepare` would be called."""
+    return lambda monkeypatch: monkeypatch.setattr(f"{prepare.__module__}.{name}", kill_at)
+
+
+def kill_at(*of: Any, **named: Any) -> NoReturn:
+    kill()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def bad(root: Path) -> None:
+    """Two pictures of the training set that are none."""
+    for name in ("a/005.jpg", "b/009.jpg"):
+        (root / "train" / name).write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize(
+    ("place", "stored"),
+    [
+        (after_row(6), 6),
+        (after_row(50), 50),
+        (after_row(82), 82),  # train.beton is whole then
+        (before("write_lists"), 84),
+        (before("Manifest"), 84),
+    ],
+    ids=["bad", "train", "test", "lists", "manifest"],
+)
+def test_what_a_killed_one_stored_is_kept(
+    root: Path, bad: None, monkeypatch: pytest.MonkeyPatch, place: Kill, stored: int
+) -> None:
+    killed(root, monkeypatch, place)
+    done, said = prepared(root)
+    assert f"going on: {stored} of 84 pictures are stored already" in said
+    assert hidden(root) == []
+    went_on = contents(done.folder)
+    shutil.rmtree(done.folder)
+    assert went_on == contents(prepared(root)[0].folder)
+    assert b"not a picture" in went_on["skipped.csv"]
+
+
+def _torn(scratch: Path) -> None:
+    journal = scratch / "train.journal"
+    os.truncate(journal, journal.stat().st_size - 5)
+
+
+def _zeroed(scratch: Path) -> None:
+    journal = scratch / "train.journal"
+    row = journal.stat().st_size // 50
+    content = journal.read_bytes()
+    journal.write_bytes(content[: 49 * row] + bytes(row))
+
+
+def _without_reason(scratch: Path) -> None:
+    (scratch / "train.reasons").write_text('[5, "not a pic')
+
+
+def _lost_pixels(scratch: Path) -> None:
+    store = scratch / "train.beton.tmp"
+    with store.open("r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        file.write(bytes(9))
+
+
+def _lost_store(scratch: Path) -> None:
+    (scratch / "train.beton.tmp").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "good"),
+    [(_torn, 49), (_zeroed, 49), (_without_reason, 5), (_lost_pixels, 48), (_lost_store, 0)],
+    ids=["torn", "zeroed", "reason", "pixels", "store"],
+)
+def test_what_a_stopped_machine_lost_is_stored_again(
+    root: Path,
+    bad: None,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+    good: int,
+) -> None:
+    damage(killed(root, monkeypatch, after_row(50)))
+    done, said = prepared(root)
+    assert (f"going on: {good} of 84 pictures" in said) == bool(good)
+    went_on = contents(done.folder)
+    shutil.rmtree(done.folder)
+    assert went_on == contents(prepared(root)[0].folder)
+
+
+def test_other_pictures_are_begun_anew(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = killed(root, monkeypatch, after_row(50))
+    os.utime(root / "train" / "a" / "000.jpg", (1, 1))
+    done, said = prepared(root)
+    assert "going on" not in said and not scratch.exists() and hidden(root) == []
+    assert len(done.train_labels) == 80
+
+
+def test_ctrl_c_keeps_what_is_stored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = Journal.add
+
+    def interrupt(journal: Journal, *row: Any) -> None:
+        add(journal, *row)
+        if len(journal) == 30:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupt)
+        said = io.StringIO()
+        with pytest.raises(KeyboardInterrupt):
+            prepare(load_recipe(words(root)), Console(file=said, width=200))
+    assert "stopped: 30 of 84 pictures are stored; the same command goes on" in said.getvalue()
+    assert "going on: 30 of 84" in prepared(root)[1] and hidden(root) == []
+
+
+def prepared(root: Path) -> tuple[Prepared, str]:
+    said = io.StringIO()
+    done = prepare(load_recipe(words(root)), Console(file=said, width=200))
+    return done, said.getvalue()
 
 
 def test_without_locks_nobody_elses_scratch_is_removed(

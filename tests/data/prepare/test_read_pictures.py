@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from adafilter_dist.data.prepare.read_pictures import PictureReader, content_hash
+from adafilter_dist.data.prepare.read_pictures import PictureReader, Read, content_hash
 from adafilter_dist.data.sources.listing import Sample
 from tests.pictures.odd_pictures import encoded, odd_pictures
 
@@ -20,31 +20,33 @@ READ_ANEW = {"gray16-key.png", "ink-plain.jpg"}
 def strip(tmp_path: Path) -> Sample:
     path = tmp_path / "strip.png"
     path.write_bytes(encoded(Image.new("RGB", (50, 1)), "PNG"))
-    return Sample(path.name, 0, path)
+    return Sample(path.name, 0, tmp_path)
 
 
 def test_a_source_has_one_hash_and_another_where_it_is_read_anew(tmp_path: Path) -> None:
     for name, content in odd_pictures():
         path = tmp_path / name
         path.write_bytes(content)
-        intake = PictureReader([Sample(name, 0, path)], 32)
-        assert intake.records()[0]() is not None, intake.bad
-        (stored,) = intake.stored
-        assert stored.content == content_hash(stored.sample), name
+        sample = Sample(name, 0, tmp_path)
+        reader = PictureReader([sample], 32)
+        assert reader[0]() is not None
+        learned = reader.take(0)
+        assert isinstance(learned, Read), learned
+        assert learned.content == content_hash(sample), name
         plain = hashlib.sha256(content).digest()
-        assert (stored.content != plain) == (name in READ_ANEW), name
+        assert (learned.content != plain) == (name in READ_ANEW), name
 
 
 def test_a_strip_that_a_jpeg_cannot_hold_is_bad(strip: Sample) -> None:
-    intake = PictureReader([strip], 2048)
-    assert intake.records()[0]() is None
-    assert "50x1 px: 102,400 px long" in intake.bad[0][1]
+    reader = PictureReader([strip], 2048)
+    assert reader[0]() is None
+    assert "50x1 px: 102,400 px long" in str(reader.take(0))
 
 
 def test_a_picture_that_a_raw_record_cannot_hold_is_bad(strip: Sample) -> None:
-    intake = PictureReader([strip], 700, "raw")
-    assert intake.records()[0]() is None
-    assert intake.bad[0][1] == (
+    reader = PictureReader([strip], 700, "raw")
+    assert reader[0]() is None
+    assert reader.take(0) == (
         "35,000x700 px once stored, 73,500,000 bytes of at most 67,108,864; lower "
         "data.stored_size or use data.stored_format=jpg"
     )

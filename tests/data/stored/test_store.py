@@ -78,7 +78,7 @@ def test_a_picture_of_the_wrong_kind(tmp_path: Path) -> None:
 def test_pages_are_not_crossed_and_too_large_a_record_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adafilter_dist.data.stored.store._PAGE", 1 << 15)
+    monkeypatch.setattr("adafilter_dist.data.stored.layout.PAGE", 1 << 15)
     written = write_store(tmp_path / "x", records(12), format="raw")
     store = Store(written.path)
     for k in range(12):

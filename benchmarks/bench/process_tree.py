@@ -1,0 +1,82 @@
+"""What a process and all its descendants use: CPU seconds and memory, read from /proc."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def processes(root: int | None = None) -> list[int]:
+    """The process ``root`` (by default this one) and its descendants."""
+    top = psutil.Process(root)
+    with suppress(psutil.NoSuchProcess):
+        return [top.pid, *(child.pid for child in top.children(recursive=True))]
+    return []
+
+
+def cpu_seconds(root: int | None = None) -> float:
+    """User and system time of the tree, also of children that have ended and were waited for."""
+    total = 0
+    for pid in processes(root):
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(int(ticks) for ticks in fields[11:15])
+    return total / _TICK
+
+
+def memory_bytes(root: int | None = None) -> dict[int, int]:
+    """Memory of each process of the tree that is no mapped file; shared pages are divided."""
+    found = {}
+    for pid in processes(root):
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            kib = {
+                name: int(rest.split()[0])
+                for name, _, rest in (s.partition(":") for s in lines[1:])
+            }
+            found[pid] = (kib["Pss_Anon"] + kib["Pss_Shmem"]) * 1024
+    return found
+
+
+@dataclass
+class Peak:
+    """The most memory that was seen: of the tree, of its root alone, and how many processes."""
+
+    total: int = 0
+    root: int = 0
+    processes: int = 0
+
+    def look(self, root: int | None = None) -> None:
+        """Look once more."""
+        found = memory_bytes(root)
+        own = found.get(os.getpid() if root is None else root, 0)
+        self.total, self.root = max(self.total, sum(found.values())), max(self.root, own)
+        self.processes = max(self.processes, len(found))
+
+
+@contextmanager
+def watched(root: int | None = None) -> Iterator[Peak]:
+    """Watches the memory of a tree from a thread, ten times a second and at the end."""
+    peak, ended = Peak(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            peak.look(root)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+        peak.look(root)
