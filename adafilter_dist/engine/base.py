@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,6 +33,28 @@ class FullState:
                 yield f"{part}: {name}", tensor
 
 
+class Recordable(Protocol):
+    """What a step is recorded with (``train.graph``): nothing in it speaks to other ranks."""
+
+    trained: list[nn.Parameter]
+
+    def forward_alone(self, images: Tensor) -> Tensor:
+        """`Engine.forward` of this rank's own network."""
+
+    def gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """What `Engine.backward` would add to the gradients of `trained`, which stay as they are.
+
+        RuntimeError where one of them has none.
+        """
+        ...
+
+    def add_gradients(self, gradients: Sequence[Tensor], *, last: bool) -> None:
+        """Add them; with the ``last`` of this rank's share the sums are reduced over the ranks.
+
+        They are read here, or, if these are the step's only ones, until it has been taken.
+        """
+
+
 class Engine(Protocol):
     """Runs micro-batches and optimizer steps; the loop knows no engine by name."""
 
@@ -40,6 +62,8 @@ class Engine(Protocol):
     dtype: torch.dtype
     described: str
     """What runs, and how, in a few words; empty for what needs no mention."""
+    recordable: Recordable | None
+    """None where forward and backward cannot be recorded."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) in at least fp32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adafilter_dist.distributed.world import World
-from adafilter_dist.engine.base import FullState, Replicated
+from adafilter_dist.engine.base import FullState, Recordable, Replicated
 from adafilter_dist.engine.optimizer import build_optimizer, optimizer_tensors, put_optimizer
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods.base import UpdateRule
@@ -57,13 +57,15 @@ class DDPEngine(Replicated):
         self._precision = recipe.train.precision
         self._optimizer = build_optimizer(groups, recipe.optim, rule)
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
-        self._trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.trained = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.recordable: Recordable | None = None if recipe.train.compile else self
+        self._sums: list[Tensor] = []  # of recorded gradients, where several are added up
         self._scaler = torch.amp.GradScaler(
             world.device.type, enabled=recipe.train.precision == "fp16"
         )
-        inner = torch.compile(self.model) if recipe.train.compile else self.model
+        compiled = torch.compile(self.model) if recipe.train.compile else None
         self._ddp = DistributedDataParallel(
-            inner,
+            _OrGradients(self.model, self.trained) if compiled is None else compiled,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **_NO_BUFFER_SYNC,
@@ -83,13 +85,47 @@ class DDPEngine(Replicated):
         """Around forward and backward: gradients travel only with the last of a rank's share."""
         return nullcontext() if last else self._ddp.no_sync()
 
+    def forward_alone(self, images: Tensor) -> Tensor:
+        """`forward` without DDP, whose hooks a recording could not hold."""
+        with autocast(self._world.device, self._precision):
+            logits: Tensor = self.model(images)
+        return logits.to(self.dtype)
+
+    def gradients(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """What `backward` would add, under the loss scale of the moment (a tensor)."""
+        return torch.autograd.grad(self._scaler.scale(loss * self._weight), self.trained)
+
+    @torch.no_grad()
+    def add_gradients(self, gradients: Sequence[Tensor], *, last: bool) -> None:
+        """The first of a step are taken as they are, so that the sums have the bits of `backward`.
+
+        DDP itself reduces the last: in the buckets, and so in the order, of a backward of its own,
+        but after it and not beside it.
+        """
+        if last and self._world.world_size > 1:
+            with torch.enable_grad():
+                self._ddp(None, tuple(gradients)).backward()
+            return
+        before = [parameter.grad for parameter in self.trained]
+        if all(gradient is not None for gradient in before):
+            torch._foreach_add_(before, list(gradients))
+            return
+        if last:
+            sums = list(gradients)
+        else:
+            self._sums = self._sums or [torch.empty_like(each) for each in gradients]
+            torch._foreach_copy_(self._sums, list(gradients))
+            sums = self._sums
+        for parameter, gradient in zip(self.trained, sums, strict=True):
+            parameter.grad = gradient
+
     def step(self, factor: float) -> bool:
         """Unscale, clip, update; False if an fp16 overflow skipped it (on all ranks alike)."""
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
         self._scaler.unscale_(self._optimizer)
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self._clip_norm)
+            nn.utils.clip_grad_norm_(self.trained, self._clip_norm)
         scale = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -137,3 +173,33 @@ class DDPEngine(Replicated):
         put_optimizer(self._optimizer, self.model, state.optimizer)
         if self._scaler.is_enabled() and state.scaler:
             self._scaler.load_state_dict(state.scaler)
+
+
+class _OrGradients(nn.Module):
+    """The network; or, called with gradients, a number whose backward hands them to `trained`.
+
+    So DDP gets gradients that were computed without it.
+    """
+
+    def __init__(self, network: nn.Module, trained: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.network = network
+        self._trained = trained
+
+    def forward(self, images: Tensor | None, gradients: tuple[Tensor, ...] = ()) -> Tensor:
+        if images is None:
+            number: Tensor = _Hand.apply(gradients, *self._trained)
+            return number
+        logits: Tensor = self.network(images)
+        return logits
+
+
+class _Hand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradients: tuple[Tensor, ...], *trained: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return trained[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, number: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.gradients

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from adafilter_dist.distributed.deepspeed_import import import_deepspeed
 from adafilter_dist.distributed.world import World
-from adafilter_dist.engine.base import FullState
+from adafilter_dist.engine.base import FullState, Recordable
 from adafilter_dist.engine.optimizer import build_optimizer
 from adafilter_dist.engine.scaler import LossScaler
 from adafilter_dist.engine.zero import Stage0, Stage3, Stages12
@@ -50,6 +50,8 @@ class DeepSpeedEngine:
     Each rank has the same number of micro-batches. DeepSpeed divides their losses by that number
     and takes the mean over ranks: the gradient is the mean over all micro-batches, as under DDP.
     """
+
+    recordable: Recordable | None = None  # hooks reduce gradients while backward runs
 
     def __init__(
         self,

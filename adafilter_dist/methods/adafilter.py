@@ -49,6 +49,10 @@ def build_adafilter(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         method=method.name,
         gates=net.gate,
         report=net.report,
+        reads_host=""
+        if method.fixed_statistics == "none"
+        else f"with method.fixed_statistics={method.fixed_statistics} the host is told which "
+        "filters were chosen",
     )
 
 

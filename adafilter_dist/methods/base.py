@@ -86,7 +86,9 @@ class TrainableModel:
     persistent buffers of `model`: a function of its argument and the weights alone, without draws
     of its own. `start_pictures` training pictures come with it, or as many as there are. `rule`
     changes what updates do. `exported` takes the state of `model` and leaves what an export holds,
-    for methods whose network has parts that only training needs.
+    for methods whose network has parts that only training needs. `reads_host` says, in words that
+    end a sentence, what in forward or penalty depends on numbers of the host that change, or makes
+    the host read the device: such steps cannot be recorded (``train.graph``).
     """
 
     model: nn.Module
@@ -103,6 +105,7 @@ class TrainableModel:
     start_pictures: int = 0
     rule: UpdateRule | None = None
     exported: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    reads_host: str = ""
 
     def keep_beside(self, name: str, part: nn.Module) -> None:
         """Make `part` the model's module `name`: in checkpoints, and not in exports."""

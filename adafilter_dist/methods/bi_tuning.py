@@ -155,7 +155,8 @@ class BiTuningNet(nn.Module, StepStatistics):
         classes, size, width = queue.shape
         similar = torch.cat([own[:, None], anchors @ queue.view(-1, width).T], 1)
         logs = functional.log_softmax(similar / self._temperature, 1)
-        of_class = logs[:, 1:].view(-1, classes, size)[torch.arange(len(labels)), labels]
+        every = torch.arange(len(labels), device=labels.device)
+        of_class = logs[:, 1:].view(-1, classes, size)[every, labels]
         positive = (logs[:, 0] + of_class.sum(1)) / (size + 1)
         return -positive.mean() - math.log(size + 1)
 
@@ -236,6 +237,7 @@ def build_bi_tuning(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         }
 
     trainable.penalty, trainable.exported = penalty, exported
+    trainable.reads_host = "method=bi_tuning puts keys in rows that the host counts"
     return trainable
 
 

@@ -51,6 +51,7 @@ def build_bss(backbone: Backbone, recipe: Recipe) -> TrainableModel:
         return method.eta * smallest_singular_values(features, method.k)
 
     trainable.penalty = penalty
+    trainable.reads_host = "method=bss waits for the singular values to converge"
     return trainable
 
 

@@ -19,8 +19,8 @@ _DATA_PLACES = {
 # When the run is validated does not change the weights. Micro-batches that share a forward have
 # their own statistics, penalties and draws, and all kernels compute the same formulas: only the
 # rounding differs, as it does between numbers of ranks. What is read from the cache is what would
-# be computed.
-_TRAIN_EXTRA = {"evaluate_every", "micro_batches_per_forward", "kernels", "cache"}
+# be computed; what is replayed as a graph has the same bits.
+_TRAIN_EXTRA = {"evaluate_every", "micro_batches_per_forward", "graph", "kernels", "cache"}
 
 
 def numbers_of(recipe: Recipe) -> dict[str, Any]:

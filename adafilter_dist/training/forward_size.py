@@ -73,10 +73,13 @@ def with_forward_size(
     size: int,
     world: World,
     kept: int | None = None,
+    *,
+    recorded: bool = False,
 ) -> tuple[Recipe, list[str]]:
     """``recipe`` with a number instead of auto, and lines on it; ``kept`` is the run's so far.
 
-    On a CPU it is 1: nothing is gained there. Collective.
+    ``recorded``: whether steps will be replayed, whose gradients lie apart from their sums. On a
+    CPU it is 1: nothing is gained there. Collective.
     """
     if recipe.train.micro_batches_per_forward != "auto":
         return recipe, []
@@ -88,7 +91,14 @@ def with_forward_size(
     else:
         draws = bool(find_random_modules(trainable.model, size))
         together, line = micro_batches_together(
-            recipe, trainable, engine, size, world, CudaMeter(world.device), draws=draws
+            recipe,
+            trainable,
+            engine,
+            size,
+            world,
+            CudaMeter(world.device),
+            draws=draws,
+            recorded=recorded,
         )
     train = recipe.train.model_copy(update={"micro_batches_per_forward": together})
     return recipe.model_copy(update={"train": train}), [line] if line else []
@@ -103,6 +113,7 @@ def micro_batches_together(
     meter: Meter,
     *,
     draws: bool,
+    recorded: bool = False,
 ) -> tuple[int, str]:
     """How many micro-batches each rank's forwards take, the same on all, and a line that says why.
 
@@ -117,7 +128,7 @@ def micro_batches_together(
         return 1, _line(1, share, "the network draws random numbers for a whole forward")
     if isinstance(recipe.engine, DeepSpeed):
         return 1, _line(1, share, "with DeepSpeed it is not measured")
-    most, reason = _most_that_fit(recipe, trainable, engine, size, world, meter)
+    most, reason = _most_that_fit(recipe, trainable, engine, size, world, meter, recorded)
     least = torch.tensor(min(max(most, 1), share), device=world.device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     forwards = -(-share // int(least))
@@ -139,6 +150,7 @@ def _most_that_fit(
     size: int,
     world: World,
     meter: Meter,
+    recorded: bool,
 ) -> tuple[int, str]:
     peaks: list[int] = []
     try:
@@ -155,9 +167,12 @@ def _most_that_fit(
     width = torch.empty((), dtype=engine.dtype).element_size()
     each = max(1, peaks[1] - peaks[0])
     each += _BUFFERS * recipe.train.micro_batch * 3 * size * size * width
-    # Gradients in DDP's buckets and the optimizer's states: made by the first step.
+    # Gradients in DDP's buckets and the optimizer's states: made by the first step. A recording
+    # has its own gradients and their sums.
     trained = [p for p in engine.model.parameters() if p.requires_grad]
-    later = (1 + recipe.optim.states) * sum(p.numel() * p.element_size() for p in trained)
+    later = (1 + 2 * recorded + recipe.optim.states) * sum(
+        p.numel() * p.element_size() for p in trained
+    )
     available = _IN_RESERVE * meter.available()
     most = int((available - later - (2 * peaks[0] - peaks[1])) // each)
     return most, f"{gib(each)} each, {gib(int(available))} in all; kept with the run"

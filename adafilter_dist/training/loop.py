@@ -134,6 +134,8 @@ class Trainer:
         # Before the decision on pictures all gates are 1, as they should be.
         if self._decision_step is None or step >= self._decision_step:
             self._watch.step()
+        for line in session.step.new_notices():
+            self._metrics.say(line)
         if skipped:
             self._metrics.event("overflow", step=step)
         self._metrics.advance(step + 1, epoch)
@@ -210,6 +212,7 @@ class Trainer:
         began = time.monotonic()
         with self._progress.apart("deciding on pictures"):
             decided = decide_on_pictures(self.session, self._on_decision_batch)
+        self.session.step.network_changed()
         self._metrics.event(
             "gate_decision",
             step=self.position.step,

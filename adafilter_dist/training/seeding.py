@@ -13,18 +13,24 @@ from adafilter_dist.models.gating.micro_batches import in_micro_batches
 
 @contextmanager
 def seeded_draws(
-    seed: int, step: int, micro_batches: Sequence[int], device: torch.device
+    seed: int,
+    step: int,
+    micro_batches: Sequence[int],
+    device: torch.device,
+    own: Sequence[torch.Generator] = (),
 ) -> Iterator[None]:
     """Seed torch's default generators from (seed, step, micro-batch); restore them at the end.
 
     So gate noise, dropout and stochastic depth do not depend on rank, world size or history. If
-    a forward holds several micro-batches, each has its own generator, used by the gates only.
+    a forward holds several micro-batches, each has its own generator, used by the gates only; one
+    of ``own`` where there are some, because a recorded forward draws from the same ones each time.
     """
     keys = [_key(seed, step, micro_batch) for micro_batch in micro_batches]
     devices = [device.index] if device.type == "cuda" else []
     generators = []
     if len(keys) > 1:
-        generators = [torch.Generator(device).manual_seed(key) for key in keys]
+        own = own or [torch.Generator(device) for _ in keys]
+        generators = [one.manual_seed(key) for one, key in zip(own, keys, strict=True)]
     with (
         torch.random.fork_rng(devices=devices),
         in_micro_batches(len(keys), generators, micro_batches),

@@ -41,6 +41,7 @@ from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.forward_size import with_forward_size
 from adafilter_dist.training.stage_data import StagingCallbacks, stage_or_verify
 from adafilter_dist.training.step import TrainingStep, forwards_of
+from adafilter_dist.training.step_graph import recorder_of
 
 
 @dataclass
@@ -176,12 +177,13 @@ def build_session(
     )
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)
+    recorder, about_graph = recorder_of(recipe, trainable, world.device)
     engine = build_engine(trainable.model, trainable.groups, recipe, world, trainable.rule)
     ema = ModelEma(engine, recipe.ema.decay) if recipe.ema.decay else None
     recipe, about_size = with_forward_size(
-        recipe, trainable, engine, preprocess.crop, world, together
+        recipe, trainable, engine, preprocess.crop, world, together, recorded=recorder is not None
     )
-    step = TrainingStep(recipe, trainable, engine, world, ema)
+    step = TrainingStep(recipe, trainable, engine, world, ema, recorder)
     transfer = BatchTransfer(preprocess, world.device, engine.dtype, recipe.train.channels_last)
 
     # What the frozen layers give may be read instead of computed.
@@ -208,7 +210,7 @@ def build_session(
         transfer,
         prefetcher,
         cache,
-        [*notices, *about_size, *about_cache],
+        [*notices, *about_graph, *about_size, *about_cache],
     )
 
 

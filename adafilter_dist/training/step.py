@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,14 @@ from adafilter_dist.engine import Engine
 from adafilter_dist.methods import TrainableModel
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.control_gates import any_domain, set_domains
+from adafilter_dist.models.ops.device_graph import Recorder
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.engine import DeepSpeed
 from adafilter_dist.training.ema import ModelEma
 from adafilter_dist.training.gate_gradient import GateGradient
 from adafilter_dist.training.lr_schedule import lr_factor
 from adafilter_dist.training.seeding import seeded_draws
+from adafilter_dist.training.step_graph import Inputs, StepGraphs
 
 _LOCAL = 6  # the first six are summed over ranks with the running statistics
 
@@ -60,7 +63,8 @@ class TrainingStep:
     The global batch is ``train.micro_batches`` micro-batches, divided among the ranks. Batch
     statistics, penalties and random draws belong to one micro-batch each; gradients, figures and
     the update of running statistics are means over all of them, applied once. Several micro-batches
-    may share a forward (``train.micro_batches_per_forward``), which gives the same numbers.
+    may share a forward (``train.micro_batches_per_forward``), which gives the same numbers. With a
+    ``recorder`` forward and backward are recorded and replayed, which gives the same bits.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class TrainingStep:
         engine: Engine,
         world: World,
         ema: ModelEma | None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._recipe = recipe
         self._trainable = trainable
@@ -81,6 +86,21 @@ class TrainingStep:
         train = recipe.train
         mine = micro_batches_of_rank(train.micro_batches, world.rank, world.world_size)
         self._forwards = forwards_of(mine, train.together)
+        self._graphs: StepGraphs | None = None
+        if recorder is not None and engine.recordable is not None:
+            self._graphs = StepGraphs(engine.recordable, engine.model, recorder)
+
+    def new_notices(self) -> list[str]:
+        """Lines for the user since the last call."""
+        if self._graphs is None:
+            return []
+        lines, self._graphs.notices = self._graphs.notices, []
+        return lines
+
+    def network_changed(self) -> None:
+        """To be called where the network computes something else from now on."""
+        if self._graphs is not None:
+            self._graphs.forget()
 
     def run(
         self,
@@ -111,16 +131,10 @@ class TrainingStep:
             wait += time.perf_counter() - began
             last = micro_batches == self._forwards[-1]
             progress.move("forward")
-            with (
-                engine.micro_batch(last=last),
-                seeded_draws(self._recipe.seed, step, micro_batches, self._world.device),
-            ):
-                # Means over the forward, times their number: sums over its micro-batches.
-                loss, penalty, accuracy = self._forward(batch, step, epoch, micro_batches)
-                # With the last one, gradients are reduced: the first wait for other ranks.
-                (progress.enter if last else progress.move)("backward")
-                engine.backward((loss + penalty) * batch.count)
-            means = torch.stack([loss.detach(), penalty.detach(), accuracy])
+            inputs = self._inputs(batch, step, epoch, micro_batches)
+            means = self._recorded(inputs, step, micro_batches, last=last)
+            if means is None:
+                means = self._eager(batch, inputs, step, micro_batches, last=last)
             figures[:3] += means * batch.count
         # Filled one by one: a tensor made of them on the host would wait for the device.
         for place, value in enumerate((wait / self._world.world_size, stop, save), start=3):
@@ -148,10 +162,48 @@ class TrainingStep:
         flat[:3] /= train.micro_batches
         return torch.cat([flat[:_LOCAL], self._gates(ratio)]), not taken
 
-    def _forward(
-        self, batch: DeviceBatch, step: int, epoch: int, micro_batches: range
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        recipe, engine = self._recipe, self._engine
+    def _eager(
+        self, batch: DeviceBatch, inputs: Inputs, step: int, micro_batches: range, *, last: bool
+    ) -> Tensor:
+        """Forward and backward; returns the means of loss, penalty and accuracy (3,)."""
+        engine, progress = self._engine, self._world.progress
+        with (
+            engine.micro_batch(last=last),
+            seeded_draws(self._recipe.seed, step, micro_batches, self._world.device),
+        ):
+            with batch.skip():
+                loss, penalty, accuracy = self._losses(inputs, engine.forward)
+            # With the last one, gradients are reduced: the first wait for other ranks.
+            (progress.enter if last else progress.move)("backward")
+            # Means over the forward, times their number: sums over its micro-batches.
+            engine.backward((loss + penalty) * batch.count)
+        return torch.stack([loss.detach(), penalty.detach(), accuracy])
+
+    def _recorded(
+        self, inputs: Inputs, step: int, micro_batches: range, *, last: bool
+    ) -> Tensor | None:
+        """The same by a recording; None where there is none for these inputs."""
+        graphs, recordable, count = self._graphs, self._engine.recordable, len(micro_batches)
+        if graphs is None or recordable is None or not graphs.ready(inputs, count):
+            return None
+        device, progress = self._world.device, self._world.progress
+        own = graphs.generators(count, device)
+
+        def draws(*, other: bool = False) -> AbstractContextManager[None]:
+            # Other numbers of step and micro-batches show whether a recording depends on them.
+            by = (-1 if micro_batches.start else 1) if other else 0
+            numbers = range(micro_batches.start + by, micro_batches.stop + by)
+            return seeded_draws(self._recipe.seed, step + abs(by), numbers, device, own)
+
+        done = graphs.run(inputs, count, lambda x: self._losses(x, recordable.forward_alone), draws)
+        if done is None:
+            return None
+        (progress.enter if last else progress.move)("backward")
+        recordable.add_gradients(done.gradients, last=last)
+        return done.means
+
+    def _inputs(self, batch: DeviceBatch, step: int, epoch: int, micro_batches: range) -> Inputs:
+        recipe = self._recipe
         images, targets = batch.images, batch.targets
         if targets is None:
             images, targets = mix_each(
@@ -165,14 +217,19 @@ class TrainingStep:
                 micro_batches=micro_batches,
                 num_classes=self._trainable.num_classes,
             )
-        if batch.domain is not None:
-            set_domains(engine.model, batch.domain)
-        with batch.skip():
-            logits = engine.forward(images)
-        smoothing = recipe.optim.label_smoothing
-        loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-        penalty = self._trainable.penalty(batch.labels).to(loss.dtype)
-        accuracy = (logits.detach().argmax(1) == batch.labels).to(loss.dtype).mean()
+        return Inputs(images, targets, batch.labels, batch.domain)
+
+    def _losses(
+        self, inputs: Inputs, forward: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, penalty and accuracy of one forward, as means over it."""
+        if inputs.domain is not None:
+            set_domains(self._engine.model, inputs.domain)
+        logits = forward(inputs.images)
+        smoothing = self._recipe.optim.label_smoothing
+        loss = functional.cross_entropy(logits, inputs.targets, label_smoothing=smoothing)
+        penalty = self._trainable.penalty(inputs.labels).to(loss.dtype)
+        accuracy = (logits.detach().argmax(1) == inputs.labels).to(loss.dtype).mean()
         return loss, penalty, accuracy
 
     def _gates(self, ratio: Tensor | None) -> Tensor:

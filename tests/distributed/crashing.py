@@ -12,11 +12,11 @@ def install() -> None:
     """From now on this process has the bug, if it is that rank."""
     if os.environ["RANK"] != os.environ["CRASH_RANK"]:
         return
-    forward = step.TrainingStep._forward
+    inputs = step.TrainingStep._inputs
 
     def buggy(self: step.TrainingStep, batch: Any, number: int, *more: Any) -> Any:
         if number >= 4:
             raise ValueError("a bug on one rank")
-        return forward(self, batch, number, *more)
+        return inputs(self, batch, number, *more)
 
-    step.TrainingStep._forward = buggy  # type: ignore[method-assign]
+    step.TrainingStep._inputs = buggy  # type: ignore[method-assign]

@@ -49,12 +49,12 @@ def install() -> None:
     if os.environ["RANK"] != os.environ["HANG_RANK"]:
         return
     hang: Callable[[], None] = globals()[os.environ["HANG_HOW"]]
-    forward = step.TrainingStep._forward
+    inputs = step.TrainingStep._inputs
 
     def hanging(self: step.TrainingStep, batch: Any, number: int, *more: Any) -> Any:
         if number == STEP:
             Path("hung-at").write_text(str(time.time()))
             hang()
-        return forward(self, batch, number, *more)
+        return inputs(self, batch, number, *more)
 
-    step.TrainingStep._forward = hanging  # type: ignore[method-assign]
+    step.TrainingStep._inputs = hanging  # type: ignore[method-assign]

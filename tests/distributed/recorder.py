@@ -30,7 +30,7 @@ def install() -> None:
     record = Path(os.environ["RECORD"]) / f"rank-{rank}.jsonl"
     planned = [word.split(":") for word in os.environ.get("SIGNALS", "").split()]
     due = [(int(when), f"SIG{name}") for who, when, name in planned if int(who) == rank]
-    forward = step.TrainingStep._forward
+    inputs = step.TrainingStep._inputs
 
     def recorded(
         self: step.TrainingStep, batch: DeviceBatch, number: int, epoch: int, micro_batches: range
@@ -51,9 +51,9 @@ def install() -> None:
             _wait_for(Path.cwd(), os.environ["AFTER"])
         while due and due[0][0] <= number:
             os.kill(os.getpid(), signal.Signals[due.pop(0)[1]])
-        return forward(self, batch, number, epoch, micro_batches)
+        return inputs(self, batch, number, epoch, micro_batches)
 
-    step.TrainingStep._forward = recorded  # type: ignore[method-assign]
+    step.TrainingStep._inputs = recorded  # type: ignore[method-assign]
 
 
 def _wait_for(folder: Path, pattern: str) -> None:

@@ -113,6 +113,11 @@ class Train(Section):
     compile: bool = Field(
         False, description="torch.compile; what it compiles is kept between attempts"
     )
+    graph: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: on a GPU forward and backward are recorded as a CUDA graph and "
+        "replayed, where that is known to be safe; the same bits, less work for the host",
+    )
     kernels: Literal["auto", "reference"] = Field(
         "auto",
         description="how gated layers train. auto: fused, by Triton on a GPU, by code compiled on "

@@ -1,0 +1,86 @@
+"""The stand-in for CUDA graphs: work is done again on the same memory, without its Python code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adafilter_dist.models.ops.operator_tape import NotRecordable, TapeRecorder
+
+
+def test_a_replay_is_the_work_on_new_values_in_the_same_memory() -> None:
+    torch.manual_seed(0)
+    layer, runs = nn.Linear(4, 3), []
+    x, out, gradient = torch.randn(5, 4), torch.empty(5, 3), torch.empty(3, 4)
+    generator = torch.Generator().manual_seed(1)
+
+    def work() -> None:
+        runs.append(len(runs))
+        noise = torch.rand(5, 3, generator=generator)
+        y = (layer(x) + noise + torch.rand(5, 1)).relu()
+        (made,) = torch.autograd.grad(y.square().sum(), [layer.weight])
+        with torch.no_grad():
+            out.copy_(y)
+            gradient.copy_(made)
+
+    replay = TapeRecorder().record(work, [generator])
+    for seed in (2, 3):
+        with torch.no_grad():
+            x.normal_()
+            layer.weight.mul_(1.1)
+        for again in (work, replay):
+            torch.manual_seed(seed)
+            generator.manual_seed(seed)
+            again()
+            if again is work:
+                wanted = out.clone(), gradient.clone()
+                out.zero_(), gradient.zero_()
+        assert torch.equal(out, wanted[0]) and torch.equal(gradient, wanted[1])
+    assert runs == [0, 1, 2]
+
+
+def test_views_writes_in_place_and_lists_are_replayed() -> None:
+    x, total = torch.arange(6.0), torch.zeros(2, 3)
+
+    def work() -> None:
+        rows = x.view(2, 3)
+        first, second = torch.split(rows, 1)
+        second.add_(first)
+        total.add_(torch.cat([second, first]))
+        torch._foreach_add_([total, rows], 1.0)
+
+    replay = TapeRecorder().record(work)
+    x.copy_(torch.arange(6.0))
+    total.zero_()
+    work()
+    wanted = x.clone(), total.clone()
+    x.copy_(torch.arange(6.0))
+    total.zero_()
+    replay()
+    assert torch.equal(x, wanted[0]) and torch.equal(total, wanted[1])
+
+
+WAITS: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda x: x.sum().item(),
+    "if": lambda x: 1 if x.any() else 2,
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "put": lambda x: x.index_put_((x > 0,), torch.ones(())),
+    "list": lambda x: torch.tensor([1.0, 2.0]) + x,
+    "equal": lambda x: torch.equal(x, x + 1),
+    "svd": lambda x: torch.linalg.svdvals(x.outer(x)),
+}
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_what_a_graph_cannot_hold_is_refused(how: str) -> None:
+    x = torch.tensor([1.0, 2.0])
+
+    def work() -> None:
+        WAITS[how](x)
+
+    with pytest.raises(NotRecordable, match="the host"):
+        TapeRecorder().record(work)
