@@ -116,6 +116,14 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
             run("resume"),
             on_cpu=True,
         ),
+        Part(
+            "graph",
+            1,
+            150,
+            "replayed steps: the bits of eager ones; step time eager, replayed, compiled",
+            script("gpu_graph.py", "--device", device),
+            on_cpu=True,
+        ),
         Part("memory", 1, 90, "out of memory is one line, and what it names fits", run("memory")),
         Part(
             "deepspeed",

@@ -30,13 +30,15 @@ from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
 from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.prefetch import CudaPrefetcher, Prefetcher, forward_batches
 from adafilter_dist.distributed import World, join_world, set_arithmetic
-from adafilter_dist.engine import build_engine
+from adafilter_dist.engine import Engine, build_engine
 from adafilter_dist.methods import build_method
 from adafilter_dist.models.backbone.backbones import load_backbone, resolve_preprocess
+from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.ops.device_graph import Recorder
 from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.training.delayed_metrics import DelayedMetrics
 from adafilter_dist.training.preemption import DELAY
-from adafilter_dist.training.session import forward_counts
+from adafilter_dist.training.session import forward_counts, kernels_of
 from adafilter_dist.training.step import TrainingStep
 
 CLASSES, STEPS, REPEATS = 100, 8, 5
@@ -53,6 +55,7 @@ class Training:
 
     recipe: Recipe
     step: TrainingStep
+    engine: Engine
     transfer: BatchTransfer
     prefetcher: Prefetcher | None
     counts: list[int]
@@ -60,12 +63,13 @@ class Training:
     done: int = 0
 
     @classmethod
-    def of(cls, recipe: Recipe, world: World) -> Training:
+    def of(cls, recipe: Recipe, world: World, recorder: Recorder | None = None) -> Training:
         """Built, warmed up, at its first step."""
         torch.manual_seed(0)
         trainable = build_method(load_backbone(recipe, CLASSES), recipe)
+        set_kernels(trainable.model, kernels_of(recipe))
         engine = build_engine(trainable.model, trainable.groups, recipe, world)
-        step = TrainingStep(recipe, trainable, engine, world, None)
+        step = TrainingStep(recipe, trainable, engine, world, None, recorder)
         preprocess, train = resolve_preprocess(recipe), recipe.train
         transfer = BatchTransfer(preprocess, world.device, engine.dtype, train.channels_last)
         counts = forward_counts(recipe, world)
@@ -75,7 +79,7 @@ class Training:
         step.warm_up(preprocess.crop)
         side, pin = preprocess.crop, prefetcher is not None
         pictures = list(made_up(train.micro_batches, train.micro_batch, side, pin))
-        return cls(recipe, step, transfer, prefetcher, counts, pictures)
+        return cls(recipe, step, engine, transfer, prefetcher, counts, pictures)
 
     def run(self, steps: int, *, ahead: bool = True) -> list[float]:
         """Their losses; what the trainer does around a step, and the device idle at the end."""

@@ -124,4 +124,4 @@ def test_everything_that_a_cpu_can_do(tmp_path: Path) -> None:
         [sys.executable, SCRIPT, "--device", "cpu", "--out", str(tmp_path)], check=False
     )
     assert done.returncode == 0
-    assert (tmp_path / "summary.md").read_text().count("| ok |") == 4
+    assert (tmp_path / "summary.md").read_text().count("| ok |") == 5

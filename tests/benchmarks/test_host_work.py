@@ -7,9 +7,11 @@ import re
 import host_work
 import pytest
 import torch
+from bench.absent_gpu import absent_gpu
 from torch import nn
 
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.ops.operator_tape import TapeRecorder
 
 
 def test_operations_are_counted_once_each() -> None:
@@ -33,6 +35,17 @@ def test_a_step_by_a_gpu_s_code_path(capsys: pytest.CaptureFixture[str]) -> None
         assert numbers[micro_batches, "plain"][5] == "0"
         assert int(numbers[micro_batches, "AdaFilter"][5].replace(",", "")) >= 6 * 20
     assert float(last[3]) == pytest.approx(int(last[2]) / int(last[1]), abs=0.01)
+
+
+def test_nothing_in_a_step_by_a_gpu_s_code_path_makes_the_host_wait() -> None:
+    net = host_work.variants("resnet18")[host_work.DIVIDED]
+    with absent_gpu() as launches:
+        step = host_work.Step(net, 2)
+        step.run(lambda part: part())  # what is kept from the first step on
+        before = launches.count
+        # Raises at what a CUDA graph could not hold.
+        TapeRecorder().record(lambda: step.run(lambda part: part()))
+    assert launches.count - before >= 6 * 20
 
 
 def test_what_it_cannot_count() -> None:
