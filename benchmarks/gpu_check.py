@@ -70,7 +70,8 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
         return script("speed.py", what, "--precision", "bf16", "--out", str(out), *words)
 
     tests = (
-        *(f"{OPERATIONS}/test_{name}_triton.py" for name in ("passes", "between", "selected")),
+        *(f"{OPERATIONS}/test_{name}.py" for name in ("layer_triton", "gate_step")),
+        *(f"{OPERATIONS}/test_{name}.py" for name in ("chosen_moments", "selected_triton")),
         "tests/models/inference/test_cuda_graph.py",
     )
     workers = ("-n", "6") if importlib.util.find_spec("xdist") else ()

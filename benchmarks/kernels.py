@@ -3,12 +3,13 @@
     python benchmarks/kernels.py                               # batch 64, bfloat16
     python benchmarks/kernels.py --dtype float32 --csv kernels.csv
 
-The four passes of a gated layer in training move memory: their bytes, counted once each, over their
-time, beside a large copy on the same card. The convolution by chosen filters computes: its FLOPs
-over its time, beside a large matrix product. *torch* is the pass in plain PyTorch, and torch's
-convolution with one set of filters. Layers are ResNet-50's at 224 pixels, filled with noise, every
-filter chosen by a coin. Medians; before each call 256 MB are written, so that nothing is left in
-the cache. *error* is the largest distance from plain PyTorch, relative to the largest value.
+The operators of a gated layer in training move memory: their bytes, counted once for each time that
+a pass reads or writes them, over their time, beside a large copy on the same card. The convolution
+by chosen filters computes: its FLOPs over its time, beside a large matrix product. *torch* is the
+same in plain PyTorch, and torch's convolution with one set of filters. Layers are ResNet-50's at
+224 pixels, filled with noise, every filter chosen by a coin. Medians; before each call 256 MB are
+written, so that nothing is left in the cache. *error* is the largest distance from plain PyTorch,
+relative to the largest value.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.ops import passes_reference
+from adafilter_dist.models.ops.norm import Affine
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Channels and side of the outputs of convolutions.
@@ -35,9 +37,10 @@ OUTPUTS = (
     *((64, 112), (64, 56), (256, 56), (128, 28), (512, 28)),
     *((256, 14), (1024, 14), (512, 7), (2048, 7)),
 )
-# Of each pass, with ReLU, residual and stacked halves: how often it moves a value for every image,
-# channel and pixel, and a float32 for every image and channel.
-MOVED = {"moments": (1, 0), "blend": (4, 4), "sums": (4, 4), "spread": (7, 3)}
+# Of each operator, with ReLU, residual and stacked halves: how often its passes move a value for
+# every image, channel and pixel, and a float32 for every image and channel.
+MOVED = {"statistics": (2, 1), "choose": (4, 2), "layer_gradients": (11, 11)}
+DEVICE = "cuda"
 FLUSH = 256 * 2**20
 COPY = 2**30
 SIDE = 8192
@@ -92,8 +95,8 @@ class Row:
     error: float
 
 
-def pass_bytes(name: str, images: int, channels: int, pixels: int, itemsize: int) -> int:
-    """Bytes that a pass must read and write."""
+def operator_bytes(name: str, images: int, channels: int, pixels: int, itemsize: int) -> int:
+    """Bytes that the passes of an operator read and write."""
     values, coefficients = MOVED[name]
     return images * channels * (values * pixels * itemsize + coefficients * 4)
 
@@ -159,7 +162,7 @@ def measure(images: int, dtype: torch.dtype, repeats: int, to: Path | None) -> N
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()), end="\n\n")
     rows = [
-        *time_passes(watch, images, dtype, bandwidth),
+        *time_operators(watch, images, dtype, bandwidth),
         *time_convolutions(watch, images, dtype, flops),
     ]
     print(markdown(rows))
@@ -175,7 +178,7 @@ class Stopwatch:
 
     def __init__(self, repeats: int) -> None:
         self.repeats = repeats
-        self._flush = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
+        self._flush = torch.empty(FLUSH, dtype=torch.uint8, device=DEVICE)
 
     def seconds(self, call: Callable[[], object]) -> float:
         for _ in range(3):  # compiles, picks algorithms
@@ -193,40 +196,23 @@ class Stopwatch:
 
     def copy_rate(self) -> float:
         """Bytes a second that a large copy reads and writes."""
-        source = torch.zeros(COPY, dtype=torch.uint8, device="cuda")
+        source = torch.zeros(COPY, dtype=torch.uint8, device=DEVICE)
         target = torch.empty_like(source)
         return 2 * COPY / self.seconds(lambda: target.copy_(source))
 
     def product_rate(self, dtype: torch.dtype) -> float:
         """FLOPs a second of a large matrix product."""
-        a, b = torch.randn(2, SIDE, SIDE, device="cuda").to(dtype)
+        a, b = torch.randn(2, SIDE, SIDE, device=DEVICE).to(dtype)
         return 2 * SIDE**3 / self.seconds(lambda: a @ b)
 
 
-def time_passes(
+def time_operators(
     watch: Stopwatch, images: int, dtype: torch.dtype, bandwidth: float
 ) -> Iterator[Row]:
-    from adafilter_dist.models.ops import passes_triton
-
     for channels, side in OUTPUTS:
-        stacked = noise(images, 2 * channels, side, dtype)
-        y1, y2 = stacked.split(channels, 1)
-        dout, residual = noise(images, channels, side, dtype), noise(images, channels, side, dtype)
-        on = (torch.rand(images, channels, device="cuda") > 0.5).float()
-        m = torch.randn(channels, device="cuda")
-        out, mean = passes_reference.blend(y1, y2, on, 1 - on, on, residual, True)
-        dense = y1.contiguous(memory_format=torch.channels_last)
-        given = (dout, mean, out, y1, y2, m, m, on, m, m, 1 - on, m, m)
-        for name, arguments, options in (
-            ("moments", (dense,), {}),
-            ("blend", (y1, y2, on, 1 - on, on, residual, True), {}),
-            ("sums", given[:7], {}),
-            ("spread", given, {"want_residual": True, "stacked": True}),
-        ):
-            kernel = getattr(passes_triton, name)
-            plain = getattr(passes_reference, name)
-            seconds = watch.seconds(lambda: kernel(*arguments, **options))  # noqa: B023
-            rate = pass_bytes(name, images, channels, side**2, dtype.itemsize) / seconds
+        for name, (ours, plain) in operators(images, channels, side, dtype).items():
+            seconds = watch.seconds(ours)
+            rate = operator_bytes(name, images, channels, side**2, dtype.itemsize) / seconds
             yield Row(
                 kernel=name,
                 layer=f"{channels} at {side}",
@@ -234,9 +220,84 @@ def time_passes(
                 rate=rate / 1e9,
                 unit="GB/s",
                 share=rate / bandwidth,
-                torch_ms=watch.seconds(lambda: plain(*arguments, **options)) * 1e3,  # noqa: B023
-                error=distance(kernel(*arguments, **options), plain(*arguments, **options)),
+                torch_ms=watch.seconds(plain) * 1e3,
+                error=distance(ours(), plain()),
             )
+
+
+Call = Callable[[], list[Tensor]]
+
+
+def operators(
+    images: int, channels: int, side: int, dtype: torch.dtype
+) -> dict[str, tuple[Call, Call]]:
+    """Each operator of a layer, and the same in plain PyTorch, on the same noise.
+
+    BatchNorms take the statistics of all images.
+    """
+    from adafilter_dist.models.ops import layer_operators
+
+    stacked = noise(images, 2 * channels, side, dtype)
+    y1, y2 = stacked.split(channels, 1)
+    dout, residual = noise(images, channels, side, dtype), noise(images, channels, side, dtype)
+    gates = (torch.rand(images, channels, device=DEVICE) > 0.5).float()
+    dmean = torch.randn(images, channels, device=DEVICE)
+    pairs = [torch.randn(channels, device=DEVICE) for _ in range(4)]
+    sums = [torch.zeros(2 * channels + 1, device=DEVICE) for _ in range(2)]
+    norms = [*pairs[:2], *pairs[:2], *pairs[2:], *pairs[2:]]
+    how = ([0, 0], [1e-5, 1e-5], 1, 1.0)
+
+    def statistics() -> list[Tensor]:
+        return [layer_operators.statistics(stacked, None, gates, norms, *sums, *how)]
+
+    (rows,) = statistics()
+
+    def choose() -> list[Tensor]:
+        return list(layer_operators.choose(stacked, None, gates, rows, residual, 1, True))
+
+    out, _ = choose()
+
+    def gradients() -> list[Tensor]:
+        found: list[Tensor] = layer_operators.layer_gradients(
+            *(dout, dmean, out, stacked, None, gates, pairs, rows, [0, 0], 1, True)
+        )
+        return found
+
+    def plain_statistics() -> list[Tensor]:
+        found = []
+        for number, y in enumerate((y1, y2)):
+            weight, bias = pairs[2 * number : 2 * number + 2]
+            mean, var = passes_reference.moments(y)
+            rstd = (var + 1e-5).rsqrt()
+            count = torch.full_like(mean, images)
+            found += [mean, rstd, weight * rstd, bias - mean * weight * rstd, count]
+        return [torch.stack(found)[:, None]]
+
+    of1, of2 = rows[:5, 0], rows[5:, 0]
+
+    def plain_choose() -> list[Tensor]:
+        other = 1 - gates
+        shift = gates * of1[3] + other * of2[3]
+        return list(
+            passes_reference.blend(y1, y2, gates * of1[2], other * of2[2], shift, residual, True)
+        )
+
+    def plain_gradients() -> list[Tensor]:
+        more, pixels = dmean / side**2, side**2
+        sums = passes_reference.sums(dout, more, out, y1, y2, of1[0], of2[0])
+        first = Affine(pairs[0], pairs[1], of1[1], True)
+        second = Affine(pairs[2], pairs[3], of2[1], True)
+        small = passes_reference.gradients(gates, *sums, first, second, pixels)
+        given = (dout, more, out, y1, y2, of1[0], of2[0], *small.first, *small.second)
+        dy, dz = passes_reference.spread(*given, want_residual=True, stacked=True)
+        of_affine = (small.weight1, small.bias1, small.weight2, small.bias2)
+        return [small.gates, *of_affine, dy, dz]  # type: ignore[list-item]
+
+    return {
+        "statistics": (statistics, plain_statistics),
+        "choose": (choose, plain_choose),
+        "layer_gradients": (gradients, plain_gradients),
+    }
 
 
 def time_convolutions(
@@ -248,9 +309,9 @@ def time_convolutions(
         x = noise(images, conv.channels, conv.size, dtype)
         depth = conv.channels * conv.kernel**2
         shape = (2, conv.filters, conv.kernel, conv.kernel, conv.channels)
-        weight = (torch.randn(shape, device="cuda") / depth**0.5).to(dtype)
-        bias = torch.randn(2, conv.filters, device="cuda")
-        bits = torch.rand(images, conv.filters, device="cuda") > 0.5
+        weight = (torch.randn(shape, device=DEVICE) / depth**0.5).to(dtype)
+        bias = torch.randn(2, conv.filters, device=DEVICE)
+        bits = torch.rand(images, conv.filters, device=DEVICE) > 0.5
         stride, padding = (conv.stride, conv.stride), (conv.padding, conv.padding)
         banks = [(weight[i].permute(0, 3, 1, 2), bias[i].to(dtype)) for i in (0, 1)]
 
@@ -275,7 +336,7 @@ def time_convolutions(
 
 
 def noise(images: int, channels: int, side: int, dtype: torch.dtype) -> Tensor:
-    y = torch.randn(images, channels, side, side, device="cuda").to(dtype)
+    y = torch.randn(images, channels, side, side, device=DEVICE).to(dtype)
     return y.contiguous(memory_format=torch.channels_last)
 
 

@@ -36,7 +36,7 @@ LONGEST = (
     "cluster/test_cluster.py",
     "training/test_memory.py",
     "models/inference/test_selected_conv.py",
-    "models/ops/test_passes_triton.py",
+    "models/ops/test_layer_triton.py",
     "evaluate/test_evaluate.py",
     "distributed/test_changes.py",
     "distributed/test_staging.py",

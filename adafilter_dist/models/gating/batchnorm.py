@@ -155,18 +155,18 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         assert tracked is not None
         tracked += count[0] > 0
         rate = self.momentum if self.momentum is not None else 1 / tracked.clamp(min=1).to(count)
-        weight, kept, rate = self._rates(rows, count, 1 - rate, rate)
+        weight, kept, rate = self._rates(rows[2:], count, 1 - rate, rate)
         for running, value in zip((self.running_mean, self.running_var), rows, strict=False):
             running.copy_(_moved(running, value, weight, kept, rate))
 
     @staticmethod
     def _rates(
-        rows: Sequence[Tensor], count: Tensor, kept: Rate, rate: Rate
+        more: Sequence[Tensor], count: Tensor, kept: Rate, rate: Rate
     ) -> tuple[Tensor, Rate, Rate]:
-        """What `rows` are divided by, what is kept of the running statistics, and the rest.
+        """What the sums are divided by, what is kept of the running statistics, and the rest.
 
-        From the rows of `step_statistics`, how many micro-batches they are of, and the same two
-        numbers by `momentum` alone. Where the first is zero nothing moves.
+        From what `step_statistics` has beside means and variances, how many micro-batches that is
+        of, and the same two numbers by `momentum` alone. Where the first is zero nothing moves.
         """
         return count, kept, rate
 
@@ -179,18 +179,22 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         if not _alike(modules):
             return super().apply_together(modules, parts)
         torch._foreach_zero_([m.step_sums for m in modules])
-        counts = torch.cat([count for *_, count in parts])
+        # A row for the means of all modules, one for their variances, and what else there is.
+        widths = tuple(m.num_features for m in modules)
+        width = sum(widths)
+        ordered = [part for row in zip(*parts, strict=True) for part in row]
+        both, *more, counts = torch.cat(ordered).split(
+            [2 * width, *[width] * (cls._rows - 2), len(modules)]
+        )
         tracked = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
         torch._foreach_add_(tracked, list((counts > 0).long().unbind()))
-        widths = tuple(m.num_features for m in modules)
         rates = tuple(m.momentum or 0.0 for m in modules)
         places, kept, rate = _by_channel(widths, rates, counts.dtype, counts.device)
-        rows = [torch.cat(row) for row in zip(*(means[:-1] for means in parts), strict=True)]
-        weight, *by_filter = cls._rates(rows, counts[places], kept, rate)
-        for name, value in zip(("running_mean", "running_var"), rows, strict=False):
-            buffers = [getattr(m, name) for m in modules]
-            moved = _moved(torch.cat(buffers), value, weight, *by_filter)
-            torch._foreach_copy_(buffers, list(moved.split(widths)))
+        weight, *by_filter = cls._rates(more, counts[places], kept, rate)
+        names = ("running_mean", "running_var")
+        buffers = [getattr(m, name) for name in names for m in modules]
+        moved = _moved(torch.cat(buffers).view(2, -1), both.view(2, -1), weight, *by_filter)
+        torch._foreach_copy_(buffers, list(moved.flatten().split(widths * 2)))
         return None
 
     def discard_step_statistics(self) -> None:
@@ -203,9 +207,9 @@ def _alike(modules: Sequence[MicroBatchNorm2d]) -> bool:
 
 
 def _moved(running: Tensor, value: Tensor, weight: Tensor, kept: Rate, rate: Rate) -> Tensor:
-    some = weight > 0
-    moved = kept * running + rate * (value / torch.where(some, weight, torch.ones_like(weight)))
-    return torch.where(some, moved, running)
+    none = weight == 0
+    moved = kept * running + rate * (value / (weight + none))
+    return torch.where(none, running, moved)
 
 
 # Kept, because bringing a list of numbers to a GPU makes the host wait for it.

@@ -10,7 +10,6 @@ the whole picture (`picture_decision.py`), and Q_i h_i is added.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -26,8 +25,10 @@ from adafilter_dist.models.gating import micro_batches
 from adafilter_dist.models.gating.control_gates import ControlGates
 from adafilter_dist.models.gating.estimators import binarise, gumbel_noise
 from adafilter_dist.models.gating.picture_decision import PictureDecision, group_of_layers
+from adafilter_dist.models.gating.pooled_means import PooledMeans
 from adafilter_dist.models.gating.step_statistics import StepStatistics
 from adafilter_dist.models.ops import gate_step
+from adafilter_dist.models.ops.filter_stack import FilterStack
 from adafilter_dist.models.ops.gate_step import GateForward
 from adafilter_dist.models.ops.gate_step_reference import Cell, Layer, Rule
 from adafilter_dist.recipe.sections.model import Gate
@@ -53,44 +54,6 @@ class GateDecisions:
 
     def __reduce__(self) -> tuple[type[GateDecisions], tuple[()]]:
         return GateDecisions, ()
-
-
-class PooledMeans:
-    """Remembers means over pixels (N, C) that fused layers computed with outputs (N, C, H, W).
-
-    They save the gate a pass.
-
-    A mean is only used for the same tensor object, unchanged since `add`. For any other tensor, or
-    after a write into this one, the mean is computed.
-    """
-
-    def __init__(self) -> None:
-        self._means: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._means.clear()
-
-    def add(self, x: Tensor, mean: Tensor) -> None:
-        """Note the mean of x."""
-        # A compiler fuses the mean itself, and knows no weak references.
-        if not torch.compiler.is_compiling() and not x.is_inference():
-            self._means[id(x)] = (weakref.ref(x), x._version, mean)
-
-    def of(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mean of x over its pixels, in `dtype`."""
-        if not torch.compiler.is_compiling() and id(x) in self._means:
-            tensor, version, mean = self._means[id(x)]
-            if tensor() is x and x._version == version:
-                return mean.to(dtype)
-        return x.mean((2, 3), dtype=dtype)
-
-    # Copies start empty: after a failed forward, tensors of its graph may still be in here.
-    def __deepcopy__(self, memo: dict[int, Any]) -> PooledMeans:
-        return PooledMeans()
-
-    def __reduce__(self) -> tuple[type[PooledMeans], tuple[()]]:
-        return PooledMeans, ()
 
 
 class RecurrentGate(nn.Module, StepStatistics):
@@ -159,6 +122,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         self._picture_logits: Tensor | None = None
         self._fused: tuple[GateForward, Tensor] | None = None
         self._means = PooledMeans()
+        self.filters = FilterStack()
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
@@ -189,6 +153,8 @@ class RecurrentGate(nn.Module, StepStatistics):
         self._in_forward, self._state, self._picture_logits = True, None, None
         self._fused = None
         self._means.clear()
+        if self.training and not torch.compiler.is_compiling():
+            self.filters.refresh(self.running_mean.device)
         if self.picture is not None:
             with _outside_autocast(self.running_mean.device):
                 self._picture_logits = self.picture(features)
@@ -200,6 +166,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         self._in_forward, self._state, self._picture_logits = False, None, None
         self._fused = None
         self._means.clear()
+        self.filters.forget()
 
     def discard(self) -> None:
         """Free the last forward's graph, also of one that an exception ended halfway."""
@@ -325,8 +292,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         variance, mean = torch.var_mean(parts, 1, correction=0)
         rows = torch.cat((mean, variance)).unflatten(0, (2, count)).sum(1).mT
         means = torch.segment_reduce(rows, "mean", lengths=self.widths, unsafe=True)
-        one = means.new_full((1, len(gates)), count)
-        self.step_sums += torch.cat((means.mT, one)).flatten()
+        self.step_sums.view(3, -1).add_(F.pad(means.mT, (0, 0, 0, 1), value=count))
 
     def _gather_layer(self, index: int, gates: Tensor) -> None:
         sums = self.step_sums.view(3, -1)
@@ -347,10 +313,9 @@ class RecurrentGate(nn.Module, StepStatistics):
     @torch.no_grad()
     def apply_step_statistics(self, means: list[Tensor]) -> None:
         mean, variance, count = means
-        ran = count > 0
-        count = torch.where(ran, count, torch.ones_like(count))
-        self.last_mean.copy_(torch.where(ran, mean / count, self.last_mean))
-        self.last_variance.copy_(torch.where(ran, variance / count, self.last_variance))
+        none = count == 0
+        for last, value in ((self.last_mean, mean), (self.last_variance, variance)):
+            last.copy_(torch.where(none, last, value / (count + none)))
         self.running_mean.lerp_(self.last_mean, RUNNING_RATE)
         self.discard_step_statistics()
 

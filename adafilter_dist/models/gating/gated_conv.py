@@ -19,7 +19,12 @@ from adafilter_dist.models.gating.selected_batchnorm import (
 from adafilter_dist.models.ops.gated_norm import gated_norm
 from adafilter_dist.models.ops.passes import Kernels, Passes, pick, whole_layer
 from adafilter_dist.models.ops.selected_filters import selected_filters
-from adafilter_dist.models.ops.stacked_conv import can_stack, stacked_conv, stacking_is_faster
+from adafilter_dist.models.ops.stacked_conv import (
+    can_stack,
+    compute_dtype,
+    stacked_conv,
+    stacking_is_faster,
+)
 
 
 class GatedConvBN(nn.Module):
@@ -83,12 +88,15 @@ class GatedConvBN(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """The layer, and what followed it in the block's code: + residual, then ReLU."""
         y1, y2, gates = self._convolve(x, self.gates(x))
+        fuses = self._fuses(y1, gates, residual)
+        if fuses and (layer := whole_layer(y1)) is not None:
+            out, mean = self._fused_whole(layer, y1, y2, gates, residual, relu)
+            self._gate[0].remember_mean(out, mean)
+            return out
         # Without y2 both lie in y1, stacked.
         tuned, frozen = y1.chunk(2, 1) if y2 is None else (y1, y2)
-        if (passes := self._passes(tuned, residual)) is not None:
-            if (layer := whole_layer(tuned)) is not None:
-                out, mean = self._fused_whole(layer, y1, y2, gates, residual, relu)
-            elif micro_batches.current.count == 1:
+        if fuses and (passes := pick(tuned)) is not None:
+            if micro_batches.current.count == 1:
                 out, mean = self._fused(passes, y1, y2, gates, residual, relu)
             else:
                 split = micro_batches.current.split_or_none
@@ -109,7 +117,11 @@ class GatedConvBN(nn.Module):
             return self._convolve_selected(x, gates)
         fused = self.training and self.kernels == "auto"
         if fused and can_stack(self.conv) and stacking_is_faster(self.conv, x):
-            both = stacked_conv(self.conv, x, self.frozen_weight, self.frozen_bias)
+            frozen = self.frozen_weight
+            filters = self._gate[0].filters.of(
+                self.index, self.conv.weight, frozen, compute_dtype(x)
+            )
+            both = stacked_conv(self.conv, x, frozen, self.frozen_bias, filters)
             return both, None, gates
         return self.conv(x), self._frozen_conv(x), gates
 
@@ -154,12 +166,12 @@ class GatedConvBN(nn.Module):
         out, mean = layer.gated_layer(y1, y2, gates, *norms, count, PRIOR, residual, relu)
         return out, mean
 
-    def _passes(self, y: Tensor, residual: Tensor | None) -> Passes | None:
-        """What fuses the rest of the layer, in training and where everything fits."""
+    def _fuses(self, y1: Tensor, gates: Tensor, residual: Tensor | None) -> bool:
+        """Whether the rest of the layer may be fused: in training, where everything fits."""
         if not self.training or self.kernels == "reference":
-            return None
-        fits = residual is None or (residual.shape == y.shape and residual.dtype == y.dtype)
-        return pick(y) if fits else None
+            return False
+        shape = (*gates.shape, *y1.shape[2:])
+        return residual is None or (residual.shape == shape and residual.dtype == y1.dtype)
 
     def _frozen_conv(self, x: Tensor) -> Tensor:
         if type(self.conv) is nn.Conv2d:

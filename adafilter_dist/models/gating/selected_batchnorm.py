@@ -73,8 +73,8 @@ class SelectedBatchNorm2d(MicroBatchNorm2d):
 
     @staticmethod
     def _rates(
-        rows: Sequence[Tensor], count: Tensor, kept: Rate, rate: Rate
+        more: Sequence[Tensor], count: Tensor, kept: Rate, rate: Rate
     ) -> tuple[Tensor, Rate, Rate]:
-        shares = rows[2]
-        factor = rate_factor(shares / torch.where(count > 0, count, torch.ones_like(count)))
+        (shares,) = more
+        factor = rate_factor(shares / (count + (count == 0)))
         return shares, (1 - factor) + kept * factor, rate * factor

@@ -1,7 +1,10 @@
-"""Triton kernels of what stands between the passes; `coefficients_triton` launches them.
+"""Triton kernels between the passes of a gated layer; `layer_operators` launches them.
 
-Arithmetic on (C,) and (N, C): a program takes BLOCK_C channels and walks through the images,
-BLOCK_N at a time. What each must equal: `passes_reference`.
+Forward: each branch's statistics from moments of shares of images. Backward: the small gradients
+from sums over pixels. Images come in groups, the micro-batches of a forward. `rows` holds what is
+known of a group and channel, (10, groups, C): mean, 1 / standard deviation, scale, shift and weight
+of the statistics (in images) of the tuned branch, then of the frozen one. Names are those of
+`passes_kernels`. What the kernels must equal: `passes_reference`, group by group.
 """
 
 from __future__ import annotations
@@ -9,136 +12,228 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from adafilter_dist.models.ops.passes_kernels import (
+    ALL,
+    CHOSEN,
+    FIXED,
+    _columns,
+    _load_rows,
+    _row,
+)
+
 
 @triton.jit
-def _row(tensor: tl.tensor, c: tl.tensor, in_c: tl.tensor, ACC: tl.constexpr) -> tl.tensor:
-    """Of (C,), as it multiplies (N, C)."""
-    return tl.load(tensor + c, mask=in_c, other=0).to(ACC)[None, :]
+def _weights(
+    gates: tl.tensor, image: tl.tensor, channels: int, c: tl.tensor, mask: tl.tensor,
+    TUNED: tl.constexpr, KIND: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """How much images weigh in the statistics: their gates, what is left of one, or one."""
+    if KIND == CHOSEN:
+        g = _load_rows(gates, image, channels, c, mask, tl.float64)
+        weight = g if TUNED else tl.where(mask, 1 - g, 0)
+    else:
+        weight = tl.where(mask, 1, 0).to(tl.float64)
+    return weight
 
 
 @triton.jit
-def coefficients_kernel(
+def _branch(
+    c: tl.tensor, in_c: tl.tensor, block: tl.tensor, means: tl.tensor, squares: tl.tensor,
+    width: int, gates: tl.tensor, weight: tl.tensor, bias: tl.tensor, running_mean: tl.tensor,
+    running_var: tl.tensor, sums: tl.tensor, rows: tl.tensor, groups: int, images: int,
+    pixels: tl.int64, channels: int, splits: int, share: int, PRIOR: tl.constexpr,
+    EPS: tl.constexpr, TUNED: tl.constexpr, KIND: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+) -> None:  # fmt: skip
+    """The rows of one branch, and its sums for the running statistics; `images` in a group."""
+    lane = tl.arange(0, BLOCK_R)
+    parts = images * splits
+    apart = groups * channels
+    # Without running statistics there is nothing but the images'.
+    old_mean = tl.zeros((BLOCK_C,), tl.float64)
+    old_var = tl.zeros((BLOCK_C,), tl.float64)
+    if KIND != ALL:
+        old_mean = _row(running_mean, c, in_c, tl.float64)
+        old_var = _row(running_var, c, in_c, tl.float64)
+    gamma = _row(weight, c, in_c, ACC)
+    beta = _row(bias, c, in_c, ACC)
+    sum_mean = tl.zeros((BLOCK_C,), ACC)
+    sum_var = tl.zeros((BLOCK_C,), ACC)
+    sum_share = tl.zeros((BLOCK_C,), ACC)
+    if KIND != FIXED:
+        sum_mean = _row(sums, c, in_c, ACC)
+        sum_var = _row(sums, channels + c, in_c, ACC)
+    if KIND == CHOSEN:
+        sum_share = _row(sums, 2 * channels + c, in_c, ACC)
+    for group in range(0, groups):
+        mean = old_mean
+        var = old_var
+        total = tl.zeros((BLOCK_C,), tl.float64)
+        if KIND != FIXED:
+            # The images' mean, weighing each part by its pixels too.
+            middle = tl.zeros((BLOCK_C,), tl.float64)
+            for step in range(0, tl.cdiv(parts, BLOCK_R)):
+                part = (step * BLOCK_R + lane).to(tl.int64)
+                mask = (part < parts)[:, None] & in_c[None, :]
+                image = group * images + part // splits
+                chose = _weights(gates, image, channels, c, mask, TUNED, KIND)
+                # An image's own weight once, so that the sum over all is exactly their number.
+                total += tl.sum(tl.where((part % splits == 0)[:, None], chose, 0), 0)
+                size = tl.minimum(pixels - part % splits * share, share).to(tl.float64) / pixels
+                of = _load_rows(means, group * parts + part, width, c, mask, tl.float64)
+                middle += tl.sum(chose * size[:, None] * of, 0)
+            safe = tl.where(total > 0, total, 1)
+            middle = middle / safe
+            own = tl.zeros((BLOCK_C,), tl.float64)
+            for step in range(0, tl.cdiv(parts, BLOCK_R)):
+                part = (step * BLOCK_R + lane).to(tl.int64)
+                mask = (part < parts)[:, None] & in_c[None, :]
+                image = group * images + part // splits
+                chose = _weights(gates, image, channels, c, mask, TUNED, KIND)
+                size = tl.minimum(pixels - part % splits * share, share).to(tl.float64) / pixels
+                at = group * parts + part
+                away = _load_rows(means, at, width, c, mask, tl.float64) - middle[None, :]
+                square = _load_rows(squares, at, width, c, mask, tl.float64) / pixels
+                own += tl.sum(chose * (square + size[:, None] * away * away), 0)
+            own = own / safe
+            # As a step from the images' own: exactly theirs if all chose, the running ones if none.
+            part_of_all = total / images
+            added = tl.maximum(PRIOR * (1 - part_of_all), 0)
+            taken = added / (total + added)
+            off = old_mean - middle
+            mean = middle + taken * off
+            var = own + taken * (old_var - own) + taken * (1 - taken) * off * off
+            var = tl.maximum(var, 0)
+            # A single value has no variance: then the running one stays, or it counts as it is.
+            count = total * pixels
+            unbiased = own * (count / tl.maximum(count - 1, 1))
+            if KIND == CHOSEN:
+                unbiased = tl.where(count > 1, unbiased, old_var)
+                sum_share += part_of_all.to(ACC)
+            sum_mean += (part_of_all * middle).to(ACC)
+            sum_var += (part_of_all * unbiased).to(ACC)
+            total = total + added
+        rstd = 1 / tl.sqrt(var.to(ACC) + EPS)
+        scale = gamma * rstd
+        at = group * channels + c
+        tl.store(rows + at, mean.to(ACC), mask=in_c)
+        tl.store(rows + apart + at, rstd, mask=in_c)
+        tl.store(rows + 2 * apart + at, scale, mask=in_c)
+        tl.store(rows + 3 * apart + at, beta - mean.to(ACC) * scale, mask=in_c)
+        tl.store(rows + 4 * apart + at, total.to(ACC), mask=in_c)
+    if KIND != FIXED:
+        tl.store(sums + c, sum_mean, mask=in_c)
+        tl.store(sums + channels + c, sum_var, mask=in_c)
+        last = 2 * channels
+        if KIND == CHOSEN:
+            tl.store(sums + last + c, sum_share, mask=in_c)
+            last += channels
+        if block == 0:
+            tl.store(sums + last, tl.load(sums + last) + groups)
+
+
+@triton.jit
+def statistics_kernel(
+    means1: tl.tensor, squares1: tl.tensor, means2: tl.tensor, squares2: tl.tensor, width: int,
     gates: tl.tensor,
-    weight1: tl.tensor,
-    bias1: tl.tensor,
-    mean1: tl.tensor,
-    var1: tl.tensor,
-    weight2: tl.tensor,
-    bias2: tl.tensor,
-    mean2: tl.tensor,
-    var2: tl.tensor,
-    abc: tl.tensor,
-    rstd: tl.tensor,
-    images: int,
-    channels: int,
-    EPS1: tl.constexpr,
-    EPS2: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> None:
-    """abc (3, N, C): a1, a2, b of the blend; rstd (2, C)."""
-    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    in_c = c < channels
-    rstd1 = 1 / tl.sqrt(_row(var1, c, in_c, ACC) + EPS1)
-    rstd2 = 1 / tl.sqrt(_row(var2, c, in_c, ACC) + EPS2)
-    tl.store(rstd + c[None, :], rstd1, mask=in_c[None, :])
-    tl.store(rstd + channels + c[None, :], rstd2, mask=in_c[None, :])
-    scale1 = _row(weight1, c, in_c, ACC) * rstd1
-    scale2 = _row(weight2, c, in_c, ACC) * rstd2
-    shift1 = _row(bias1, c, in_c, ACC) - _row(mean1, c, in_c, ACC) * scale1
-    shift2 = _row(bias2, c, in_c, ACC) - _row(mean2, c, in_c, ACC) * scale2
-    apart = images * channels
-    for step in range(0, tl.cdiv(images, BLOCK_N)):
-        n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-        mask = (n < images)[:, None] & in_c[None, :]
-        at = n[:, None] * channels + c[None, :]
-        g = tl.load(gates + at, mask=mask, other=0).to(ACC)
-        tl.store(abc + at, g * scale1, mask=mask)
-        tl.store(abc + apart + at, (1 - g) * scale2, mask=mask)
-        tl.store(abc + 2 * apart + at, (1 - g) * shift2 + g * shift1, mask=mask)
+    weight1: tl.tensor, bias1: tl.tensor, running_mean1: tl.tensor, running_var1: tl.tensor,
+    sums1: tl.tensor,
+    weight2: tl.tensor, bias2: tl.tensor, running_mean2: tl.tensor, running_var2: tl.tensor,
+    sums2: tl.tensor,
+    rows: tl.tensor, groups: int, images: int, pixels: tl.int64, channels: int, splits: int,
+    share: int, PRIOR: tl.constexpr, EPS1: tl.constexpr, EPS2: tl.constexpr,
+    KIND1: tl.constexpr, KIND2: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+) -> None:  # fmt: skip
+    """Both branches' rows from the moments of shares of images; half of the programs for each."""
+    c, in_c, branch = _columns(channels, BLOCK_C)
+    block = tl.program_id(0) % tl.cdiv(channels, BLOCK_C)
+    if branch == 0:
+        _branch(
+            c, in_c, block, means1, squares1, width, gates, weight1, bias1, running_mean1,
+            running_var1, sums1, rows, groups, images, pixels, channels, splits, share,
+            PRIOR, EPS1, True, KIND1, ACC, BLOCK_R, BLOCK_C,
+        )  # fmt: skip
+    else:
+        _branch(
+            c, in_c, block, means2, squares2, width, gates, weight2, bias2, running_mean2,
+            running_var2, sums2, rows + 5 * groups * channels, groups, images, pixels, channels,
+            splits, share, PRIOR, EPS2, False, KIND2, ACC, BLOCK_R, BLOCK_C,
+        )  # fmt: skip
 
 
 @triton.jit
 def gradients_kernel(
-    gates: tl.tensor,
-    sums0: tl.tensor,
-    sums1: tl.tensor,
-    sums2: tl.tensor,
-    weight1: tl.tensor,
-    bias1: tl.tensor,
-    rstd1: tl.tensor,
-    weight2: tl.tensor,
-    bias2: tl.tensor,
-    rstd2: tl.tensor,
-    total1: tl.tensor,
-    total2: tl.tensor,
-    by_image: tl.tensor,
-    by_channel: tl.tensor,
-    images: int,
-    channels: int,
-    pixels: int,
-    BATCH1: tl.constexpr,
-    BATCH2: tl.constexpr,
-    TOTAL1: tl.constexpr,
-    TOTAL2: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> None:
-    """by_image (7, N, C): dgates p1 q1 r1 p2 q2 r2; by_channel (4, C): dw1 db1 dw2 db2."""
+    gates: tl.tensor, sums: tl.tensor, rows: tl.tensor, weight1: tl.tensor, bias1: tl.tensor,
+    weight2: tl.tensor, bias2: tl.tensor, dgates: tl.tensor, dweight1: tl.tensor,
+    dbias1: tl.tensor, dweight2: tl.tensor, dbias2: tl.tensor, qr: tl.tensor, groups: int,
+    images: int, pixels: int, channels: int, KIND1: tl.constexpr, KIND2: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+) -> None:  # fmt: skip
+    """All small gradients from sums (3, N, C); qr (4, groups, C) of dy = p dz + q (y - mean) + r.
+
+    `images` in a group. q and r are for an image that weighs one in the statistics.
+    """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = c < channels
-    w1, b1 = _row(weight1, c, in_c, ACC), _row(bias1, c, in_c, ACC)
-    w2, b2 = _row(weight2, c, in_c, ACC), _row(bias2, c, in_c, ACC)
-    k1, k2 = _row(rstd1, c, in_c, ACC), _row(rstd2, c, in_c, ACC)
-    dw1 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
-    db1 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
-    dw2 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
-    db2 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
-    apart = images * channels
-    for step in range(0, tl.cdiv(images, BLOCK_N)):
-        n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-        mask = (n < images)[:, None] & in_c[None, :]
-        at = n[:, None] * channels + c[None, :]
-        g = tl.load(gates + at, mask=mask, other=0).to(ACC)
-        s0 = tl.load(sums0 + at, mask=mask, other=0).to(ACC)
-        s1 = tl.load(sums1 + at, mask=mask, other=0).to(ACC)
-        s2 = tl.load(sums2 + at, mask=mask, other=0).to(ACC)
-        # w1 k1 s1 - w2 k2 s2 by differences: exactly zero where both branches are the same, also
-        # where the compiler fuses a product with its sum.
-        between = (s1 - s2) * k1 + s2 * (k1 - k2)
-        s1, s2 = s1 * k1, s2 * k2  # of the gradient times what was normalised
-        dgates = w1 * between + (w1 - w2) * s2 + (b1 - b2) * s0
-        tl.store(by_image + at, dgates, mask=mask)
-        tl.store(by_image + apart + at, g * w1 * k1, mask=mask)
-        tl.store(by_image + 4 * apart + at, (1 - g) * w2 * k2, mask=mask)
-        dw1 += g * s1
-        db1 += g * s0
-        dw2 += (1 - g) * s2
-        db2 += (1 - g) * s0
-    dweight1, dbias1 = tl.sum(dw1, 0)[None, :], tl.sum(db1, 0)[None, :]
-    dweight2, dbias2 = tl.sum(dw2, 0)[None, :], tl.sum(db2, 0)[None, :]
-    to, row = by_channel + c[None, :], in_c[None, :]
-    tl.store(to, dweight1, mask=row)
-    tl.store(to + channels, dbias1, mask=row)
-    tl.store(to + 2 * channels, dweight2, mask=row)
-    tl.store(to + 3 * channels, dbias2, mask=row)
-    # q and r by an image's weight in the statistics, which are those of `total` images' worth.
-    of1 = tl.load(total1 + c, mask=in_c, other=1).to(ACC)[None, :] if TOTAL1 else images
-    of2 = tl.load(total2 + c, mask=in_c, other=1).to(ACC)[None, :] if TOTAL2 else images
-    each1 = w1 * k1 / (of1 * pixels) if BATCH1 else w1 * 0
-    each2 = w2 * k2 / (of2 * pixels) if BATCH2 else w2 * 0
-    q1, r1 = -each1 * k1 * dweight1, -each1 * dbias1
-    q2, r2 = -each2 * k2 * dweight2, -each2 * dbias2
-    for step in range(0, tl.cdiv(images, BLOCK_N)):
-        n = step * BLOCK_N + tl.arange(0, BLOCK_N)
-        mask = (n < images)[:, None] & in_c[None, :]
-        at = n[:, None] * channels + c[None, :]
-        g = tl.load(gates + at, mask=mask, other=0).to(ACC)
-        chose1 = g if TOTAL1 else g * 0 + 1
-        chose2 = 1 - g if TOTAL2 else g * 0 + 1
-        tl.store(by_image + 2 * apart + at, chose1 * q1, mask=mask)
-        tl.store(by_image + 3 * apart + at, chose1 * r1, mask=mask)
-        tl.store(by_image + 5 * apart + at, chose2 * q2, mask=mask)
-        tl.store(by_image + 6 * apart + at, chose2 * r2, mask=mask)
+    w1 = _row(weight1, c, in_c, ACC)[None, :]
+    b1 = _row(bias1, c, in_c, ACC)[None, :]
+    w2 = _row(weight2, c, in_c, ACC)[None, :]
+    b2 = _row(bias2, c, in_c, ACC)[None, :]
+    all_w1 = tl.zeros((BLOCK_C,), ACC)
+    all_b1 = tl.zeros((BLOCK_C,), ACC)
+    all_w2 = tl.zeros((BLOCK_C,), ACC)
+    all_b2 = tl.zeros((BLOCK_C,), ACC)
+    apart = groups * images * channels
+    of_group = groups * channels
+    for group in range(0, groups):
+        to = group * channels + c
+        rstd1 = _row(rows, of_group + to, in_c, ACC)
+        rstd2 = _row(rows, 6 * of_group + to, in_c, ACC)
+        k1 = rstd1[None, :]
+        k2 = rstd2[None, :]
+        dw1 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+        db1 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+        dw2 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+        db2 = tl.zeros((BLOCK_N, BLOCK_C), ACC)
+        for step in range(0, tl.cdiv(images, BLOCK_N)):
+            n = step * BLOCK_N + tl.arange(0, BLOCK_N)
+            mask = (n < images)[:, None] & in_c[None, :]
+            at = (group * images + n)[:, None] * channels + c[None, :]
+            g = tl.load(gates + at, mask=mask, other=0).to(ACC)
+            s0 = tl.load(sums + at, mask=mask, other=0).to(ACC)
+            s1 = tl.load(sums + apart + at, mask=mask, other=0).to(ACC)
+            s2 = tl.load(sums + 2 * apart + at, mask=mask, other=0).to(ACC)
+            # w1 k1 s1 - w2 k2 s2 by differences: exactly zero where both branches are the same,
+            # also where the compiler fuses a product with its sum.
+            between = (s1 - s2) * k1 + s2 * (k1 - k2)
+            s1 = s1 * k1
+            s2 = s2 * k2  # of the gradient times what was normalised
+            value = w1 * between + (w1 - w2) * s2 + (b1 - b2) * s0
+            tl.store(dgates + at, value, mask=mask)
+            dw1 += g * s1
+            db1 += g * s0
+            dw2 += (1 - g) * s2
+            db2 += (1 - g) * s0
+        sum_w1 = tl.sum(dw1, 0)
+        sum_b1 = tl.sum(db1, 0)
+        sum_w2 = tl.sum(dw2, 0)
+        sum_b2 = tl.sum(db2, 0)
+        all_w1 += sum_w1
+        all_b1 += sum_b1
+        all_w2 += sum_w2
+        all_b2 += sum_b2
+        if KIND1 != FIXED:
+            total = tl.where(in_c, _row(rows, 4 * of_group + to, in_c, ACC), 1)
+            each = _row(rows, 2 * of_group + to, in_c, ACC) / (total * pixels)
+            tl.store(qr + to, -each * rstd1 * sum_w1, mask=in_c)
+            tl.store(qr + of_group + to, -each * sum_b1, mask=in_c)
+        if KIND2 != FIXED:
+            total = tl.where(in_c, _row(rows, 9 * of_group + to, in_c, ACC), 1)
+            each = _row(rows, 7 * of_group + to, in_c, ACC) / (total * pixels)
+            tl.store(qr + 2 * of_group + to, -each * rstd2 * sum_w2, mask=in_c)
+            tl.store(qr + 3 * of_group + to, -each * sum_b2, mask=in_c)
+    tl.store(dweight1 + c, all_w1, mask=in_c)
+    tl.store(dbias1 + c, all_b1, mask=in_c)
+    tl.store(dweight2 + c, all_w2, mask=in_c)
+    tl.store(dbias2 + c, all_b2, mask=in_c)

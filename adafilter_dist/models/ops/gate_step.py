@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from adafilter_dist.models.ops import device_kind, gate_step_reference
 from adafilter_dist.models.ops.gate_step_reference import Cell, Kept, Layer, Rule, StepGradients
+from adafilter_dist.models.ops.operators import operator
 
 
 class GateSteps(Protocol):
@@ -162,44 +163,76 @@ class _Weights(torch.autograd.Function):
 
 def weight_gradients(of: GateForward, gradients: dict[int, StepGradients]) -> list[Tensor | None]:
     """Of the cell's weights, then of each layer's; None for layers without a gradient."""
-    # All layers share the cell: one product over all their images.
+    # A step's state is that of the one before it, if any.
     order = [index for index in of.kept if index in gradients]
     before = dict(zip(list(of.kept)[1:], of.kept, strict=False)) if of.rule.recurrent else {}
-    dgates = torch.cat([gradients[index].preactivations for index in order])
-    dweight_ih = dgates.mT @ torch.cat([of.kept[index].projected for index in order])
+    steps = [gradients[index] for index in order]
+    kept = [of.kept[index] for index in order]
+    has_state = [index in before for index in order]
+    found = _weight_gradients(
+        [step.preactivations for step in steps],
+        [each.projected for each in kept],
+        [of.kept[before[index]].hidden for index in order if index in before],
+        has_state,
+        [step.projected for step in steps],
+        [each.normalised for each in kept],
+        [step.logits for step in steps],
+        [each.hidden for each in kept],
+    )
+    cell, of_layers = found[:4], iter(found[4:])
+    if not any(has_state):
+        cell[1] = torch.zeros_like(of.cell.weight_hh)
+    places: list[Tensor | None] = [None] * (4 * len(of.layers))
+    for index in order:
+        places[4 * index : 4 * index + 4] = [next(of_layers) for _ in range(4)]
+    return [*cell, *places]
+
+
+def _body(
+    preactivations: list[Tensor],
+    projected: list[Tensor],
+    hidden_before: list[Tensor],
+    has_state: list[bool],
+    of_projected: list[Tensor],
+    normalised: list[Tensor],
+    of_logits: list[Tensor],
+    hidden: list[Tensor],
+) -> list[Tensor]:
+    """Of the cell, then weight and bias in and out of each step; see `weight_gradients`."""
+    # All steps share the cell: one product over all their images.
+    dgates = torch.cat(preactivations)
+    dweight_ih = dgates.mT @ torch.cat(projected)
     dbias = dgates.sum(0)
-    later = [index for index in order if index in before]
-    if later:
-        hidden = torch.cat([of.kept[before[index]].hidden for index in later])
-        if len(later) < len(order):
-            dgates = torch.cat([gradients[index].preactivations for index in later])
-        dweight_hh = dgates.mT @ hidden
-    else:
-        dweight_hh = torch.zeros_like(of.cell.weight_hh)
-    found: list[Tensor | None] = [dweight_ih, dweight_hh, dbias, dbias.clone()]
+    dweight_hh = dweight_ih
+    if hidden_before:
+        if not all(has_state):
+            pairs = zip(preactivations, has_state, strict=True)
+            dgates = torch.cat([each for each, has in pairs if has])
+        dweight_hh = dgates.mT @ torch.cat(hidden_before)
 
     # Projections in and out: one batched product for all of a width.
-    into = _by_width(
-        {index: (gradients[index].projected, of.kept[index].normalised) for index in order}
-    )
-    out = _by_width({index: (gradients[index].logits, of.kept[index].hidden) for index in order})
-    for index in range(len(of.layers)):
-        found += [*into.get(index, (None, None)), *out.get(index, (None, None))]
+    into, out = _by_width(of_projected, normalised), _by_width(of_logits, hidden)
+    found = [dweight_ih, dweight_hh, dbias, dbias.clone()]
+    for pair_in, pair_out in zip(into, out, strict=True):
+        found += [*pair_in, *pair_out]
     return found
 
 
-def _by_width(factors: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Gradients of weight and bias of each linear layer from (dy (N, O), x (N, I)) of each."""
+_weight_gradients = operator("gate_weight_gradients", _body)
+
+
+def _by_width(dys: list[Tensor], xs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Gradients of weight and bias of each linear layer from its dy (N, O) and x (N, I)."""
     widths: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, (dy, x) in factors.items():
-        widths[dy.shape[1], x.shape[1]].append(index)
+    for place, (dy, x) in enumerate(zip(dys, xs, strict=True)):
+        widths[dy.shape[1], x.shape[1]].append(place)
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for members in widths.values():
         if len(members) == 1:
-            dy, x = factors[members[0]]
+            dy, x = dys[members[0]], xs[members[0]]
             found[members[0]] = dy.mT @ x, dy.sum(0)
             continue
-        dys, xs = (torch.stack([factors[index][n] for index in members]) for n in range(2))
-        weights, biases = torch.bmm(dys.mT, xs).unbind(), dys.sum(1).unbind()
+        dy, x = (torch.stack([each[place] for place in members]) for each in (dys, xs))
+        weights, biases = torch.bmm(dy.mT, x).unbind(), dy.sum(1).unbind()
         found |= dict(zip(members, zip(weights, biases, strict=True), strict=True))
-    return found
+    return [found[place] for place in range(len(dys))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 import triton.language as tl
 from torch import Tensor
-from torch.library import custom_op
 
 from adafilter_dist.models.ops import gate_step_kernels as kernels
 from adafilter_dist.models.ops.gate_step_reference import (
@@ -19,6 +18,7 @@ from adafilter_dist.models.ops.gate_step_reference import (
     Rule,
     StepGradients,
 )
+from adafilter_dist.models.ops.operators import operator
 from adafilter_dist.models.ops.tiles import cdiv, next_power_of_2
 
 __all__ = ["gradients", "step"]
@@ -63,8 +63,7 @@ def gradients(
     return StepGradients(dpooled, h, c, of_logits, of_preactivations, of_projected)
 
 
-@custom_op("adafilter::gate_step", mutates_args=())
-def _step(
+def _step_body(
     pooled: Tensor,
     weights: list[Tensor],
     h: Tensor | None,
@@ -127,8 +126,7 @@ def _step(
     return [gates, logits, h_next, c_next, projected, activations, tanh_cell, copy, slope, *more]
 
 
-@custom_op("adafilter::gate_step_gradients", mutates_args=())
-def _gradients(
+def _gradients_body(
     dgates: Tensor | None,
     dlogits: Tensor | None,
     dh: Tensor | None,
@@ -185,3 +183,7 @@ def _gradients(
 
 def _accumulation(x: Tensor) -> tl.dtype:
     return tl.float64 if x.dtype == torch.float64 else tl.float32
+
+
+_step = operator("gate_step", _step_body)
+_gradients = operator("gate_step_gradients", _gradients_body)

@@ -1,9 +1,7 @@
 """What follows a gated layer's convolutions in a few Triton kernels, for all micro-batches at once.
 
-For CUDA tensors, channels-last or halves of a stacked tensor (others are copied first). Forward:
-moments of both branches, their statistics, the choice. Backward: the sums, the small gradients,
-those of both convolutions' outputs. Three operators to torch.compile. No atomics: two runs give the
-same bits. Importing this needs triton.
+Forward: moments of both branches, their statistics, the choice. Backward: the sums, the small
+gradients, those of both convolutions' outputs. Importing this needs triton.
 """
 
 from __future__ import annotations
@@ -14,17 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.library import custom_op
 
-from adafilter_dist.errors import UserError
-from adafilter_dist.models.ops import layer_kernels, passes_kernels
-from adafilter_dist.models.ops.dtypes import accumulation_dtype
+from adafilter_dist.models.ops import layer_operators
 from adafilter_dist.models.ops.passes_reference import cast
-from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
-from adafilter_dist.models.ops.tiles import accumulation, cdiv, grid, next_power_of_2, shares, tile
 
 ALL, CHOSEN, FIXED = 0, 1, 2
-_BLOCK_N, _BLOCK_C = 16, 64
 
 
 @dataclass(frozen=True)
@@ -70,21 +62,18 @@ def gated_layer(
     the other. Differentiable once in all but the statistics. `prior`: see `Choosers`.
     """
     affine = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
-    with torch.no_grad():
-        rows = _statistics(
-            y1,
-            y2,
-            gates,
-            [*norm1.tensors(), *norm2.tensors()],
-            norm1.sums,
-            norm2.sums,
-            [norm1.kind, norm2.kind],
-            [norm1.eps, norm2.eps],
-            groups,
-            prior,
-        )
     kinds = [norm1.kind, norm2.kind]
-    out, mean = _GatedLayer.apply(y1, y2, gates, *affine, residual, rows, kinds, groups, relu)
+    norms = [*norm1.tensors(), *norm2.tensors()]
+    of_rows = (norms, norm1.sums, norm2.sums, kinds, [norm1.eps, norm2.eps], groups, prior)
+    rows = None
+    if torch.compiler.is_compiling():
+        # A compiler's Function writes to nothing: the sums are added to outside of it.
+        with torch.no_grad():
+            rows = layer_operators.statistics(y1, y2, gates, *of_rows)
+    rows_or_how = of_rows if rows is None else rows
+    out, mean = _GatedLayer.apply(
+        y1, y2, gates, *affine, residual, rows_or_how, kinds, groups, relu
+    )
     return out, mean
 
 
@@ -100,13 +89,17 @@ class _GatedLayer(torch.autograd.Function):
         weight2: Tensor,
         bias2: Tensor,
         residual: Tensor | None,
-        rows: Tensor,
+        rows_or_how: Tensor | tuple[Any, ...],
         kinds: list[int],
         groups: int,
         relu: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        out, mean = _choose(y1, y2, gates, rows, residual, groups, relu)
+        if isinstance(rows_or_how, tuple):
+            rows, out, mean = layer_operators.forward(y1, y2, gates, *rows_or_how, residual, relu)
+        else:
+            rows = rows_or_how
+            out, mean = layer_operators.choose(y1, y2, gates, rows, residual, groups, relu)
         # Not the output itself: autograd would make an alias of it here, and one in backward.
         kept = out.detach() if relu else None
         ctx.save_for_backward(y1, y2, kept, gates, weight1, bias1, weight2, bias2, rows)
@@ -122,7 +115,7 @@ class _GatedLayer(torch.autograd.Function):
             dout = torch.zeros_like(like)
         want_residual = ctx.needs_input_grad[7]
         kinds, groups = ctx.how
-        found = _layer_gradients(
+        found = layer_operators.layer_gradients(
             dout, dmean, out, y1, y2, gates, affine, rows, kinds, groups, want_residual
         )
         dgates, of_affine, dy1 = found[0], found[1:5], found[5]
@@ -130,314 +123,3 @@ class _GatedLayer(torch.autograd.Function):
         dz = found[-1] if want_residual else None
         small = [cast(grad, of.dtype) for grad, of in zip(of_affine, affine, strict=True)]
         return dy1, dy2, cast(dgates, gates.dtype), *small, dz, None, None, None, None
-
-
-@custom_op("adafilter::layer_statistics", mutates_args=("sums1", "sums2"))
-def _statistics(
-    y1: Tensor,
-    y2: Tensor | None,
-    gates: Tensor,
-    norms: list[Tensor],
-    sums1: Tensor,
-    sums2: Tensor,
-    kinds: list[int],
-    eps: list[float],
-    groups: int,
-    prior: float,
-) -> Tensor:
-    images, channels = gates.shape
-    pixels = y1.shape[2] * y1.shape[3]
-    if images * pixels == 0:
-        raise UserError(f"moments of an empty tensor {tuple(y1.shape)}: allowed is 1 pixel or more")
-    wide, accumulate = accumulation(y1.dtype)
-    rows = torch.empty(10, groups, channels, dtype=wide, device=y1.device)
-    with torch.cuda.device_of(y1):
-        # Moments of shares of each image's pixels; where both branches are one tensor, in one go.
-        ys = [y1] if y2 is None else [y1, y2]
-        width = y1.shape[1]
-        block_r, block_c = tile(y1.dtype, width, pixels)
-        others = images * cdiv(width, block_c)
-        splits, share = shares(pixels, 4 * block_r, others)
-        parts = images * splits
-        made = torch.empty(2 * len(ys), parts, width, dtype=torch.float64, device=y1.device)
-        moments = list(made.unbind())
-        for number, y in enumerate(ys):
-            y, stride = pixel_rows(y)
-            passes_kernels.moments_kernel[(splits * others,)](
-                y,
-                moments[2 * number],
-                moments[2 * number + 1],
-                pixels,
-                width,
-                stride,
-                splits,
-                share,
-                ACC=accumulate,
-                BLOCK_R=block_r,
-                BLOCK_C=block_c,
-                enable_fp_fusion=True,
-            )
-        if y2 is None:
-            moments += [each[:, channels:] for each in moments]
-        per = images // groups
-        block_r, block_c = min(256, next_power_of_2(per * splits)), 8
-        first, second = norms[:4], norms[4:]
-        layer_kernels.statistics_kernel[(2 * cdiv(channels, block_c),)](
-            *moments,
-            width,
-            gates.contiguous(),
-            *first,
-            sums1,
-            *second,
-            sums2,
-            rows,
-            groups,
-            per,
-            pixels,
-            channels,
-            splits,
-            share,
-            PRIOR=prior,
-            EPS1=eps[0],
-            EPS2=eps[1],
-            KIND1=kinds[0],
-            KIND2=kinds[1],
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
-    return rows
-
-
-@_statistics.register_fake
-def _(
-    y1: Tensor,
-    y2: Tensor | None,
-    gates: Tensor,
-    norms: list[Tensor],
-    sums1: Tensor,
-    sums2: Tensor,
-    kinds: list[int],
-    eps: list[float],
-    groups: int,
-    prior: float,
-) -> Tensor:
-    return y1.new_empty(10, groups, gates.shape[1], dtype=accumulation_dtype(y1.dtype))
-
-
-@custom_op("adafilter::choose", mutates_args=())
-def _choose(
-    y1: Tensor,
-    y2: Tensor | None,
-    gates: Tensor,
-    rows: Tensor,
-    residual: Tensor | None,
-    groups: int,
-    relu: bool,
-) -> tuple[Tensor, Tensor]:
-    images, channels = gates.shape
-    pixels = y1.shape[2] * y1.shape[3]
-    out = empty_rows(y1, channels)
-    y1, y2, stride1, stride2 = _halves(y1, y2, channels)
-    third, stride_residual = (y1, 0) if residual is None else pixel_rows(residual)
-    wide, accumulate = accumulation(y1.dtype)
-    block_r, block_c = tile(y1.dtype, channels, pixels)
-    others = images * cdiv(channels, block_c)
-    splits, share = shares(pixels, 4 * block_r, others)
-    shape = (images, channels) if splits == 1 else (splits, images, channels)
-    partial = torch.empty(shape, dtype=wide, device=y1.device)
-    with torch.cuda.device_of(y1):
-        layer_kernels.choose_kernel[(others * splits,)](
-            y1,
-            y2,
-            gates.contiguous(),
-            rows,
-            third,
-            out,
-            partial,
-            images,
-            groups,
-            pixels,
-            channels,
-            stride1,
-            stride2,
-            stride_residual,
-            splits,
-            share,
-            RESIDUAL=residual is not None,
-            RELU=relu,
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
-    return out, partial if splits == 1 else partial.sum(0)
-
-
-@_choose.register_fake
-def _(
-    y1: Tensor,
-    y2: Tensor | None,
-    gates: Tensor,
-    rows: Tensor,
-    residual: Tensor | None,
-    groups: int,
-    relu: bool,
-) -> tuple[Tensor, Tensor]:
-    return empty_rows(y1, gates.shape[1]), gates.new_empty(gates.shape, dtype=rows.dtype)
-
-
-@custom_op("adafilter::layer_gradients", mutates_args=())
-def _layer_gradients(
-    dout: Tensor,
-    dmean: Tensor | None,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor | None,
-    gates: Tensor,
-    affine: list[Tensor],
-    rows: Tensor,
-    kinds: list[int],
-    groups: int,
-    want_residual: bool,
-) -> list[Tensor]:
-    found = _empty_gradients(y1, y2, gates, rows, want_residual)
-    dgates, dweight1, dbias1, dweight2, dbias2, *large = found
-    images, channels = gates.shape
-    pixels = y1.shape[2] * y1.shape[3]
-    per = images // groups
-    if y2 is None:
-        (dy1, dy2), stride_dy = large[0].split(channels, 1), 2 * channels
-    else:
-        (dy1, dy2), stride_dy = large[:2], channels
-    dout, stride_dout = pixel_rows(dout)
-    act, stride_out = (dout, 0) if out is None else pixel_rows(out)
-    y1, y2, stride1, stride2 = _halves(y1, y2, channels)
-    gates = gates.contiguous()
-    wide, accumulate = accumulation(y1.dtype)
-    block_r, block_c = tile(y1.dtype, channels, pixels)
-    others = images * cdiv(channels, block_c)
-    splits, share = shares(pixels, 4 * block_r, others)
-    partial = torch.empty(splits, 3, images, channels, dtype=wide, device=y1.device)
-    qr = torch.empty(4, groups, channels, dtype=wide, device=y1.device)
-    more = rows if dmean is None else dmean.contiguous()
-    with torch.cuda.device_of(y1):
-        passes_kernels.sums_kernel[(others * splits,)](
-            dout,
-            more,
-            act,
-            y1,
-            y2,
-            rows[0],
-            rows[5],
-            partial,
-            images,
-            per,
-            pixels,
-            channels,
-            stride_dout,
-            stride_out,
-            stride1,
-            stride2,
-            splits,
-            share,
-            MEAN=True,
-            MORE=dmean is not None,
-            RELU=out is not None,
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
-        layer_kernels.layer_gradients_kernel[(cdiv(channels, _BLOCK_C),)](
-            gates,
-            partial if splits == 1 else partial.sum(0),
-            rows,
-            *affine,
-            dgates,
-            dweight1,
-            dbias1,
-            dweight2,
-            dbias2,
-            qr,
-            groups,
-            per,
-            pixels,
-            channels,
-            KIND1=kinds[0],
-            KIND2=kinds[1],
-            ACC=accumulate,
-            BLOCK_N=_BLOCK_N,
-            BLOCK_C=_BLOCK_C,
-        )
-        layer_kernels.layer_spread_kernel[grid(images, pixels, channels, block_r, block_c)](
-            dout,
-            more,
-            act,
-            y1,
-            y2,
-            gates,
-            rows,
-            qr,
-            dy1,
-            dy2,
-            large[-1],
-            images,
-            groups,
-            pixels,
-            channels,
-            stride_dout,
-            stride_out,
-            stride1,
-            stride2,
-            stride_dy,
-            KIND1=kinds[0],
-            KIND2=kinds[1],
-            MORE=dmean is not None,
-            RELU=out is not None,
-            RESIDUAL=want_residual,
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
-    return found
-
-
-@_layer_gradients.register_fake
-def _(
-    dout: Tensor,
-    dmean: Tensor | None,
-    out: Tensor | None,
-    y1: Tensor,
-    y2: Tensor | None,
-    gates: Tensor,
-    affine: list[Tensor],
-    rows: Tensor,
-    kinds: list[int],
-    groups: int,
-    want_residual: bool,
-) -> list[Tensor]:
-    return _empty_gradients(y1, y2, gates, rows, want_residual)
-
-
-def _empty_gradients(
-    y1: Tensor, y2: Tensor | None, gates: Tensor, rows: Tensor, want_residual: bool
-) -> list[Tensor]:
-    """Of gates and both affine pairs, dy (stacked) or dy1 and dy2, perhaps of the residual."""
-    channels = gates.shape[1]
-    small = [rows.new_empty(gates.shape), *(rows.new_empty(channels) for _ in range(4))]
-    widths = [2 * channels] if y2 is None else [channels, channels]
-    return small + [empty_rows(y1, each) for each in widths + [channels] * want_residual]
-
-
-def _halves(y1: Tensor, y2: Tensor | None, channels: int) -> tuple[Tensor, Tensor, int, int]:
-    """Both branches' outputs as rows of pixels, and the strides from pixel to pixel."""
-    if y2 is None:
-        y1, stride = pixel_rows(y1)
-        y1, y2 = y1.split(channels, 1)
-        return y1, y2, stride, stride
-    y1, stride1 = pixel_rows(y1)
-    y2, stride2 = pixel_rows(y2)
-    return y1, y2, stride1, stride2

@@ -1,4 +1,4 @@
-"""Which implementation of the four passes takes a tensor: Triton's, the compiled one, or none."""
+"""What computes the rest of a gated layer in training: Triton, compiled passes, or neither."""
 
 from __future__ import annotations
 
@@ -72,22 +72,20 @@ class Passes(Protocol):
 
 
 def pick(y: Tensor) -> Passes | None:
-    """What fuses the layer whose convolutions gave y; None: the plain modules do.
+    """The compiled passes, where they fuse the layer whose convolutions gave y; else None.
 
     Where a CPU's graph is being compiled the plain modules stand in it: the compiler fuses them.
     """
-    passes: Any = None
-    if device_kind.on_gpu(y):
-        passes = _triton()
-    elif not torch.compiler.is_compiling() and passes_cpu.available(y):
-        passes = passes_cpu
-    return None if passes is None else cast(Passes, passes)
+    if device_kind.on_gpu(y) or torch.compiler.is_compiling() or not passes_cpu.available(y):
+        return None
+    passes: Any = passes_cpu
+    return cast(Passes, passes)
 
 
 def whole_layer(y: Tensor) -> Any:
     """What computes all that follows the convolutions that gave y, for all micro-batches at once.
 
-    `layer_triton`, where `pick` takes Triton's passes; None elsewhere.
+    `layer_triton` on a GPU where Triton works; None elsewhere.
     """
     return _layer_triton() if device_kind.on_gpu(y) else None
 
@@ -97,25 +95,16 @@ def name(device: torch.device, kernels: Kernels) -> str:
     if kernels == "reference":
         return "reference"
     if device.type == "cuda":
-        return "triton" if _triton() is not None else "reference"
+        return "triton" if _layer_triton() is not None else "reference"
     return "native" if passes_cpu.available(torch.empty(0, device=device)) else "reference"
 
 
 @functools.cache
 def _layer_triton() -> Any:
-    if _triton() is None:
-        return None
-    from adafilter_dist.models.ops import layer_triton
-
-    return layer_triton
-
-
-@functools.cache
-def _triton() -> Any:
     if why_no_triton():
         return None
     try:
-        from adafilter_dist.models.ops import passes_triton
+        from adafilter_dist.models.ops import layer_triton
     except ImportError:  # a build of torch without Triton
         return None
-    return passes_triton
+    return layer_triton

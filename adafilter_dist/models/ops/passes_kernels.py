@@ -1,13 +1,21 @@
-"""Triton kernels of the four passes; `passes_triton` launches them, `passes_reference` says what.
+"""Triton kernels of the four passes of a gated layer over memory; `layer_operators` launches them.
 
 A tile is BLOCK_R rows (pixels) by BLOCK_C columns (channels). Names: r pixels, c channels, n
-images; stride, from a pixel to the next. Row numbers are int64, as an offset may pass 2^31.
+images; stride, from a pixel to the next. Row numbers are int64, as an offset may pass 2^31. Images
+come in groups, the micro-batches of a forward, each with statistics of its own: `rows` and `qr` are
+those of `coefficients_kernels`. What the kernels must equal: `passes_reference`, group by group.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+# Whose statistics a branch takes: all images', those of the images that chose the filter, or the
+# running ones.
+ALL: tl.constexpr = tl.constexpr(0)
+CHOSEN: tl.constexpr = tl.constexpr(1)
+FIXED: tl.constexpr = tl.constexpr(2)
 
 
 @triton.jit
@@ -34,6 +42,11 @@ def _store_rows(
 
 
 @triton.jit
+def _row(tensor: tl.tensor, at: tl.tensor, in_c: tl.tensor, ACC: tl.constexpr) -> tl.tensor:
+    return tl.load(tensor + at, mask=in_c, other=0).to(ACC)
+
+
+@triton.jit
 def moments_kernel(
     y: tl.tensor,
     means: tl.tensor,
@@ -47,10 +60,7 @@ def moments_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """Mean and sum of squared distances from it, over `share` pixels of one image.
-
-    All images may stand as one, whose pixels are all rows.
-    """
+    """Mean and sum of squared distances from it, over `share` pixels of one image."""
     c, in_c, part = _columns(channels, BLOCK_C)
     start = (part % splits).to(tl.int64) * share
     first = (part // splits).to(tl.int64) * pixels + start
@@ -82,174 +92,42 @@ def moments_kernel(
 
 
 @triton.jit
-def combine_kernel(
-    means: tl.tensor,
-    squares: tl.tensor,
-    mean: tl.tensor,
-    var: tl.tensor,
-    rows: tl.int64,
-    channels: int,
-    share: int,
-    splits: int,
-    BLOCK_R: tl.constexpr,
+def choose_kernel(
+    y1: tl.tensor, y2: tl.tensor, gates: tl.tensor, rows: tl.tensor, residual: tl.tensor,
+    out: tl.tensor, partial: tl.tensor, images: int, groups: int, pixels: int, channels: int,
+    stride1: int, stride2: int, stride_residual: int, splits: int, share: int,
+    RESIDUAL: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
-) -> None:
-    """Mean and variance of all rows from those of the shares, by Chan's formula in float64."""
-    c, in_c, _ = _columns(channels, BLOCK_C)
-    lane = tl.arange(0, BLOCK_R)
-    common = tl.zeros((BLOCK_C,), tl.float64)
-    for step in range(0, tl.cdiv(splits, BLOCK_R)):
-        split = (step * BLOCK_R + lane).to(tl.int64)
-        weight = tl.minimum(tl.maximum(rows - split * share, 0), share).to(tl.float64) / rows
-        mask = (split < splits)[:, None] & in_c[None, :]
-        common += tl.sum(
-            weight[:, None] * _load_rows(means, split, channels, c, mask, tl.float64), 0
-        )
-    spread = tl.zeros((BLOCK_C,), tl.float64)
-    for step in range(0, tl.cdiv(splits, BLOCK_R)):
-        split = (step * BLOCK_R + lane).to(tl.int64)
-        weight = tl.minimum(tl.maximum(rows - split * share, 0), share).to(tl.float64) / rows
-        mask = (split < splits)[:, None] & in_c[None, :]
-        away = _load_rows(means, split, channels, c, mask, tl.float64) - common[None, :]
-        square = _load_rows(squares, split, channels, c, mask, tl.float64) / rows
-        spread += tl.sum(square + weight[:, None] * away * away, 0)
-    tl.store(mean + c, common, mask=in_c)
-    tl.store(var + c, spread, mask=in_c)
-
-
-@triton.jit
-def _weights(
-    gates: tl.tensor,
-    part: tl.tensor,
-    splits: int,
-    channels: int,
-    c: tl.tensor,
-    mask: tl.tensor,
-    TUNED: tl.constexpr,
-) -> tl.tensor:
-    """How much the images of these parts weigh: their gates, or what is left of one."""
-    g = _load_rows(gates, part // splits, channels, c, mask, tl.float64)
-    return g if TUNED else tl.where(mask, 1 - g, 0)
-
-
-@triton.jit
-def choosers_kernel(
-    means: tl.tensor,
-    squares: tl.tensor,
-    gates: tl.tensor,
-    running_mean: tl.tensor,
-    running_var: tl.tensor,
-    to: tl.tensor,
-    images: int,
-    pixels: tl.int64,
-    channels: int,
-    splits: int,
-    share: int,
-    prior: float,
-    TUNED: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> None:
-    """Of the images that chose each filter, and the running statistics, from shares of images.
-
-    Six rows of channels: mean, variance and weight of all that; the choosers' own mean and unbiased
-    variance times their share, and that share.
-    """
-    c, in_c, _ = _columns(channels, BLOCK_C)
-    lane = tl.arange(0, BLOCK_R)
-    parts = images * splits
-    # The choosers' mean, weighing each part by its pixels too.
-    total = tl.zeros((BLOCK_C,), tl.float64)
-    middle = tl.zeros((BLOCK_C,), tl.float64)
-    for step in range(0, tl.cdiv(parts, BLOCK_R)):
-        part = (step * BLOCK_R + lane).to(tl.int64)
-        mask = (part < parts)[:, None] & in_c[None, :]
-        weight = _weights(gates, part, splits, channels, c, mask, TUNED)
-        # An image's own weight once, so that the sum over all is exactly their number.
-        total += tl.sum(tl.where((part % splits == 0)[:, None], weight, 0), 0)
-        size = tl.minimum(pixels - part % splits * share, share).to(tl.float64) / pixels
-        mean = _load_rows(means, part, channels, c, mask, tl.float64)
-        middle += tl.sum(weight * size[:, None] * mean, 0)
-    safe = tl.where(total > 0, total, 1)
-    middle = middle / safe
-    own = tl.zeros((BLOCK_C,), tl.float64)
-    for step in range(0, tl.cdiv(parts, BLOCK_R)):
-        part = (step * BLOCK_R + lane).to(tl.int64)
-        mask = (part < parts)[:, None] & in_c[None, :]
-        weight = _weights(gates, part, splits, channels, c, mask, TUNED)
-        size = tl.minimum(pixels - part % splits * share, share).to(tl.float64) / pixels
-        away = _load_rows(means, part, channels, c, mask, tl.float64) - middle[None, :]
-        square = _load_rows(squares, part, channels, c, mask, tl.float64) / pixels
-        own += tl.sum(weight * (square + size[:, None] * away * away), 0)
-    own = own / safe
-    # As a step from the choosers' own: exactly theirs if all chose, the running ones if none.
-    chose = total / images
-    added = tl.maximum(prior * (1 - chose), 0)
-    taken = added / (total + added)
-    old_mean = tl.load(running_mean + c, mask=in_c, other=0).to(tl.float64)
-    old_var = tl.load(running_var + c, mask=in_c, other=0).to(tl.float64)
-    off = old_mean - middle
-    var = own + taken * (old_var - own) + taken * (1 - taken) * off * off
-    # A single value has no variance: then the running one stays.
-    count = total * pixels
-    unbiased = tl.where(count > 1, own * (count / tl.maximum(count - 1, 1)), old_var)
-    tl.store(to + c, middle + taken * off, mask=in_c)
-    tl.store(to + channels + c, tl.maximum(var, 0), mask=in_c)
-    tl.store(to + 2 * channels + c, total + added, mask=in_c)
-    tl.store(to + 3 * channels + c, chose * middle, mask=in_c)
-    tl.store(to + 4 * channels + c, chose * unbiased, mask=in_c)
-    tl.store(to + 5 * channels + c, chose, mask=in_c)
-
-
-@triton.jit
-def blend_kernel(
-    y1: tl.tensor,
-    y2: tl.tensor,
-    a1: tl.tensor,
-    a2: tl.tensor,
-    b: tl.tensor,
-    residual: tl.tensor,
-    out: tl.tensor,
-    partial: tl.tensor,
-    images: int,
-    pixels: int,
-    channels: int,
-    stride1: int,
-    stride2: int,
-    stride_residual: int,
-    splits: int,
-    share: int,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> None:
-    """Over `share` pixels of one image, and the sum of what was stored there."""
+) -> None:  # fmt: skip
+    """Normalise, choose, add and rectify `share` pixels of an image; their part of its mean."""
     c, in_c, rest = _columns(channels, BLOCK_C)
     split = (rest % splits).to(tl.int64)
     n = (rest // splits).to(tl.int64)
-    nc = n * channels + c
-    k1 = tl.load(a1 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    k2 = tl.load(a2 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    constant = tl.load(b + nc, mask=in_c, other=0).to(ACC)[None, :]
+    apart = groups * channels
+    at = n // (images // groups) * channels + c
+    g = _row(gates, n * channels + c, in_c, ACC)
+    k1 = (g * _row(rows, 2 * apart + at, in_c, ACC))[None, :]
+    k2 = ((1 - g) * _row(rows, 7 * apart + at, in_c, ACC))[None, :]
+    constant = (1 - g) * _row(rows, 8 * apart + at, in_c, ACC)
+    constant = (constant + g * _row(rows, 3 * apart + at, in_c, ACC))[None, :]
     lane = tl.arange(0, BLOCK_R)
     total = tl.zeros((BLOCK_R, BLOCK_C), ACC)
     for step in range(0, tl.cdiv(share, BLOCK_R)):
         within = step * BLOCK_R + lane
         r = split * share + within
-        rows = n * pixels + r
+        row = n * pixels + r
         mask = ((within < share) & (r < pixels))[:, None] & in_c[None, :]
         # A branch that is switched off must not send its infinities: 0 * inf is NaN.
-        value = constant + tl.where(k1 == 0, 0, k1 * _load_rows(y1, rows, stride1, c, mask, ACC))
-        value += tl.where(k2 == 0, 0, k2 * _load_rows(y2, rows, stride2, c, mask, ACC))
+        value = constant + tl.where(k1 == 0, 0, k1 * _load_rows(y1, row, stride1, c, mask, ACC))
+        value += tl.where(k2 == 0, 0, k2 * _load_rows(y2, row, stride2, c, mask, ACC))
         if RESIDUAL:
-            value += _load_rows(residual, rows, stride_residual, c, mask, ACC)
+            value += _load_rows(residual, row, stride_residual, c, mask, ACC)
         if RELU:
             value = tl.where(value < 0, 0, value)  # keeps NaN, as torch does
-        _store_rows(out, rows, channels, c, mask, value)
+        _store_rows(out, row, channels, c, mask, value)
         total += tl.where(mask, value.to(out.dtype.element_ty).to(ACC), 0)
-    tl.store(partial + (split * images + n) * channels + c, tl.sum(total, 0), mask=in_c)
+    mean = tl.sum(total, 0) / pixels
+    tl.store(partial + (split * images + n) * channels + c, mean, mask=in_c)
 
 
 @triton.jit
@@ -272,7 +150,6 @@ def sums_kernel(
     stride2: int,
     splits: int,
     share: int,
-    MEAN: tl.constexpr,
     MORE: tl.constexpr,
     RELU: tl.constexpr,
     ACC: tl.constexpr,
@@ -281,7 +158,7 @@ def sums_kernel(
 ) -> None:
     """The three sums over `share` pixels of one image.
 
-    Each `group` images have their own m1 and m2. With MEAN `more` is the gradient of the mean.
+    Each `group` images have their own m1 and m2; `more` is the gradient of the output's mean.
     """
     c, in_c, rest = _columns(channels, BLOCK_C)
     split = (rest % splits).to(tl.int64)
@@ -290,9 +167,7 @@ def sums_kernel(
     mean1 = tl.load(m1 + at, mask=in_c, other=0).to(ACC)[None, :]
     mean2 = tl.load(m2 + at, mask=in_c, other=0).to(ACC)[None, :]
     if MORE:
-        also = tl.load(more + n * channels + c, mask=in_c, other=0).to(ACC)[None, :]
-        if MEAN:
-            also = also / pixels
+        also = (_row(more, n * channels + c, in_c, ACC) / pixels)[None, :]
     lane = tl.arange(0, BLOCK_R)
     s0 = tl.zeros((BLOCK_R, BLOCK_C), ACC)
     s1 = tl.zeros((BLOCK_R, BLOCK_C), ACC)
@@ -318,60 +193,55 @@ def sums_kernel(
 
 
 @triton.jit
+def _of_branch(
+    own: tl.tensor, rows: tl.tensor, qr: tl.tensor, at: tl.tensor, in_c: tl.tensor, apart: int,
+    KIND: tl.constexpr, ACC: tl.constexpr,
+) -> tl.tuple:  # fmt: skip
+    """p, q, r and the mean of a branch, for an image that weighs `own` in it."""
+    p = own * _row(rows, 2 * apart + at, in_c, ACC)
+    mean = _row(rows, at, in_c, ACC)
+    q = tl.zeros_like(p)
+    r = tl.zeros_like(p)
+    if KIND != FIXED:
+        q = _row(qr, at, in_c, ACC)
+        r = _row(qr, apart + at, in_c, ACC)
+        if KIND == CHOSEN:
+            q = own * q
+            r = own * r
+    return p[None, :], q[None, :], r[None, :], mean[None, :]
+
+
+@triton.jit
 def spread_kernel(
-    dout: tl.tensor,
-    more: tl.tensor,
-    out: tl.tensor,
-    y1: tl.tensor,
-    y2: tl.tensor,
-    m1: tl.tensor,
-    m2: tl.tensor,
-    p1: tl.tensor,
-    q1: tl.tensor,
-    r1: tl.tensor,
-    p2: tl.tensor,
-    q2: tl.tensor,
-    r2: tl.tensor,
-    dy1: tl.tensor,
-    dy2: tl.tensor,
-    dz_out: tl.tensor,
-    pixels: int,
-    channels: int,
-    stride_dout: int,
-    stride_out: int,
-    stride1: int,
-    stride2: int,
-    stride_dy: int,
-    MORE: tl.constexpr,
-    RELU: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-) -> None:
+    dout: tl.tensor, more: tl.tensor, out: tl.tensor, y1: tl.tensor, y2: tl.tensor,
+    gates: tl.tensor, rows: tl.tensor, qr: tl.tensor, dy1: tl.tensor, dy2: tl.tensor,
+    dz_out: tl.tensor, images: int, groups: int, pixels: int, channels: int, stride_dout: int,
+    stride_out: int, stride1: int, stride2: int, stride_dy: int, KIND1: tl.constexpr,
+    KIND2: tl.constexpr, MORE: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+) -> None:  # fmt: skip
+    """The gradients of both convolutions' outputs, and the residual's; `more` is the mean's."""
     c, in_c, rest = _columns(channels, BLOCK_C)
     blocks = tl.cdiv(pixels, BLOCK_R)
     r = (rest % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     n = (rest // blocks).to(tl.int64)
-    rows = n * pixels + r
+    row = n * pixels + r
     mask = (r < pixels)[:, None] & in_c[None, :]
-    nc = n * channels + c
-    dz = _load_rows(dout, rows, stride_dout, c, mask, ACC)
+    dz = _load_rows(dout, row, stride_dout, c, mask, ACC)
     if MORE:
-        dz += tl.load(more + nc, mask=in_c, other=0).to(ACC)[None, :]
+        dz += (_row(more, n * channels + c, in_c, ACC) / pixels)[None, :]
     if RELU:
-        dz = tl.where(_load_rows(out, rows, stride_out, c, mask, ACC) > 0, dz, 0)
+        dz = tl.where(_load_rows(out, row, stride_out, c, mask, ACC) > 0, dz, 0)
     if RESIDUAL:
-        _store_rows(dz_out, rows, channels, c, mask, dz)
-    p = tl.load(p1 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    q = tl.load(q1 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    constant = tl.load(r1 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    mean = tl.load(m1 + c, mask=in_c, other=0).to(ACC)[None, :]
-    x = _load_rows(y1, rows, stride1, c, mask, ACC)
-    _store_rows(dy1, rows, stride_dy, c, mask, p * dz + q * (x - mean) + constant)
-    p = tl.load(p2 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    q = tl.load(q2 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    constant = tl.load(r2 + nc, mask=in_c, other=0).to(ACC)[None, :]
-    mean = tl.load(m2 + c, mask=in_c, other=0).to(ACC)[None, :]
-    x = _load_rows(y2, rows, stride2, c, mask, ACC)
-    _store_rows(dy2, rows, stride_dy, c, mask, p * dz + q * (x - mean) + constant)
+        _store_rows(dz_out, row, channels, c, mask, dz)
+    g = _row(gates, n * channels + c, in_c, ACC)
+    apart = groups * channels
+    at = n // (images // groups) * channels + c
+    p, q, constant, mean = _of_branch(g, rows, qr, at, in_c, apart, KIND1, ACC)
+    x = _load_rows(y1, row, stride1, c, mask, ACC)
+    _store_rows(dy1, row, stride_dy, c, mask, p * dz + q * (x - mean) + constant)
+    p, q, constant, mean = _of_branch(
+        1 - g, rows + 5 * apart, qr + 2 * apart, at, in_c, apart, KIND2, ACC
+    )
+    x = _load_rows(y2, row, stride2, c, mask, ACC)
+    _store_rows(dy2, row, stride_dy, c, mask, p * dz + q * (x - mean) + constant)

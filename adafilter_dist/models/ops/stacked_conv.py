@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from adafilter_dist.models.ops import device_kind
+from adafilter_dist.models.ops.operators import operator
+from adafilter_dist.models.ops.passes_reference import cast
 
 
 def can_stack(conv: nn.Conv2d) -> bool:
@@ -30,17 +32,34 @@ def stacking_is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     return wide and _is_product(conv.weight, conv.stride, conv.padding)
 
 
-def stacked_conv(conv: nn.Conv2d, x: Tensor, frozen: Tensor, frozen_bias: Tensor | None) -> Tensor:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which `stacked_conv` computes, given x."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def stacked_conv(
+    conv: nn.Conv2d,
+    x: Tensor,
+    frozen: Tensor,
+    frozen_bias: Tensor | None,
+    filters: Tensor | None = None,
+) -> Tensor:
     """y (N, 2C, H', W') of x (N, C_in, H, W): by the conv's own filters, then by the frozen ones.
 
     x is read once. Backward computes one input gradient over the stacked filters and the weight
-    gradient of the conv's own half only. `torch.autocast` is minded.
+    gradient of the conv's own half only. `torch.autocast` is minded. `filters` are both kinds,
+    stacked, in `compute_dtype`; they are joined here where there are none.
     """
     tensors = [x, conv.weight, frozen, conv.bias, frozen_bias]
     if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        tensors = [None if each is None else each.to(dtype) for each in tensors]
-    y: Tensor = _StackedConv.apply(*tensors, conv.stride, conv.padding, conv.dilation)
+        dtype = compute_dtype(x)
+        joined = (conv.weight, frozen) if filters is not None else ()
+        tensors = [
+            each if each is None or any(each is one for one in joined) else each.to(dtype)
+            for each in tensors
+        ]
+    y: Tensor = _StackedConv.apply(*tensors, filters, conv.stride, conv.padding, conv.dilation)
     return y
 
 
@@ -53,12 +72,14 @@ class _StackedConv(torch.autograd.Function):
         frozen: Tensor,
         bias: Tensor | None,
         frozen_bias: Tensor | None,
+        filters: Tensor | None,
         stride: tuple[int, ...],
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
     ) -> Tensor:
         both = None if bias is None or frozen_bias is None else torch.cat((bias, frozen_bias))
-        filters = torch.cat((weight, frozen))
+        if filters is None:
+            filters = torch.cat((weight, frozen))
         ctx.shape = (list(stride), list(padding), list(dilation))
         ctx.product = not device_kind.on_gpu(x) and _is_product(weight, stride, padding)
         # A GPU keeps the stacked filters, which are small beside its activations: one operation
@@ -75,22 +96,57 @@ class _StackedConv(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, frozen, filters = ctx.saved_tensors
         need_x, need_weight, _, need_bias, *_ = ctx.needs_input_grad
-        own = dy[:, : len(weight)]
-        dx = dweight = dbias = None
-        if need_x:
-            filters = torch.cat((weight, frozen)) if filters is None else filters
-            if ctx.product:
-                dx = _pixels(_rows(dy) @ filters.flatten(1), x)
-            else:
-                dx = _backward(dy, x, filters, ctx.shape, 0)
-        if need_weight:
-            if ctx.product:
-                dweight = (_rows(own).t() @ _rows(x)).as_strided(weight.shape, weight.stride())
-            else:
-                dweight = _backward(own, x, weight, ctx.shape, 1)
-        if need_bias:
-            dbias = own.sum((0, 2, 3))
-        return dx, dweight, None, dbias, None, None, None, None
+        if filters is None:
+            filters = torch.cat((weight, frozen)) if need_x else weight
+        # In one operation on a GPU, where each takes the host as long as the GPU.
+        in_one = device_kind.on_gpu(x) and not torch.compiler.is_compiling()
+        gradients = _conv_gradients if in_one else _gradients
+        stride, padding, dilation = ctx.shape
+        wanted = [need_x, need_weight, need_bias]
+        grads = iter(gradients(dy, x, weight, filters, stride, padding, dilation, wanted))
+        dx = next(grads) if need_x else None
+        dweight = next(grads) if need_weight else None
+        dbias = next(grads) if need_bias else None
+        return dx, dweight, None, dbias, None, None, None, None, None
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    filters: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Those that are wanted of x, `weight` (C, C_in, kh, kw) and its bias (C,).
+
+    The first C channels of dy are those of `weight`.
+    """
+    shape = (stride, padding, dilation)
+    own = dy[:, : len(weight)]
+    found = []
+    product = _is_product(weight, stride, padding)
+    if wanted[0] and product and not device_kind.on_gpu(x):
+        found.append(_pixels(_rows(dy) @ filters.flatten(1), x))
+    elif wanted[0]:
+        found.append(_backward(dy, x, filters, shape, 0))
+    if wanted[1]:
+        # A matrix product takes rows that lie apart as they are. cuDNN would copy them first, as it
+        # does for other kernels: their half of dy, read and written once more.
+        if product:
+            dweight = (_rows(own).t() @ _rows(x)).as_strided(weight.shape, weight.stride())
+        else:
+            like = weight if weight.dtype == x.dtype else filters[: len(weight)]
+            dweight = _backward(own, x, like, shape, 1)
+        found.append(cast(dweight, weight.dtype))
+    if wanted[2]:
+        found.append(own.sum((0, 2, 3)))
+    return found
+
+
+_conv_gradients = operator("stacked_conv_gradients", _gradients)
 
 
 def _is_product(weight: Tensor, stride: Any, padding: Any) -> bool:
@@ -111,4 +167,5 @@ def _pixels(rows: Tensor, like: Tensor) -> Tensor:
 def _backward(dy: Tensor, x: Tensor, weight: Tensor, shape: Any, which: int) -> Tensor:
     mask = [which == 0, which == 1, False]
     grads = torch.ops.aten.convolution_backward(dy, x, weight, None, *shape, False, [0, 0], 1, mask)
-    return cast(Tensor, grads[which])
+    grad: Tensor = grads[which]
+    return grad

@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision import models
 
 from adafilter_dist.models.gating.convert import convert
-from adafilter_dist.models.gating.gate import PooledMeans
 from adafilter_dist.models.gating.gated_conv import set_kernels
+from adafilter_dist.models.gating.pooled_means import PooledMeans
 from tests.models.networks import images, network
 
 

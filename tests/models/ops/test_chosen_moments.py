@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from adafilter_dist.models.ops import passes_cpu, passes_reference
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
-from adafilter_dist.models.ops.norm import Choosers
+from adafilter_dist.models.ops.norm import Choosers, ChosenMoments
 from tests.models.ops.conftest import Run
 
 Shape = tuple[int, int, int, int]
@@ -70,12 +72,30 @@ def defined(y: Tensor, choosers: Choosers) -> tuple[Tensor, Tensor]:
     return taken, torch.stack((share * own, share * unbiased, share))
 
 
-def check(device: str, shape: Shape, gates: str, dtype: torch.dtype, kind: str) -> None:
-    passes = passes_cpu if kind == "cpu" else passes_reference
-    if kind == "triton":
-        from adafilter_dist.models.ops import passes_triton
+class ByTriton:
+    """`chosen_moments` by the operator that computes the statistics of both branches."""
 
-        passes = passes_triton
+    @staticmethod
+    def chosen_moments(y: Tensor, choosers: Choosers) -> ChosenMoments:
+        from adafilter_dist.models.ops import layer_operators
+
+        channels = choosers.gates.shape[1]
+        mean, var = choosers.mean, choosers.var
+        norms = [torch.ones_like(mean), torch.zeros_like(mean), mean, var] * 2
+        sums = [torch.zeros(3 * channels + 1).to(mean) for _ in range(2)]
+        rows = layer_operators.statistics(
+            *(y, y, choosers.gates, norms, *sums, [1, 1], [0.0, 0.0], 1, choosers.prior)
+        )
+        branch = 0 if choosers.tuned else 1
+        of_mean, rstd, _, _, total = rows[5 * branch : 5 * branch + 5, 0]
+        own = sums[branch]
+        assert own[-1] == 1
+        taken = torch.stack((of_mean, rstd.double().pow(-2).to(rstd), total))
+        return ChosenMoments(taken, own[:-1].view(3, -1))
+
+
+def check(device: str, shape: Shape, gates: str, dtype: torch.dtype, kind: str) -> None:
+    passes: Any = {"cpu": passes_cpu, "reference": passes_reference, "triton": ByTriton}[kind]
     y, choosers = given(shape, gates, dtype, device=device)
     wanted = defined(y, choosers)
     tolerance = TOLERANCE[dtype]
@@ -86,7 +106,9 @@ def check(device: str, shape: Shape, gates: str, dtype: torch.dtype, kind: str) 
             torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
     # To the bit: who is missing adds nothing, and where nobody chose nothing else counts.
     if gates == "nobody":
-        assert torch.equal(found.taken[:2], torch.stack((choosers.mean, choosers.var)))
+        assert torch.equal(found.taken[0], choosers.mean)
+        if kind != "triton":  # which hands on 1 / standard deviation
+            assert torch.equal(found.taken[1], choosers.var)
         assert not found.sums[[0, 2]].any()
     if gates == "everybody":
         assert torch.equal(found.taken[2], torch.full_like(choosers.mean, len(y)))
@@ -127,11 +149,7 @@ def test_have_the_bits_of_plain_moments_where_all_chose(dtype: torch.dtype) -> N
 
 
 def check_far(device: str, kind: str) -> None:
-    passes = passes_cpu if kind == "cpu" else passes_reference
-    if kind == "triton":
-        from adafilter_dist.models.ops import passes_triton
-
-        passes = passes_triton
+    passes: Any = {"cpu": passes_cpu, "reference": passes_reference, "triton": ByTriton}[kind]
     y, choosers = given((6, 3, 30, 20), "bits", torch.float32, offset=1e4, device=device)
     # Images alike, so that only what is left after the mean is taken off counts.
     y = y / (1 + torch.arange(6, device=device)[:, None, None, None] / 5)

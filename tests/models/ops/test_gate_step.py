@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -84,6 +86,30 @@ def test_frozen_weights_get_none() -> None:
     module.stop()
     assert all(each.grad is None for each in module.outputs.parameters())
     assert all(each.grad is not None for each in module.inputs.parameters())
+
+
+def test_gradients_are_those_of_differences() -> None:
+    """Of logits, which a threshold does not cut: by inputs and weights, through the state."""
+    module = gate(hidden=4, temperature=0.7)
+    xs = [torch.randn(2, c, 1, 1).double().requires_grad_() for _, c, _ in LAYERS]
+    named = list(module.named_parameters())
+
+    def logits(*given: Tensor) -> list[Tensor]:
+        with _as_parameters(module, dict(zip((n for n, _ in named), given, strict=False))):
+            module.start()
+            for index, x in enumerate(given[len(named) :]):
+                module(index, x)
+            module.stop()
+        return list(module.decisions.logits.values())
+
+    given = [each.detach().clone().requires_grad_() for _, each in named]
+    assert torch.autograd.gradcheck(logits, (*given, *xs), fast_mode=True)
+
+
+@contextmanager
+def _as_parameters(module: RecurrentGate, values: dict[str, Tensor]) -> Iterator[None]:
+    with torch.nn.utils.stateless._reparametrize_module(module, values):
+        yield
 
 
 Given = tuple[Tensor, Layer, Cell, tuple[Tensor, Tensor] | None, Rule, Any, Tensor | None]

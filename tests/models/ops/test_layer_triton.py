@@ -37,7 +37,11 @@ CASES = [
 
 
 def tensors(
-    device: str, shape: tuple[int, ...], dtype: torch.dtype, fractions: bool
+    device: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    fractions: bool,
+    layout: torch.memory_format = torch.channels_last,
 ) -> dict[str, Tensor]:
     images, channels, height, width = shape
     draw = torch.Generator().manual_seed(sum(shape))
@@ -46,7 +50,7 @@ def tensors(
         return torch.randn(*size, generator=draw, dtype=torch.float64).to(device, dtype)
 
     def pixels() -> Tensor:
-        return of(images, channels, height, width).contiguous(memory_format=torch.channels_last)
+        return of(images, channels, height, width).contiguous(memory_format=layout)
 
     gates = of(images, channels).sigmoid() if fractions else (of(images, channels) > 0).to(dtype)
     small = {name: of(channels) for name in ("w1", "b1", "w2", "b2", "m1", "m2")}
@@ -123,21 +127,40 @@ def found(
     return [out, mean, *torch.autograd.grad((out, mean), given, (of["dout"], of["dmean"]))], sums
 
 
+# Relative and absolute: activations in half precision are one rounding away, sums are float32's.
+WITHIN = {
+    torch.float64: (1e-9, 1e-9),
+    torch.float32: (2e-3, 2e-3),
+    torch.bfloat16: (2.0**-7, 2e-2),
+    torch.float16: (2.0**-10, 4e-3),
+}
+LARGE = ("y1", "y2", "residual", "dout")
+
+
 def check_layer(device: str, number: int, kinds: tuple[int, int], dtype: torch.dtype) -> None:
     *shape, groups = CASES[number]
     relu, residual, stacked = number % 2 == 0, number % 3 == 0, number % 4 < 2
-    of = tensors(device, tuple(shape), dtype, fractions=number == 1)
+    # A layout that is no row of channels a pixel is copied first.
+    layout = torch.contiguous_format if number == 2 else torch.channels_last
+    of = tensors(device, tuple(shape), torch.float32, number == 1, layout)
+    if dtype == torch.float64:
+        of = {name: each.double() for name, each in of.items()}
+    else:
+        of |= {name: of[name].to(dtype) for name in LARGE}
     how = (kinds, groups, relu, residual)
     ours, own = found(of, *how, stacked)
     theirs, wanted = expected({name: each.double() for name, each in of.items()}, *how)
-    close = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 2e-3, "atol": 2e-3}
+    rtol, atol = WITHIN[dtype]
     names = ("out", "mean", "y1", "y2", "gates", "w1", "b1", "w2", "b2", "residual")
     for name, one, other in zip(names, ours, theirs, strict=False):
         torch.testing.assert_close(
-            one.double(), other, **close, msg=lambda text, name=name: f"{name}: {text}"
+            *(one.double(), other),
+            rtol=rtol,
+            atol=atol,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
     for one, other in zip(own, wanted, strict=True):
-        torch.testing.assert_close(one.double(), other, **close)
+        torch.testing.assert_close(one.double(), other, rtol=max(rtol, 1e-9), atol=atol)
 
 
 @pytest.mark.parametrize("kinds", KINDS, ids=str)
@@ -146,9 +169,74 @@ def test_a_layer_is_the_reference_s_group_by_group(run: Run, kinds: tuple[int, i
         run(check_layer, number, kinds, torch.float64)
 
 
-def test_in_single_precision(run: Run) -> None:
-    for number in (0, 1):
-        run(check_layer, number, (1, 1), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_in_less_precision(run: Run, dtype: torch.dtype) -> None:
+    # Without ReLU: a value within rounding of zero may be on either side of it.
+    for number in (1, 3):
+        run(check_layer, number, (1, 1), dtype)
+
+
+def check_gradients(device: str, kinds: tuple[int, int]) -> None:
+    """Against differences, where all inputs may differ: not through the chosen statistics."""
+    from adafilter_dist.models.ops import layer_triton
+
+    of = tensors(device, (2, 2, 2, 1), torch.float64, fractions=True)
+    given = leaves(of, residual=True)
+
+    def layer(*given: Tensor) -> tuple[Tensor, Tensor]:
+        y1, y2, gates, w1, b1, w2, b2, residual = given
+        norms = [
+            layer_triton.BranchNorm(
+                *(
+                    kind,
+                    *pair,
+                    of[f"m{n + 1}"],
+                    of[f"v{n + 1}"],
+                    torch.zeros_like(w1.repeat(4)),
+                    0.1,
+                )
+            )
+            for n, (kind, pair) in enumerate(zip(kinds, ((w1, b1), (w2, b2)), strict=True))
+        ]
+        out: tuple[Tensor, Tensor] = layer_triton.gated_layer(
+            *(y1, y2, gates, *norms, 1, 1.0, residual, False)
+        )
+        return out
+
+    assert torch.autograd.gradcheck(layer, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("kinds", [(0, 2), (2, 0)], ids=str)
+def test_gradients_are_those_of_differences(run: Run, kinds: tuple[int, int]) -> None:
+    run(check_gradients, kinds)
+
+
+def check_switched_off(device: str, bad: float) -> None:
+    """What a gate switches off must not send its infinities; what it switches on is seen."""
+    of = tensors(device, (2, 17, 4, 3), torch.float32, fractions=False)
+    of["gates"], of["w2"] = torch.ones_like(of["gates"]), of["w2"].abs()
+    wanted = found(of, (2, 2), 1, True, False, False)[0][0]
+    of["y2"] = torch.full_like(of["y2"], bad)
+    assert torch.equal(found(of, (2, 2), 1, True, False, False)[0][0], wanted)
+    of["gates"][0, 0] = 0.5
+    on = found(of, (2, 2), 1, True, False, False)[0][0]
+    assert not on[0, 0].isfinite().any() and on[0, 1:].isfinite().all()
+
+
+def test_a_branch_that_is_off_leaves_its_infinities_out(run: Run) -> None:
+    for bad in (float("inf"), float("nan")):
+        run(check_switched_off, bad)
+
+
+def check_bits(device: str) -> None:
+    of = tensors(device, (1, 64, 21, 26), torch.float32, fractions=False)
+    once, again = (found(of, (1, 0), 1, True, True, True) for _ in range(2))
+    for one, other in zip([*once[0], *once[1]], [*again[0], *again[1]], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_same_bits_twice(run: Run) -> None:
+    run(check_bits)
 
 
 def check_groups(device: str) -> None:
@@ -172,7 +260,7 @@ def test_micro_batches_have_the_bits_of_forwards_of_their_own(run: Run) -> None:
 
 
 def check_operators(device: str) -> None:
-    from adafilter_dist.models.ops import layer_triton
+    from adafilter_dist.models.ops import layer_operators
 
     of = tensors(device, (4, 5, 4, 3), torch.float32, fractions=False)
     both = torch.cat((of["y1"], of["y2"]), 1).contiguous(memory_format=torch.channels_last)
@@ -180,18 +268,18 @@ def check_operators(device: str) -> None:
     affine = [of[name] for name in ("w1", "b1", "w2", "b2")]
     sums = [torch.zeros(16, device=device) for _ in range(2)]
     how = ([1, 1], [1e-5, 1e-5], 2, 1.0)
-    rows = layer_triton._statistics(both, None, of["gates"], norms, *sums, *how)
+    rows = layer_operators.statistics(both, None, of["gates"], norms, *sums, *how)
     apart = (of["y1"], of["y2"])
     calls: list[Any] = [
-        (layer_triton._statistics, (both, None, of["gates"], norms, *sums, *how)),
-        (layer_triton._choose, (both, None, of["gates"], rows, None, 2, True)),
-        (layer_triton._choose, (*apart, of["gates"], rows, of["residual"], 2, False)),
+        (layer_operators.statistics, (both, None, of["gates"], norms, *sums, *how)),
+        (layer_operators.choose, (both, None, of["gates"], rows, None, 2, True)),
+        (layer_operators.choose, (*apart, of["gates"], rows, of["residual"], 2, False)),
         (
-            layer_triton._layer_gradients,
+            layer_operators.layer_gradients,
             *[(of["dout"], of["dmean"], of["residual"], both, None, of["gates"], affine, rows)],
         ),
         (
-            layer_triton._layer_gradients,
+            layer_operators.layer_gradients,
             *[(of["dout"], None, None, *apart, of["gates"], affine, rows)],
         ),
     ]
@@ -205,26 +293,45 @@ def test_operators_keep_what_they_promise_to_torch_compile(run: Run) -> None:
     run(check_operators)
 
 
-def check_cubins(capability: int, dtype: torch.dtype) -> None:
+def check_cubins(capability: int, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     from tests.models.ops.compile_only import compiled
 
-    of = tensors("cpu", (4, 64, 14, 14), torch.float32, fractions=False)
-    of = {name: each.to(dtype) if each.dim() == 4 else each for name, each in of.items()}
+    of = tensors("cpu", shape, torch.float32, fractions=False)
+    if dtype == torch.float64:
+        of = {name: each.double() for name, each in of.items()}
+    of |= {name: of[name].to(dtype) for name in LARGE}
     with compiled(capability) as kernels:
-        found(of, (1, 1), 2, True, True, True)
+        found(of, (1, 1), len(of["gates"]), True, True, True)
         found(of, (0, 2), 1, False, False, False)
-    assert len(kernels) == 2 * 6 + 1 and all(kernel.asm["cubin"] for kernel in kernels)
+    assert len(kernels) == 2 * 6 + 1
+    for kernel in kernels:
+        assert kernel.asm["cubin"], kernel.name
+        passes = ("moments", "choose", "sums", "spread")
+        if shape[1] == 64 and kernel.name.removesuffix("_kernel") in passes:
+            assert "ld.global.v" in kernel.asm["ptx"], kernel.name  # whole vectors
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(90, torch.bfloat16), (80, torch.float32)])
+@pytest.mark.parametrize(
+    ("capability", "shape", "dtype"),
+    [
+        (90, (4, 64, 56, 56), torch.bfloat16),
+        (90, (1, 1, 1, 1), torch.float32),
+        (80, (4, 64, 14, 14), torch.float16),
+        (80, (3, 130, 7, 7), torch.float64),
+    ],
+    ids=str,
+)
 def test_they_compile_for_nvidia_s_gpus_without_one(
-    compiler: Worker, capability: int, dtype: torch.dtype
+    compiler: Worker, capability: int, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    compiler.run(check_cubins, capability, dtype)
+    compiler.run(check_cubins, capability, shape, dtype)
 
 
-def step_of(micro: int, kind: str, reference: bool) -> list[Tensor]:
-    """Loss, gradients and statistics of a network's step with `micro` micro-batches."""
+def steps_of(micro: int, kind: str, reference: bool) -> list[Tensor]:
+    """Losses, gradients and statistics of two steps with `micro` micro-batches each.
+
+    From the second on, the filters of all layers are stacked together.
+    """
     net = convert(pairs().double(), size=12, batchnorm=kind)  # type: ignore[arg-type]
     if reference:
         set_kernels(net, "reference")
@@ -232,22 +339,34 @@ def step_of(micro: int, kind: str, reference: bool) -> list[Tensor]:
         for layer in net.gated_layers.values():
             layer.bn1.bias += torch.linspace(-0.3, 0.3, len(layer.bn1.bias)).to(layer.bn1.bias)
     net.train()
-    with in_micro_batches(micro):
-        loss = net(images(2 * micro, 12).double()).square().mean()
-    loss.backward()
-    found = {name: each.grad for name, each in net.named_parameters() if each.requires_grad}
-    assert all(each is not None for each in found.values()), found.keys()
-    gradients = [each for each in found.values() if each is not None]
-    return [loss.detach(), *gradients, step_statistics.collect(net)]
+    found: list[Tensor] = []
+    for _ in range(2):
+        net.zero_grad()
+        with in_micro_batches(micro):
+            loss = net(images(2 * micro, 12).double()).square().mean()
+        loss.backward()
+        trained = {name: each for name, each in net.named_parameters() if each.requires_grad}
+        gradients = [each.grad for each in trained.values() if each.grad is not None]
+        assert len(gradients) == len(trained)
+        found += [loss.detach(), *gradients, step_statistics.collect(net)]
+        step_statistics.update_statistics(net)
+        with torch.no_grad():
+            for each in trained.values():
+                each -= 0.1 * each.grad
+    return found
 
 
 def check_network(device: str, micro: int, kind: str) -> None:
-    wanted = step_of(micro, kind, reference=True)
-    with patch.object(device_kind, "on_gpu", lambda x: True):
-        ours = step_of(micro, kind, reference=False)
+    wanted = steps_of(micro, kind, reference=True)
+    with (
+        patch.object(device_kind, "on_gpu", lambda x: True),
+        patch.object(torch, "_foreach_copy_", wraps=torch._foreach_copy_) as copies,
+    ):
+        ours = steps_of(micro, kind, reference=False)
+    assert any(len(call.args[0]) == 4 for call in copies.call_args_list)  # of two layers
     for number, (one, other) in enumerate(zip(ours, wanted, strict=True)):
         torch.testing.assert_close(
-            one, other, rtol=1e-8, atol=1e-9, msg=lambda text, n=number: f"{n}: {text}"
+            one, other, rtol=1e-7, atol=1e-8, msg=lambda text, n=number: f"{n}: {text}"
         )
 
 

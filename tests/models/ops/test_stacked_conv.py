@@ -39,6 +39,24 @@ def test_equals_two_convolutions(
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("case", [CASES[1], CASES[-1]], ids=str)
+def test_gradients_are_those_of_differences(
+    case: dict[str, int], on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_kind, "on_gpu", lambda x: on_gpu)
+    conv = nn.Conv2d(2, 2, **case, dtype=torch.float64)  # type: ignore[arg-type]
+    frozen, frozen_bias = torch.randn_like(conv.weight), torch.randn(2, dtype=torch.float64)
+    x = torch.randn(1, 2, 5, 9, dtype=torch.float64, requires_grad=True)
+
+    def stacked(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(("weight", "bias"), parameters, strict=True))
+        with torch.nn.utils.stateless._reparametrize_module(conv, named):
+            return stacked_conv(conv, x, frozen, frozen_bias)
+
+    assert torch.autograd.gradcheck(stacked, (x, *conv.parameters()), fast_mode=True)
+
+
 @pytest.mark.parametrize("size", [(9, 11), (1, 1)])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_matrix_product_in_every_layout(
