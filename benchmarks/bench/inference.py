@@ -43,21 +43,33 @@ DRAWS = 4
 class RandomGates:
     """Gates of seeded fair bits, others at each call of the network, drawn ahead.
 
-    `layers` are the filters of each gated layer; layer 0 begins a call.
+    `layers` are the filters of each gated layer; layer 0 begins a call. ``as_bits``: bool, which no
+    host has to look at; else the gate's dtype.
     """
 
-    def __init__(self, layers: Sequence[int], batch: int, device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[int],
+        batch: int,
+        device: torch.device,
+        seed: int,
+        *,
+        as_bits: bool = False,
+    ) -> None:
         draws = torch.Generator().manual_seed(seed)
+        dtype = torch.bool if as_bits else torch.float32
         self._bits = [
-            [torch.randint(2, (batch, c), generator=draws).float().to(device) for c in layers]
+            [torch.randint(2, (batch, c), generator=draws).to(device, dtype) for c in layers]
             for _ in range(DRAWS)
         ]
+        self._as_bits = as_bits
         self._call = -1
 
     def __call__(self, index: int, gates: Tensor) -> Tensor:
         if index == 0:
             self._call += 1
-        return self._bits[self._call % DRAWS][index].to(gates.dtype)
+        bits = self._bits[self._call % DRAWS][index]
+        return bits if self._as_bits else bits.to(gates.dtype)
 
     def restart(self) -> None:
         """The next call is the first again."""
@@ -115,7 +127,13 @@ def forwards_of(networks: Networks, batch: int) -> dict[tuple[str, str], Forward
     for name in INFERRED:
         net = networks.make(name).eval()
         if name in (NAIVE, SELECTED):
-            bits = RandomGates(networks.channels, batch, settings.device, settings.seed)
+            bits = RandomGates(
+                networks.channels,
+                batch,
+                settings.device,
+                settings.seed,
+                as_bits=name == SELECTED and settings.device.type == "cuda",
+            )
             found[name, RANDOM] = Forward(net, images, settings, bits)
             found[name, OWN] = Forward(net, images, settings, None)
         else:

@@ -16,8 +16,8 @@ class InferenceGate(RecurrentGate):
     """A copy of a gate that only decides: bits (N, C_out) as bool, no estimator, no statistics.
 
     For layers with few input channels, P_i is multiplied into the LSTM's input matrix if that gives
-    fewer bytes to read. With overrides, the gates are what these return: the gate's dtype, any
-    value. Observers see gates of the gate's dtype.
+    fewer bytes to read. With overrides, the gates are what these return: bits, or any values in the
+    gate's dtype. Observers see gates of the gate's dtype.
     """
 
     def __init__(self, source: RecurrentGate) -> None:
@@ -66,6 +66,10 @@ class InferenceGate(RecurrentGate):
             self._fixed.add(index)
         free = [i for i in range(len(self.names)) if i not in self._fixed]
         self._last_deciding = max(free, default=-1)
+
+    def reads_after(self, index: int) -> bool:
+        """Whether the mean of some activation behind layer ``index`` is needed."""
+        return index < self._last_deciding or bool(self.observers)
 
     def advance_state(self, index: int, x: Tensor) -> None:
         """Update the LSTM state for a layer whose gates are all fixed; later layers need it.
@@ -121,7 +125,7 @@ class InferenceGate(RecurrentGate):
         if can_step(x, step):
             self._state, logits = gate_step(x, step, state, decide)
             return logits
-        pooled = x.mean((2, 3), dtype=self.running_mean.dtype)
+        pooled = self._means.of(x, self.running_mean.dtype)
         if step.layer_norm:
             pooled = F.layer_norm(pooled, pooled.shape[1:])
         if step.into is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -15,6 +16,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.convert import AdaFilterNet, GatedNet
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.inference.choose_kernel import (
+    NO_EPILOGUE,
     Epilogue,
     choose,
     convolve,
@@ -23,7 +25,9 @@ from adafilter_dist.models.inference.choose_kernel import (
 from adafilter_dist.models.inference.filter_table import FilterTable, LayoutCache
 from adafilter_dist.models.inference.fold_batchnorm import BareConv, fold, foldable
 from adafilter_dist.models.inference.inference_gate import InferenceGate
+from adafilter_dist.models.inference.kernel_filters import KernelFilterCache, KernelFilters
 from adafilter_dist.models.inference.row_cache import RowCache
+from adafilter_dist.models.ops import device_kind
 from adafilter_dist.models.ops.triton_start import why_no_triton
 
 
@@ -56,6 +60,7 @@ class SelectedConv(nn.Module):
         # In a tuple, so that the shared gate does not become a submodule of every layer.
         self._gate = (gate,)
         self._row_cache, self._layout_cache = RowCache(), LayoutCache()
+        self._kernel_filters = KernelFilterCache()
         self._paired = True
         self.training = False
 
@@ -90,7 +95,7 @@ class SelectedConv(nn.Module):
                 return epilogue(convolve(self.conv, x, self.rows, self.bias))
             return same_filters_for_all(self.conv, x, self._table, None, None, epilogue)
         gates = gate(self.index, x)
-        if gates.dtype != torch.bool:  # overridden
+        if gates.dtype != torch.bool:  # overridden; on a GPU the host waits to see how
             bits = gates != 0
             if not torch.equal(bits.to(gates.dtype), gates):
                 return epilogue(self._blended(x, gates))
@@ -98,7 +103,7 @@ class SelectedConv(nn.Module):
         if torch.compiler.is_exporting():  # no runtime has kernels that choose
             frozen, tuned = self._both(x)
             return epilogue(torch.where(gates[:, :, None, None], tuned, frozen))
-        if x.is_cuda:
+        if device_kind.on_gpu(x):
             return self._on_cuda(x, gates, epilogue)
         return choose(self.conv, x, self._table, gates, epilogue)
 
@@ -110,28 +115,51 @@ class SelectedConv(nn.Module):
         )
 
     def _on_cuda(self, x: Tensor, bits: Tensor, epilogue: Epilogue) -> Tensor:
-        """The Triton kernel if it applies, else both branches; the host never waits."""
+        """The Triton kernel if it applies, else both branches; the host never waits.
+
+        Under autocast the kernel multiplies in autocast's dtype, as a convolution would. It also
+        gives the gate the mean of what it writes.
+        """
         kernel = selected_kernel()
-        conv = self.conv
-        fits = conv.plain and conv.groups == 1 and self._paired and x.dtype == self.rows.dtype
+        conv, device, dtype = self.conv, x.device.type, x.dtype
+        if torch.is_autocast_enabled(device) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(device)
+        elif dtype != self.rows.dtype:
+            kernel = None
         differentiable = torch.is_grad_enabled() and x.requires_grad
-        autocast = torch.is_autocast_enabled("cuda")
-        if kernel is None or not fits or differentiable or autocast or x.dtype == torch.float64:
+        fits = conv.plain and conv.groups == 1 and dtype != torch.float64
+        if kernel is None or not fits or differentiable:
             frozen, tuned = self._both(x)
             return epilogue(torch.where(bits[:, :, None, None], tuned, frozen))
-        inside, left = epilogue.split((*bits.shape, *conv.output_size(x)), x.dtype)
-        y: Tensor = kernel(
-            x.contiguous(memory_format=torch.channels_last),
-            self.rows.view(2, -1, *self.rows.shape[1:]),
-            self.bias.view(2, -1),
-            bits,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            residual=inside.residual,
-            relu=inside.relu,
-        )
+        inside, left = epilogue.split((*bits.shape, *conv.output_size(x)), dtype)
+        filters = self._filters(dtype)
+        # A mean is remembered for a tensor that is unchanged, which is not known of those that
+        # inference mode makes.
+        with _ordinary_tensors():
+            y, mean = kernel(
+                x.to(dtype).contiguous(memory_format=torch.channels_last),
+                filters.rows,
+                self.bias,
+                bits,
+                filters.pairs,
+                stride=conv.stride,
+                padding=conv.padding,
+                dilation=conv.dilation,
+                residual=inside.residual,
+                relu=inside.relu,
+                want_mean=left is NO_EPILOGUE and self._gate[0].reads_after(self.index),
+            )
+        if mean is not None:
+            self._gate[0].remember_mean(y, mean)
         return left(y)
+
+    def _filters(self, dtype: torch.dtype) -> KernelFilters:
+        rows, frozen, tuned = self.rows, self.frozen_row, self.tuned_row
+        if torch.compiler.is_compiling():  # which follows no caches
+            return KernelFilters(
+                rows.to(dtype), None if self._paired else torch.stack((frozen, tuned))
+            )
+        return self._kernel_filters.of(rows, frozen, tuned, dtype, paired=self._paired)
 
     def _blended(self, x: Tensor, gates: Tensor) -> Tensor:
         frozen, tuned = self._both(x)
@@ -151,7 +179,7 @@ class SelectedConv(nn.Module):
 
 
 @cache
-def selected_kernel() -> Callable[..., Tensor] | None:
+def selected_kernel() -> Callable[..., tuple[Tensor, Tensor | None]] | None:
     """The Triton kernel for CUDA, or None where Triton is not installed or does not work."""
     if why_no_triton():
         return None
@@ -159,8 +187,18 @@ def selected_kernel() -> Callable[..., Tensor] | None:
         module = import_module("adafilter_dist.models.inference.selected_triton")
     except ImportError:
         return None
-    kernel: Callable[..., Tensor] = module.selected_conv
+    kernel: Callable[..., tuple[Tensor, Tensor | None]] = module.selected_conv_mean
     return kernel
+
+
+@contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Tensors made inside are those that are made outside inference mode, without gradients."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class InferenceNet(GatedNet):

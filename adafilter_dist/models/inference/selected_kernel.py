@@ -17,8 +17,10 @@ def selected_conv_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     bits: tl.tensor,
+    pairs: tl.tensor,
     residual: tl.tensor,
     out: tl.tensor,
+    mean: tl.tensor,
     height: int,
     width: int,
     channels: int,
@@ -37,8 +39,10 @@ def selected_conv_kernel(
     KW: tl.constexpr,
     FLAT: tl.constexpr,
     WHOLE_C: tl.constexpr,
+    PAIRS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
+    MEAN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_F: tl.constexpr,
@@ -55,9 +59,12 @@ def selected_conv_kernel(
     in_f = f < filters
     in_m = m < out_pixels
 
-    # The two banks of filters lie behind each other: a bit is a row number.
+    # The two banks of filters lie behind each other: a bit is a row number. Where some are shared,
+    # a table has the rows of both.
     bit = tl.load(bits + n * filters + f, mask=in_f, other=0).to(tl.int64)
     row = bit * filters + f
+    if PAIRS:
+        row = tl.load(pairs + row, mask=in_f, other=0)
     weight_rows = weight + row * (KH * KW * channels)
     image = x + n * height * width * stride_x
     top = (m // out_width) * stride_h - pad_h
@@ -112,4 +119,9 @@ def selected_conv_kernel(
         value += tl.load(at_residual, mask=mask, other=0).to(tl.float32)
     if RELU:
         value = tl.where(value < 0, 0, value)  # keeps NaN, as torch does
-    tl.store(out + rows * filters + f[None, :], value.to(out.dtype.element_ty), mask=mask)
+    stored = value.to(out.dtype.element_ty)
+    tl.store(out + rows * filters + f[None, :], stored, mask=mask)
+    if MEAN:
+        # Of what the next layer reads: this tile's share of the mean over an image's pixels.
+        total = tl.sum(tl.where(mask, stored.to(tl.float32), 0.0), 0)
+        tl.store(mean + rest.to(tl.int64) * filters + f, total / out_pixels, mask=in_f)

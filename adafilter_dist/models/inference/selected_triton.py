@@ -36,19 +36,62 @@ def selected_conv(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
+    """`selected_conv_mean` of paired filters, without the mean.
+
+    weight (2, Cout, KH, KW, Cin) and bias (2, Cout): [0] frozen and [1] tuned.
+    """
+    if weight.ndim != 5 or weight.shape[0] != 2:
+        raise UserError(
+            f"selected_conv: weight is {tuple(weight.shape)}; allowed is (2, Cout, KH, KW, Cin)"
+        )
+    if bias.shape != weight.shape[:2]:
+        raise UserError(
+            f"selected_conv: bias is {tuple(bias.shape)}, not {tuple(weight.shape[:2])}"
+        )
+    out, _ = selected_conv_mean(
+        x,
+        weight.flatten(0, 1),
+        bias.flatten(),
+        bits,
+        None,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        residual=residual,
+        relu=relu,
+        want_mean=False,
+    )
+    return out
+
+
+def selected_conv_mean(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    bits: Tensor,
+    pairs: Tensor | None,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    residual: Tensor | None = None,
+    relu: bool = False,
+    want_mean: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Each image's convolution by its own filters, + bias (+ residual), then perhaps ReLU.
 
-    x (N, Cin, H, W); weight (2, Cout, KH, KW, Cin) and bias (2, Cout), BatchNorm folded in, [0]
-    frozen and [1] tuned; bits (N, Cout) bool, True = tuned; residual as the result: (N, Cout, H',
+    With ``want_mean`` also the mean of that over the pixels, (N, Cout) float32, else None.
+    x (N, Cin, H, W); weight (T, KH, KW, Cin) and bias (T,), BatchNorm folded in; pairs int64
+    (2, Cout): the rows of the frozen and of the tuned filters, None for one bank behind the other;
+    bits (N, Cout) bool, True = tuned; residual as the result: (N, Cout, H',
     W'), channels-last, in x's dtype (float32, bfloat16 or float16). Sums are float32; products of
     float32 are TF32 where torch.backends.cuda.matmul.allow_tf32 says so. Raises UserError for
     shapes or dtypes that do not fit.
     """
-    _check(x, weight, bias, bits, residual, stride, padding, dilation)
-    out: Tensor = _selected_conv(
-        x, weight, bias, bits, list(stride), list(padding), list(dilation), residual, relu
-    )
-    return out
+    _check(x, weight, bias, bits, pairs, residual, stride, padding, dilation)
+    how = (list(stride), list(padding), list(dilation))
+    out, mean = _selected_conv(x, weight, bias, bits, pairs, *how, residual, relu, want_mean)
+    return out, mean if want_mean else None
 
 
 @custom_op("adafilter::selected_conv", mutates_args=())
@@ -57,30 +100,36 @@ def _selected_conv(
     weight: Tensor,
     bias: Tensor,
     bits: Tensor,
+    pairs: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     residual: Tensor | None,
     relu: bool,
-) -> Tensor:
-    out = _empty_output(x, weight, stride, padding, dilation)
+    want_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    out = _empty_output(x, weight, bits, stride, padding, dilation)
     images, filters, out_height, out_width = out.shape
     pixels = out_height * out_width
-    _, _, kh, kw, channels = weight.shape
+    _, kh, kw, channels = weight.shape
     x, stride_x = pixel_rows(x)
     other, stride_residual = (out, 0) if residual is None else pixel_rows(residual)
     tiles = choose_tiles(
         images, pixels, filters, channels, kh * kw, x.dtype, _shared_memory(x.device)
     )
-    blocks = triton.cdiv(pixels, tiles.m) * triton.cdiv(filters, tiles.f)
+    shares = triton.cdiv(pixels, tiles.m)
+    blocks = shares * triton.cdiv(filters, tiles.f)
+    mean = torch.empty((images * want_mean, shares, filters), dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         selected_conv_kernel[(images * blocks,)](
             x,
             weight.contiguous(),
             bias.contiguous(),
             bits.contiguous(),
+            bits if pairs is None else pairs.contiguous(),
             other,
             out,
+            mean,
             x.shape[2],
             x.shape[3],
             channels,
@@ -96,8 +145,10 @@ def _selected_conv(
             KW=kw,
             FLAT=channels < _FEW_CHANNELS,
             WHOLE_C=channels % tiles.k == 0,
+            PAIRS=pairs is not None,
             RESIDUAL=residual is not None,
             RELU=relu,
+            MEAN=want_mean,
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             BLOCK_M=tiles.m,
             BLOCK_F=tiles.f,
@@ -106,7 +157,7 @@ def _selected_conv(
             num_stages=tiles.stages,
             enable_fp_fusion=True,
         )
-    return out
+    return out, mean[:, 0].clone() if shares == 1 else mean.sum(1)
 
 
 @_selected_conv.register_fake
@@ -115,35 +166,43 @@ def _(
     weight: Tensor,
     bias: Tensor,
     bits: Tensor,
+    pairs: Tensor | None,
     stride: list[int],
     padding: list[int],
     dilation: list[int],
     residual: Tensor | None,
     relu: bool,
-) -> Tensor:
-    return _empty_output(x, weight, stride, padding, dilation)
+    want_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    out = _empty_output(x, weight, bits, stride, padding, dilation)
+    return out, x.new_empty(x.shape[0] * want_mean, bits.shape[1], dtype=torch.float32)
 
 
 def _empty_output(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
+    x: Tensor,
+    weight: Tensor,
+    bits: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
 ) -> Tensor:
     return torch.empty(
-        _output_shape(x, weight, stride, padding, dilation),
+        (x.shape[0], bits.shape[1], *_output_size(x, weight, stride, padding, dilation)),
         dtype=x.dtype,
         device=x.device,
         memory_format=torch.channels_last,
     )
 
 
-def _output_shape(
+def _output_size(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int]:
     height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[1 + i] - 1) - 1) // stride[i]
         + 1
         for i in (0, 1)
     )
-    return x.shape[0], weight.shape[1], height, width
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -201,6 +260,7 @@ def _check(
     weight: Tensor,
     bias: Tensor,
     bits: Tensor,
+    pairs: Tensor | None,
     residual: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
@@ -211,12 +271,15 @@ def _check(
             f"selected_conv: x is {x.dtype}, weight {weight.dtype}; "
             "allowed are float32, bfloat16 and float16, the same for both"
         )
-    if x.ndim != 4 or weight.ndim != 5 or weight.shape[0] != 2 or weight.shape[4] != x.shape[1]:
+    if x.ndim != 4 or weight.ndim != 4 or weight.shape[3] != x.shape[1]:
         raise UserError(
             f"selected_conv: x {tuple(x.shape)} and weight {tuple(weight.shape)} do not fit; "
-            "allowed are (N, Cin, H, W) and (2, Cout, KH, KW, Cin), groups=1"
+            "allowed are (N, Cin, H, W) and (rows, KH, KW, Cin), groups=1"
         )
-    wanted = {"bias": (bias, (2, weight.shape[1])), "bits": (bits, (x.shape[0], weight.shape[1]))}
+    filters = len(weight) // 2 if pairs is None else pairs.shape[1]
+    wanted = {"bias": (bias, (len(weight),)), "bits": (bits, (x.shape[0], filters))}
+    if pairs is not None:
+        wanted["pairs"] = (pairs, (2, filters))
     for name, (tensor, shape) in wanted.items():
         if tensor.shape != shape:
             raise UserError(f"selected_conv: {name} is {tuple(tensor.shape)}, not {shape}")
@@ -225,10 +288,11 @@ def _check(
     image = x.shape[2] * x.shape[3] * (pixel_stride(x) or x.shape[1])
     if image >= 2**31:
         raise UserError(f"selected_conv: an image of x spans {image} values; allowed: under 2^31")
-    result = _output_shape(x, weight, list(stride), list(padding), list(dilation))
-    if min(result[2:]) < 1:
+    size = _output_size(x, weight, list(stride), list(padding), list(dilation))
+    if min(size) < 1:
         raise UserError(
             f"selected_conv: x {tuple(x.shape)} is smaller than the filters {tuple(weight.shape)}"
         )
+    result = (x.shape[0], filters, *size)
     if residual is not None and residual.shape != result:
         raise UserError(f"selected_conv: residual is {tuple(residual.shape)}, the result {result}")

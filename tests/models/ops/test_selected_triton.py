@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adafilter_dist.errors import UserError
@@ -132,6 +132,107 @@ def test_images_and_filters_not_chosen_do_not_meet(run: Run) -> None:
     run(check_alone)
 
 
+def check_shared_rows_and_means(device: str, dtype: torch.dtype, case: Case) -> None:
+    from adafilter_dist.models.inference.selected_triton import selected_conv, selected_conv_mean
+
+    torch.manual_seed(1)
+    x = torch.randn(case.x, device=device).to(dtype)
+    weight, bias = random_filters(case, dtype, device)
+    bits = torch.rand(case.x[0], case.filters, device=device) > 0.5
+    how = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
+    # Every third filter is settled: one row for both; the others lie in any order.
+    settled = torch.arange(case.filters, device=device) % 3 == 0
+    shared = torch.where(settled[None, :, None, None, None], weight[1], weight)
+    wanted = selected_conv(x, shared, torch.where(settled, bias[1], bias), bits, **how, relu=True)
+    order = torch.randperm(2 * case.filters, device=device)
+    where = order.argsort().view(2, -1)
+    pairs = torch.where(settled, where[1], where)
+    rows, biases = weight.flatten(0, 1)[order], bias.flatten()[order]
+    rows[where[0][settled]] = float("nan")  # the rows that nobody uses any more
+    out, mean = selected_conv_mean(x, rows, biases, bits, pairs, **how, relu=True)
+    assert torch.equal(out, wanted)
+    assert mean is not None and mean.dtype == torch.float32
+    torch.testing.assert_close(mean, out.float().mean((2, 3)), rtol=1e-5, atol=1e-6)
+    _, none = selected_conv_mean(x, rows, biases, bits, pairs, **how, relu=True, want_mean=False)
+    assert none is None
+
+
+@pytest.mark.parametrize("case", ["several tiles", "uneven", "one pixel"])
+def test_shared_rows_and_means_over_pixels(run: Run, case: str) -> None:
+    for dtype in (torch.float32, torch.float16):
+        run(check_shared_rows_and_means, dtype, CASES[case])
+
+
+def check_network(device: str, settled: bool) -> None:
+    from unittest.mock import patch
+
+    from adafilter_dist import convert
+    from adafilter_dist.models.gating.gate import PooledMeans
+    from adafilter_dist.models.inference import inference_gate, selected_conv, selected_triton
+    from adafilter_dist.models.ops import device_kind
+    from tests.models.networks import images
+
+    torch.manual_seed(0)
+    layers = [
+        each
+        for width in (3, 6, 6)
+        for each in (nn.Conv2d(width, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+    ]
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5))
+    net = convert(plain, size=16).float().eval().to(device)
+    for layer in net.gated_layers.values():  # or both filters would give the same
+        layer.conv.weight.data.add_(0.2 * torch.randn_like(layer.conv.weight))
+    constant = None
+    if settled:
+        constant = {
+            name: torch.arange(layer.conv.out_channels).remainder(3).sub(1).to(torch.int8)
+            for name, layer in net.gated_layers.items()
+        }
+    fast = selected_conv.for_inference(net, constant)
+    for index, into in enumerate(fast.gate.outputs):  # decisions that no rounding changes
+        signs = torch.tensor([5.0, -5.0]).repeat(len(into.bias))[: len(into.bias)]
+        into.bias.data.copy_(signs if index % 2 else -signs)
+    fast.gate.prepare()
+    pictures = images(2, 16, torch.float32).to(device)
+    launched, read = [], []
+    launch, mean_of = selected_triton.selected_conv_mean, PooledMeans.of
+
+    def counted(*words: object, **more: object) -> object:
+        launched.append(words)
+        return launch(*words, **more)  # type: ignore[arg-type]
+
+    def watched(self: PooledMeans, x: Tensor, dtype: torch.dtype) -> Tensor:
+        entry = self._means.get(id(x))
+        read.append(entry is not None and entry[0]() is x and entry[1] == x._version)
+        mean = mean_of(self, x, dtype)
+        torch.testing.assert_close(mean, x.mean((2, 3), dtype=dtype), rtol=1e-3, atol=1e-4)
+        return mean
+
+    with torch.inference_mode():
+        wanted = fast(pictures)
+    with (
+        patch.object(device_kind, "on_gpu", lambda x: True),
+        patch.object(inference_gate, "can_step", lambda x, step: False),
+        patch.object(selected_conv, "selected_kernel", lambda: counted),
+        patch.object(PooledMeans, "of", watched),
+    ):
+        for autocast in (False, True):
+            for context in (torch.inference_mode(), torch.no_grad()):
+                launched.clear(), read.clear()
+                with context, torch.autocast(device, torch.float16, enabled=autocast):
+                    found = fast(pictures)
+                tolerance = 2e-2 if autocast else 1e-4
+                torch.testing.assert_close(found.float(), wanted, rtol=tolerance, atol=tolerance)
+                assert len(launched) == len(fast.gate.names)
+                assert all(words[0].dtype == words[1].dtype for words in launched)  # type: ignore[attr-defined]
+                assert read == [False, True, True]  # pictures have no layer before them
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_network_by_the_kernel_also_under_autocast(run: Run, settled: bool) -> None:
+    run(check_network, settled)
+
+
 def check_operator(device: str) -> None:
     from adafilter_dist.models.inference import selected_triton
 
@@ -142,7 +243,7 @@ def check_operator(device: str) -> None:
     how = [list(each) for each in (case.stride, case.padding, case.dilation)]
     torch.library.opcheck(
         selected_triton._selected_conv,
-        (x, weight, bias, bits, *how, None, True),
+        (x, weight.flatten(0, 1), bias.flatten(), bits, None, *how, None, True, True),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -169,6 +270,7 @@ def check_refusals(device: str) -> None:
         "float64": (x.double(), weight.double(), bias, bits),
         "the same for both": (x.half(), weight, bias, bits),
         "groups=1": (x, weight[..., :2], bias, bits),
+        r"allowed is \(2, Cout": (x, weight[0], bias, bits),
         "bias is": (x, weight, bias[0], bits),
         "bits is": (x, weight, bias, bits[:1]),
         "allowed is bool": (x, weight, bias, bits.float()),
