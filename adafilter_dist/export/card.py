@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.errors import UserError
+from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.export import licences
 from adafilter_dist.export.check import Check
 from adafilter_dist.methods.build import METHODS
@@ -26,7 +26,6 @@ from adafilter_dist.system.json_files import read_object
 from adafilter_dist.version import __version__
 
 _CLASSES_SHOWN = 20
-_Z = 1.959963984540054  # of a normal distribution, for 95 %
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,6 @@ def card(
         parts += [_figures(source), _data(source), _licences(source), _recipe(source)]
     parts.append(_LIMITS)
     return "\n\n".join(parts) + "\n"
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share by Wilson's score, for ``right`` of ``n``."""
-    p, z2 = right / n, _Z * _Z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _head(export: Export, config: Mapping[str, Any], source: Source | None) -> str:

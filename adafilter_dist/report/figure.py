@@ -76,17 +76,19 @@ def _accuracies(axes: Axes, bars: Sequence[Bar], split: str) -> None:
     colors = [_color(bar) for bar in bars]
     places = range(len(bars))
     axes.barh(places, heights, color=colors, height=0.62)
-    axes.errorbar(
-        heights, places, xerr=[100 * bar.error for bar in bars], fmt="none", ecolor="black"
-    )
+    lows, highs = zip(*(bar.interval for bar in bars), strict=True)
+    below = [max(0.0, height - 100 * low) for height, low in zip(heights, lows, strict=True)]
+    above = [max(0.0, 100 * high - height) for height, high in zip(heights, highs, strict=True)]
+    axes.errorbar(heights, places, xerr=[below, above], fmt="none", ecolor="black")
     for place, bar in enumerate(bars):
-        end = 100 * (bar.top1 + bar.error)
-        axes.text(end + 1.5, place, f"{100 * bar.top1:.1f}", va="center", fontsize=9)
+        axes.text(
+            100 * bar.interval[1] + 1.5, place, f"{100 * bar.top1:.1f}", va="center", fontsize=9
+        )
     axes.set_yticks(places, [_folded(bar.title) for bar in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 114)  # room for the figure beside a full bar
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("top-1 accuracy, % (± standard error)", fontsize=8)
+    axes.set_xlabel("top-1 accuracy, %, and its 95 % interval", fontsize=8)
     _tidy(axes, f"accuracy on the {split} set")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +9,29 @@ from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, Outc
 from adafilter_dist.evaluate.ablations import TITLES
 from adafilter_dist.evaluate.gate_probe import GateMovement
 from adafilter_dist.evaluate.linear_probe import Probe
+from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.control import ControlResult
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One accuracy of the comparison: top-1 and its standard error as shares; a remark or ''.
+    """One accuracy of the comparison: top-1 as a share, of ``n`` images; a remark or ''.
 
     ``nested``: an ablation of the method told above it. ``less``: the run's accuracy minus this.
     """
 
     title: str
     top1: float
-    error: float
+    n: int
     remark: str = ""
     nested: bool = False
     less: Difference | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of ``top1`` over images."""
+        return wilson(round(self.top1 * self.n), self.n)
 
 
 @dataclass(frozen=True)
@@ -120,5 +125,4 @@ def _bar(
     nested: bool = False,
     less: Difference | None = None,
 ) -> Bar:
-    p = evaluation.top1
-    return Bar(title, p, math.sqrt(p * (1 - p) / evaluation.n), remark, nested, less)
+    return Bar(title, evaluation.top1, evaluation.n, remark, nested, less)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from adafilter_dist.errors import printable
 from adafilter_dist.evaluate import Difference, Evaluation, GateEvaluation, LayerGates
+from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.results import Results
 from adafilter_dist.run.files import RunFiles
@@ -89,25 +89,22 @@ def _accuracy_table(results: Results) -> Table:
     table.add_column("top-1 %", justify="right", no_wrap=True)
     if differences:
         table.add_column("run minus this", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
     for bar in bars:
-        title = f"  {bar.title}" if bar.nested else bar.title
+        title = ", ".join(filter(None, (bar.title, bar.remark)))
+        title = f"  {title}" if bar.nested else title
         less = [_points(bar.less)] if differences else []
-        table.add_row(
-            Text(title), f"{100 * bar.top1:.1f} ± {100 * bar.error:.1f}", *less, bar.remark
-        )
+        table.add_row(Text(title), _accuracy(bar.top1, bar.n), *less)
     evaluation = results.evaluation
-    between = [""] if differences else []
     if results.control is not None:
         title = f"control: {METHODS[results.control.method].title}"
-        _add_domains(table, title, results.control.evaluation, between)
-    _add_domains(table, METHODS[results.method].title, evaluation, between)
+        _add_domains(table, title, results.control.evaluation)
+    _add_domains(table, METHODS[results.method].title, evaluation)
     others = f"mean per class {100 * evaluation.mean_per_class:.1f} %"
     if evaluation.top5 is not None:
         others = f"top-5 {100 * evaluation.top5:.1f} %, {others}"
     caption = f"{METHODS[results.method].title}: {others}, loss {evaluation.loss:.3f}"
-    if differences:
-        caption += "; differences in points with the 95 % bootstrap interval over pictures"
+    caption += "; in brackets the 95 % interval over pictures (Wilson"
+    caption += "; of differences, in points, a paired bootstrap)" if differences else ")"
     if (gates := results.gates) is not None:
         caption += f"; measured in {gates.forwards} passes (--no-gates: 1)"
         if results.control is None:
@@ -120,16 +117,20 @@ def _accuracy_table(results: Results) -> Table:
     return table
 
 
-def _add_domains(table: Table, method: str, evaluation: Evaluation, less: list[str]) -> None:
-    """The method's accuracy on each domain, and their mean; ``less`` holds the columns between."""
+def _add_domains(table: Table, method: str, evaluation: Evaluation) -> None:
+    """The method's accuracy on each domain, and their mean."""
     if not evaluation.domains:
         return
     table.add_section()
     table.add_row(f"{method}, mean of domains", f"{100 * (evaluation.mean_of_domains or 0):.1f}")
     for domain in evaluation.domains:
-        error = math.sqrt(domain.top1 * (1 - domain.top1) / domain.n)
-        accuracy = f"{100 * domain.top1:.1f} ± {100 * error:.1f}"
-        table.add_row(Text(f"  {printable(domain.name)}"), accuracy, *less, f"{domain.n:,} images")
+        title = f"  {printable(domain.name)}, {domain.n:,} images"
+        table.add_row(Text(title), _accuracy(domain.top1, domain.n))
+
+
+def _accuracy(top1: float, n: int) -> str:
+    low, high = wilson(round(top1 * n), n)
+    return f"{100 * top1:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _points(less: Difference | None) -> str:

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from adafilter_dist.errors import CheckFailedError
-from adafilter_dist.export.card import wilson
 from adafilter_dist.export.check import Answers, Check, compare
 
 LAYERS = [("first", 2), ("second", 3)]
@@ -76,15 +75,3 @@ def test_pictures_that_cannot_be_compared_are_no_check() -> None:
     flipped[:3, 3] *= -1
     with pytest.raises(CheckFailedError, match="flip on 3 of 4"):
         compare(Answers(answers().logits, gates), Answers(answers().logits, flipped), LAYERS, "")
-
-
-def test_wilsons_interval() -> None:
-    # Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    for right, n, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
-    assert wilson(20, 20)[1] == 1.0

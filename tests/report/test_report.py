@@ -95,11 +95,11 @@ def test_the_summary_tells_all_that_a_run_found(tmp_path: Path) -> None:
     print_summary(place, run_dir, results(), {**files, "nowhere": None}, every_gate=True)
     lines = [" ".join(line.replace("│", " ").split()) for line in shown(place).splitlines()]
     text = "\n".join(lines)
-    assert "linear probe on frozen features 70.0 ± 3.2" in text
-    assert "AdaFilter 80.0 ± 2.8" in text
-    assert "another picture's gates 75.0 ± 3.1 +5.0 [+1.0, +9.0]" in text
-    assert "each filter's mean gate 82.0 ± 2.7 -2.0 [-4.0, +0.0]" in text
-    assert "... same class 66.7 ± 3.8 +10.0 [+6.0, +14.0] 150 pictures" in text
+    assert "linear probe on frozen features, L2 0.1 70.0 [63.3, 75.9]" in text
+    assert "AdaFilter 80.0 [73.9, 85.0]" in text
+    assert "another picture's gates 75.0 [68.6, 80.5] +5.0 [+1.0, +9.0]" in text
+    assert "each filter's mean gate 82.0 [76.1, 86.7] -2.0 [-4.0, +0.0]" in text
+    assert "... same class, 150 pictures 66.7 [58.8, 73.7] +10.0 [+6.0, +14.0]" in text
     assert (
         "mean 0.457 (1: fine-tuned), 25% of 192 constant, variance 0.0123 between classes, 0.1004 "
         "within" in text
@@ -132,7 +132,7 @@ def test_gates_are_three_lines_on_the_screen_and_a_table_in_a_file(tmp_path: Pat
     place = console()
     print_summary(place, tmp_path, found, {})
     lines = shown(place).splitlines()
-    of_gates = [i for i, line in enumerate(lines) if re.match("gates|layers|since start", line)]
+    of_gates = [i for i, line in enumerate(lines) if re.match("gates  |layers  |since start", line)]
     assert of_gates == list(range(of_gates[0], of_gates[0] + 3))
     assert lines[of_gates[-1] + 1] == "" and lines[of_gates[-1] + 2].startswith("run folder")
     assert lines[of_gates[1]] == (
@@ -179,7 +179,7 @@ def test_a_control_stands_beside_the_run(tmp_path: Path) -> None:
     place = console()
     print_summary(place, tmp_path, found, {})
     text = " ".join(shown(place).split())
-    assert "control: AdaFilter, 1234abcd 76.5 ± 3.0 +3.5 [+1.5, +5.5]" in text
+    assert "control: AdaFilter, 1234abcd 76.5 [70.2, 81.8] +3.5 [+1.5, +5.5]" in text
     assert "never trained" not in text
     assert "control gates' mean 0.510, 0.113 bits shared with the domain" in text
     kept = json.loads(write_summary(tmp_path, found).read_text())["control"]
@@ -226,13 +226,22 @@ def test_without_gates_and_probe_only_the_accuracy_is_told() -> None:
     assert "gate" not in shown(place) and "probe" not in shown(place)
 
 
+def test_a_few_pictures_that_are_all_right_do_not_look_certain() -> None:
+    place = console()
+    eleven = Evaluation.of(outcomes(11, 11), CLASSES)
+    print_summary(place, Path("runs/x"), Results("x", 0, "finetune", "test", eleven), {})
+    assert "100.0 [74.1, 100.0]" in shown(place) and "95 % interval" in shown(place)
+
+
 def test_accuracies_of_domains_and_their_mean_are_told() -> None:
     place = console()
     domains = [OfDomain("photo", 150, 0.9), OfDomain("ink", 50, 0.5)]
     of_domains = replace(evaluation(160), domains=domains)
     print_summary(place, Path("runs/x"), Results("x", 0, "finetune", "test", of_domains), {})
     text = " ".join(shown(place).replace("│", " ").split())
-    assert "plain fine-tuning, mean of domains 70.0 photo 90.0 ± 2.4 150 images ink 50.0" in text
+    assert (
+        "plain fine-tuning, mean of domains 70.0 photo, 150 images 90.0 [84.2, 93.8] ink," in text
+    )
 
 
 def test_a_controls_accuracies_by_domain_stand_above_the_runs(tmp_path: Path) -> None:
@@ -244,8 +253,10 @@ def test_a_controls_accuracies_by_domain_stand_above_the_runs(tmp_path: Path) ->
     control = ControlResult(Path("/runs/1234abcd"), "finetune", near, Difference(0, 0, 0, 0))
     print_summary(place, tmp_path, replace(results(), evaluation=far, control=control), {})
     text = " ".join(shown(place).replace("│", " ").split())
-    before = text.index("control: plain fine-tuning, mean of domains 60.0 near 70.0 ± 3.7")
-    assert before < text.index("AdaFilter, mean of domains 70.0 near 90.0 ± 2.4 150 images far")
+    before = text.index("mean of domains 60.0 near, 150 images 70.0 [62.2, 76.8] far")
+    assert before < text.index(
+        "AdaFilter, mean of domains 70.0 near, 150 images 90.0 [84.2, 93.8] far"
+    )
 
 
 def test_summary_json_holds_the_same_figures(tmp_path: Path) -> None:

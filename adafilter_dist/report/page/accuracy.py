@@ -9,6 +9,7 @@ from typing import Any
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.evaluate.ablations import TITLES
+from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.page import charts
 from adafilter_dist.report.page.blocks import (
@@ -21,7 +22,7 @@ from adafilter_dist.report.page.blocks import (
     Section,
     Table,
 )
-from adafilter_dist.report.page.intervals import between, percent, points, wilson
+from adafilter_dist.report.page.intervals import between, percent, points
 from adafilter_dist.report.page.run_record import RunRecord, method_title
 from adafilter_dist.run.kept_recipe import read_kept
 from adafilter_dist.system.json_files import Row, number, whole

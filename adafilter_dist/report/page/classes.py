@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.report.page import charts
 from adafilter_dist.report.page.blocks import (
     Block,
@@ -18,7 +19,7 @@ from adafilter_dist.report.page.blocks import (
     Section,
     Table,
 )
-from adafilter_dist.report.page.intervals import between, percent, wilson
+from adafilter_dist.report.page.intervals import between, percent
 from adafilter_dist.report.page.run_record import RunRecord
 from adafilter_dist.report.page.thumbnails import thumbnails
 

@@ -1,24 +1,6 @@
-"""95 % intervals of accuracies on one set of pictures, and how numbers are written."""
+"""How shares, intervals and times are written."""
 
 from __future__ import annotations
-
-import math
-
-_Z = 1.959964
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, ``right`` of ``n``; ValueError without pictures.
-
-    Wilson, Journal of the American Statistical Association 22, 1927. It stays within 0 to 1, and
-    is no point where all or none are right.
-    """
-    if n < 1:
-        raise ValueError("a share needs at least one picture")
-    p, spread = right / n, _Z * _Z / n
-    middle = (p + spread / 2) / (1 + spread)
-    half = _Z / (1 + spread) * math.sqrt(p * (1 - p) / n + spread / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def percent(share: float) -> str:

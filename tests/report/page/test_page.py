@@ -13,12 +13,13 @@ import pytest
 from rich.console import Console
 
 from adafilter_dist.__main__ import main
+from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.report.page import vega
 from adafilter_dist.report.page.blocks import Figure, Note, Section
 from adafilter_dist.report.page.charts import thinned
 from adafilter_dist.report.page.gates import deciding
-from adafilter_dist.report.page.intervals import span, wilson
+from adafilter_dist.report.page.intervals import span
 from adafilter_dist.report.page.recipe_tables import changed_keys
 from adafilter_dist.report.page.run_record import read_record
 from adafilter_dist.report.page.single import page_at_the_end, page_of
@@ -33,17 +34,6 @@ def text_of(path: Path) -> str:
     body = path.read_text().partition("<body>")[2].partition("<script>")[0]
     body = re.sub(r"<script.*?</script>", " ", body, flags=re.S)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
-
-
-def test_the_interval_is_wilsons() -> None:
-    # Newcombe, Statistics in Medicine 17, 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    for right, n, low, high in (
-        *((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605)),
-        *((0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)),
-    ):
-        assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
-    with pytest.raises(ValueError):
-        wilson(0, 0)
 
 
 def test_times_are_read_at_a_glance() -> None:
