@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from adafilter_dist.checkpoint.store import Loaded
+from adafilter_dist.data.loading.backend import SAME_PIXELS
 from adafilter_dist.errors import resume_line
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.run.folder import RunFolder
@@ -81,6 +82,8 @@ def announce_start(
     before = {"engine": "ddp", "micro_batches_per_forward": 1}
     before |= loaded.manifest.get("environment", {})
     changed = [k for k in environment if before.get(k) != environment[k]]
+    if {before.get("loader"), environment["loader"]} <= SAME_PIXELS:
+        changed = [k for k in changed if k != "loader"]
     if changed:
         changes_text = ", ".join(f"{k} {before.get(k)} -> {environment[k]}" for k in changed)
         metrics.say(f"continuing, not bit-exact: {changes_text} changed")

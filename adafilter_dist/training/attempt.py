@@ -125,7 +125,12 @@ class _Attempt:
         try:
             # Build everything, then take over the newest checkpoint, if there is one.
             session = build_session(
-                recipe, world, self._staging_callbacks(), self._plan.data, self._kept_together()
+                recipe,
+                world,
+                self._staging_callbacks(),
+                self._plan.data,
+                self._kept_together(),
+                self._plan.loader,
             )
             if recipe.evaluate.control is not None:
                 require_control(recipe.evaluate.control, session.prepared)

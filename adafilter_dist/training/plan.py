@@ -18,7 +18,8 @@ class AttemptPlan:
     """Which run, as which recipe; ``last_step`` is how far earlier attempts came.
 
     ``data`` is the fingerprint of the data that the run began on, if it is known. ``environment``
-    is that of the last attempt, if it measured how many micro-batches share a forward.
+    is that of the last attempt, if it measured how many micro-batches share a forward; ``loader``
+    is what decoded in that attempt.
     """
 
     path: Path
@@ -29,6 +30,7 @@ class AttemptPlan:
     data: str | None = None
     notices: tuple[str, ...] = ()
     environment: Row = field(default_factory=dict)
+    loader: str | None = None
 
 
 def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
@@ -50,6 +52,7 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
         # A finished run without best/ is not done: its end is repeated from a checkpoint.
         done = not best_damage(run.path)
     known = read_run_data(run.path)
+    environment = read_object(run.files.environment, [])
     measured = before is not None and before.train.micro_batches_per_forward == "auto"
     return AttemptPlan(
         run.path,
@@ -59,5 +62,6 @@ def make_plan(recipe: Recipe, allow: Collection[str]) -> AttemptPlan:
         last_step=max([whole(status, "step") or 0, *rows]),
         data=known.fingerprint if known else None,
         notices=check_run_data(run.path, decision.recipe, recipe.resume, allow, done=done),
-        environment=read_object(run.files.environment, []) if measured else {},
+        environment=environment if measured else {},
+        loader=environment.get("loader"),
     )

@@ -134,13 +134,15 @@ def build_session(
     callbacks: StagingCallbacks | None = None,
     data: str | None = None,
     together: int | None = None,
+    decoder: str | None = None,
 ) -> Session:
     """Open the prepared data, load the weights, convert, and wire up engine and step.
 
     ``callbacks`` are called while data are copied to the nodes, ``data`` is the fingerprint of the
-    data that the run began on, ``together`` how many micro-batches of it shared a forward. The
-    session's recipe has a number for ``train.micro_batches_per_forward=auto``. Collective. Raises
-    UserError for whatever the user must mend first.
+    data that the run began on, ``together`` how many micro-batches of it shared a forward,
+    ``decoder`` what decoded its pictures. The session's recipe has a number for
+    ``train.micro_batches_per_forward=auto``. Collective. Raises UserError for whatever the user
+    must mend first.
     """
     # Process-wide settings come first: they change how everything below computes.
     set_arithmetic(recipe)
@@ -174,6 +176,7 @@ def build_session(
         rank=world.rank,
         world_size=world.world_size,
         device=world.device,
+        before=decoder,
     )
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)

@@ -79,7 +79,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return stored(tmp_path_factory.mktemp("raw"), "raw")
 
 
-@pytest.fixture(params=["ffcv", "torchvision"])
+@pytest.fixture(params=["numba", "ffcv", "torchvision"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Who decodes."""
     if request.param == "ffcv":
@@ -94,11 +94,12 @@ def needs_ffcv() -> None:
 
 def train_loader(
     prepared: Prepared,
-    kind: str = "torchvision",
+    kind: str = "numba",
     *,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 2,
+    before: str | None = None,
     **sections: dict[str, Any],
 ) -> TrainLoader:
     """A training loader that decodes as told."""
@@ -110,4 +111,5 @@ def train_loader(
         rank=rank,
         world_size=world_size,
         device=torch.device("cpu"),
+        before=before,
     )

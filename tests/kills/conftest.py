@@ -14,7 +14,7 @@ from tests.kills.attempts import ForkServer
 from tests.kills.chain import Chain, Kill
 
 SEED = int(os.environ.get("ADAFILTER_KILLS_SEED", "0"))
-LOADERS = ("torchvision", "ffcv")
+LOADERS = ("numba", "ffcv")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +49,7 @@ def new_chain(
     def note(kill: Kill) -> None:
         properties.append(("kill", (kill.kind, kill.where)))
 
-    def make(world_size: int = 1, loader: str = "torchvision") -> Chain:
+    def make(world_size: int = 1, loader: str = "numba") -> Chain:
         nonlocal number
         number += 1
         folder = tmp_path / f"chain-{number}"

@@ -47,7 +47,7 @@ def test_each_file_of_the_newest_checkpoint_and_the_frozen_weights(
     assert "status.json: cannot be read" in said
     # The steps of the damaged ones were passed again, and these are out of the way.
     assert (run / "checkpoints" / f"bad-{last.name}").is_dir()
-    assert differences(run, undisturbed(1, "torchvision")) == []
+    assert differences(run, undisturbed(1, "numba")) == []
 
 
 def test_when_none_is_left_it_says_so_and_deletes_nothing(new_chain: NewChain) -> None:

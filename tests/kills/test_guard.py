@@ -17,7 +17,7 @@ pytestmark = pytest.mark.distributed
 
 
 def test_the_last_bit_of_one_loss_is_noticed(undisturbed: Reference, tmp_path: Path) -> None:
-    run = undisturbed(1, "torchvision")
+    run = undisturbed(1, "numba")
     assert differences(run, run) == []
     copy = shutil.copytree(run, tmp_path / "run")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -28,7 +28,7 @@ def test_the_last_bit_of_one_loss_is_noticed(undisturbed: Reference, tmp_path: P
 
 
 def test_a_row_too_many_is_noticed(undisturbed: Reference, tmp_path: Path) -> None:
-    run = undisturbed(1, "torchvision")
+    run = undisturbed(1, "numba")
     copy = shutil.copytree(run, tmp_path / "run")
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     again = next(line for line in lines if '"evaluation"' in line)
@@ -40,7 +40,7 @@ def test_a_row_too_many_is_noticed(undisturbed: Reference, tmp_path: Path) -> No
 def test_one_bit_of_one_tensor_is_noticed(
     undisturbed: Reference, tmp_path: Path, name: str
 ) -> None:
-    run = undisturbed(1, "torchvision")
+    run = undisturbed(1, "numba")
     copy = shutil.copytree(run, tmp_path / "run")
     file = max((copy / "checkpoints").glob("step-*")) / f"{name}.safetensors"
     tensors = load_file(file)
@@ -54,5 +54,5 @@ def test_one_bit_of_one_tensor_is_noticed(
 def test_a_run_of_another_seed_is_noticed(new_chain: NewChain, undisturbed: Reference) -> None:
     chain = new_chain()
     chain.words = [*chain.words, "seed=1"]
-    found = differences(chain.end(), undisturbed(1, "torchvision"))
+    found = differences(chain.end(), undisturbed(1, "numba"))
     assert any("bits differ" in line for line in found) and any("row" in line for line in found)

@@ -54,4 +54,4 @@ def test_under_torchrun(new_chain: NewChain, undisturbed: Reference) -> None:
         kill_under_torchrun(chain, draw, ["rank", "all ranks"])
         last = ("all ranks and the agent", "agent")[number % 2]
         kill_under_torchrun(chain, draw, ["rank", last])
-        assert differences(chain.end(), undisturbed(2, "torchvision")) == []
+        assert differences(chain.end(), undisturbed(2, "numba")) == []

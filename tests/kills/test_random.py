@@ -20,7 +20,7 @@ ALONE = 180.0
 
 @pytest.mark.parametrize(
     ("world_size", "loader", "kills"),
-    [(1, "torchvision", 3), (1, "ffcv", 2), (2, "torchvision", 2), (2, "ffcv", 2)],
+    [(1, "numba", 3), (1, "ffcv", 2), (2, "numba", 2), (2, "ffcv", 2)],
 )
 def test_killed_at_random(
     new_chain: NewChain, undisturbed: Reference, world_size: int, loader: str, kills: int

@@ -31,7 +31,7 @@ def test_a_rank_and_the_agent(new_chain: NewChain, undisturbed: Reference) -> No
     chain.folder.mkdir()
     draw = random.Random(SEED)
     kill_under_torchrun(chain, draw, ["rank", "agent"])
-    assert differences(chain.end(), undisturbed(2, "torchvision")) == []
+    assert differences(chain.end(), undisturbed(2, "numba")) == []
 
 
 def kill_under_torchrun(chain: Chain, draw: random.Random, victims: Sequence[str]) -> None:

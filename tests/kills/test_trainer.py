@@ -31,7 +31,7 @@ def kill_at_calls(
     sample: int | None = None,
 ) -> None:
     """Kill at a sample of the calls, or at all, shared out over so many runs."""
-    wanted = undisturbed(1, "torchvision")
+    wanted = undisturbed(1, "numba")
     scout = new_chain()
     made, _ = traced_trainer(scout, None)
     assert differences(scout.run, wanted) == []

@@ -22,7 +22,7 @@ _LAST_STEPS = 6  # room for one more save that another one follows
 def test_a_call_of_each_kind_in_a_first_and_in_a_later_save(
     new_chain: NewChain, undisturbed: Reference
 ) -> None:
-    kill_at_calls_of_saves(new_chain, undisturbed, 1, "torchvision", every=False)
+    kill_at_calls_of_saves(new_chain, undisturbed, 1, "numba", every=False)
 
 
 def kill_at_calls_of_saves(

@@ -1,4 +1,4 @@
-"""What a training loader asks of the library that decodes for it."""
+"""What a training loader asks of the code that decodes for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+Kind = Literal["numba", "ffcv", "torchvision"]
+SAME_PIXELS: frozenset[str] = frozenset({"numba", "ffcv"})
+"""Kinds of `Backend` that give the same pixels to the bit."""
 
 Boxes = Callable[[NDArray[np.int64]], NDArray[np.int64]]
 
@@ -29,7 +33,7 @@ class ReadPlan:
 class Backend(Protocol):
     """Decodes, crops and scales records of a store."""
 
-    kind: Literal["ffcv", "torchvision"]
+    kind: Kind
 
     def read(self, plan: ReadPlan) -> Generator[Tensor, None, None]:
         """Micro-batches of the plan in order: uint8 (m, 3, R, R), channels last.

@@ -25,7 +25,7 @@ import types
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from queue import Empty, Full
-from typing import Any, Literal
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -35,7 +35,7 @@ from numba.core.types import int64, intc, uintp, void
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adafilter_dist.data.loading.backend import ReadPlan
+from adafilter_dist.data.loading.backend import Kind, ReadPlan
 from adafilter_dist.data.stored.store import Damaged, Store
 
 
@@ -113,7 +113,7 @@ _STATUS = 5  # column of an order, after top, left, height, width, mirrored
 class FfcvBackend:
     """Decodes in numba's threads; on a machine's first pass ever, they are compiled (seconds)."""
 
-    kind: Literal["ffcv", "torchvision"] = "ffcv"
+    kind: Kind = "ffcv"
 
     def __init__(self, store: Store, size: int, workers: int, micro_batch: int, pin: bool) -> None:
         self._store = store

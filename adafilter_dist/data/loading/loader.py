@@ -1,14 +1,14 @@
 """The two loaders: random crops of the training split in exact order, and plain evaluation.
 
-FFCV or torchvision decodes; order, boxes and flips come from here, so that both give the same
-pictures whatever the number of workers and ranks.
+What decodes is chosen here; order, boxes and flips come from here, so that the pictures are the
+same whatever decodes, and whatever the number of workers and ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
+import importlib
 from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
@@ -35,15 +35,20 @@ from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pix
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.slurm.cpus import cpus_of_rank
 
+_KEPT = (
+    "the run goes on with the pixels it began with, which torchvision decodes; data.loader=numba "
+    "takes less than half the time, and some of its pixels differ by one grey level"
+)
+
 __all__ = ["EvalLoader", "MicroBatch", "TrainLoader"]
 
 
 class TrainLoader:
     """The training split, augmented, in the order of (seed, epoch): this rank's part of it.
 
-    ``kind`` is the decoding library, ``notice`` a line to print if it is not the fast one. Raises
-    UserError if the split is smaller than a global batch, or ``data.loader=ffcv`` is asked for and
-    not installed.
+    ``kind`` is what decodes, ``notice`` a line to print if it is not the fast way. ``before`` is
+    what decoded for the run until now: ``data.loader=auto`` keeps to its pixels. Raises UserError
+    if the split is smaller than a global batch, or what ``data.loader`` asks for cannot be used.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class TrainLoader:
         rank: int,
         world_size: int,
         device: torch.device,
+        before: str | None = None,
     ) -> None:
         path, self._records, self._labels = prepared.split("train")
         self._domains = prepared.domains_of("train")
@@ -66,7 +72,7 @@ class TrainLoader:
         self.steps_per_epoch = steps_per_epoch(len(self._records), recipe.train.global_batch)
         self.store_name = path.name
         self._store = Store(path)
-        self._backend, self.notice = self._choose(preprocess.crop)
+        self._backend, self.notice = self._choose(preprocess.crop, before)
         self.kind = self._backend.kind
 
     @contextlib.contextmanager
@@ -149,26 +155,40 @@ class TrainLoader:
         boxes = crop_boxes(seed, epoch, index, heights, widths, augment.scale, augment.ratio)
         return np.column_stack([boxes, flips(seed, epoch, index, augment.flip)])
 
-    def _choose(self, size: int) -> tuple[Backend, str | None]:
+    def _choose(self, size: int, before: str | None) -> tuple[Backend, str | None]:
+        store, workers, pin = self._store, self._workers, self._pin
         wanted, notice = self._recipe.data.loader, None
-        if wanted != "torchvision":
-            why_not = _why_no_ffcv()
+        if wanted == "auto" and before == "torchvision":
+            wanted, notice = "torchvision", _KEPT
+        if wanted in ("auto", "numba"):
+            why_not = _why_not("adafilter_dist.data.loading.numba_backend")
+            if why_not is None:
+                from adafilter_dist.data.loading.numba_backend import NumbaBackend
+
+                return NumbaBackend(store, size, workers, pin), None
+            if wanted == "numba":
+                raise UserError(
+                    f"data.loader=numba: cannot be used here ({why_not}); use data.loader=ffcv, "
+                    "the same pixels, or data.loader=torchvision, decoded more slowly"
+                )
+            notice = (
+                f"the compiled loader cannot be used here ({why_not}): torchvision decodes the "
+                "same pictures, more slowly"
+            )
+        if wanted == "ffcv" or (wanted == "auto" and before == "ffcv"):
+            why_not = _why_not("adafilter_dist.data.loading.ffcv_backend")
             if why_not is None:
                 from adafilter_dist.data.loading.ffcv_backend import FfcvBackend
 
                 micro_batch = self._recipe.train.micro_batch
-                return FfcvBackend(self._store, size, self._workers, micro_batch, self._pin), None
+                return FfcvBackend(store, size, workers, micro_batch, pin), None
             if wanted == "ffcv":
                 raise UserError(
                     f"data.loader=ffcv: FFCV cannot be used here ({why_not}); install it "
-                    "(`adafilter doctor` says how), or use data.loader=torchvision: same pictures, "
-                    "decoded more slowly"
+                    "(`adafilter doctor` says how), or use data.loader=numba: same pixels, no "
+                    "slower"
                 )
-            notice = (
-                f"FFCV cannot be used here ({why_not}): torchvision decodes the same pictures, "
-                "more slowly; `adafilter doctor` says how to install FFCV"
-            )
-        return TorchvisionBackend(self._store, size, self._workers, self._pin), notice
+        return TorchvisionBackend(store, size, workers, pin), notice
 
 
 class EvalLoader:
@@ -271,11 +291,12 @@ def _host(numbers: NDArray[np.int64], pin: bool) -> Tensor:
     return tensor.pin_memory() if pin else tensor
 
 
-def _why_no_ffcv() -> str | None:
-    if importlib.util.find_spec("ffcv") is None:
-        return "it is not installed"
+def _why_not(module: str) -> str | None:
+    """Why one of the backends cannot be imported; its libraries can be amiss in many ways."""
     try:
-        import adafilter_dist.data.loading.ffcv_backend  # noqa: F401
-    except Exception as error:  # its libraries can be missing or too old in many ways
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None

@@ -6,14 +6,13 @@ torchvision's own JPEG decoder gives the same pixels as fast, but is to be remov
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adafilter_dist.data.loading.backend import ReadPlan
+from adafilter_dist.data.loading.backend import Kind, ReadPlan
 from adafilter_dist.data.loading.resize import resize_box
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.store import Store
@@ -22,7 +21,7 @@ from adafilter_dist.data.stored.store import Store
 class TorchvisionBackend:
     """Decodes whole micro-batches in threads, a few ahead of the one asked for."""
 
-    kind: Literal["ffcv", "torchvision"] = "torchvision"
+    kind: Kind = "torchvision"
 
     def __init__(self, store: Store, size: int, workers: int, pin: bool) -> None:
         self._store = store

@@ -219,9 +219,21 @@ class Store:
             or (self._sizes != self.heights * self.widths * 3)[self._raw].any()
         ):
             raise self._damaged("its tables contradict each other")
+        columns = (self._offsets, self._sizes, self.heights, self.widths, self._raw)
+        self._index = np.column_stack(columns).astype(np.int64)
 
     def __len__(self) -> int:
         return self._samples
+
+    @property
+    def content(self) -> NDArray[np.uint8]:
+        """The whole file, without a copy."""
+        return np.frombuffer(self._bytes, np.uint8)
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """Of each record: offset in `content`, bytes, height, width, 1 where it is raw pixels."""
+        return self._index
 
     def encoded(self, index: int) -> NDArray[np.uint8]:
         """The record's bytes as stored, shape (size,), without a copy."""

@@ -145,9 +145,9 @@ class Data(Section):
     std: Annotated[Std, Field(strict=False)] | None = Field(
         None, description="default from the weights"
     )
-    loader: Literal["auto", "ffcv", "torchvision"] = Field(
+    loader: Literal["auto", "numba", "ffcv", "torchvision"] = Field(
         "auto",
-        description="what decodes pictures; auto: FFCV if installed, else torchvision",
+        description="what decodes pictures; auto: code compiled by numba, where it can be used",
     )
     num_workers: Threads | None = Field(
         None, description="decoding threads per rank; default the cores of this rank"

@@ -1,4 +1,4 @@
-"""Both loaders: order, pixels, and what happens when something goes wrong."""
+"""What each backend gives: order, pixels, and what happens when something goes wrong."""
 
 from __future__ import annotations
 
@@ -109,18 +109,36 @@ def test_pixels_are_those_of_the_box(kind: str, format: str, loaders: Loaders) -
             pixels = image.permute(1, 2, 0).numpy().astype(int)
             worst = max(worst, int(np.abs(pixels - wanted).max()))
             mirrored += int(box[4])
-    assert worst <= (1 if kind == "ffcv" else 0)
+    assert worst <= (0 if kind == "torchvision" else 1)
     assert 0 < mirrored < STEPS * 12
 
 
-def test_both_loaders_give_the_same_pictures(format: str, loaders: Loaders) -> None:
+def test_numba_gives_the_pixels_of_ffcv(format: str, loaders: Loaders) -> None:
     needs_ffcv()
+    assert same(read(loaders["numba", format], 2), read(loaders["ffcv", format], 2))
+
+
+def test_torchvision_gives_nearly_the_same_pixels(format: str, loaders: Loaders) -> None:
     for a, b in zip(
-        read(loaders["ffcv", format], 2), read(loaders["torchvision", format], 2), strict=True
+        read(loaders["numba", format], 2), read(loaders["torchvision", format], 2), strict=True
     ):
         assert torch.equal(a.index, b.index) and torch.equal(a.labels, b.labels)
         difference = (a.images.int() - b.images.int()).abs()
         assert difference.max() <= 1 and difference.double().mean() < 0.3
+
+
+@pytest.mark.parametrize("micro_batch", [5, 80])
+def test_threads_share_large_micro_batches_and_take_several_small_ones(
+    micro_batch: int, large: Prepared
+) -> None:
+    sizes = {"global_batch": 2 * micro_batch, "micro_batch": micro_batch}
+    found = read(train_loader(large, "numba", train=sizes), 1)
+    assert {len(batch.images) for batch in found} == {micro_batch}
+    pictures = torch.cat([batch.images for batch in found])
+    others = torch.cat([b.images for b in read(train_loader(large, "numba", **LARGE), 1)])
+    assert len(pictures) == 1000 // (2 * micro_batch) * 2 * micro_batch
+    count = min(len(pictures), len(others))
+    assert torch.equal(pictures[:count], others[:count])
 
 
 def test_epochs_and_seeds_differ_and_repeat(kind: str, loaders: Loaders) -> None:
@@ -185,14 +203,13 @@ def test_indices_into_the_store_are_followed(kind: str, jpg: Prepared) -> None:
 
 
 @pytest.mark.parametrize("policy", ["randaugment", "trivialaugment"])
-def test_policies_under_both_loaders(policy: str, raw: Prepared, loaders: Loaders) -> None:
+def test_policies_under_both_kinds_of_pixels(policy: str, raw: Prepared, loaders: Loaders) -> None:
     chosen = {"augment": {"policy": policy}}
-    plain = read(loaders["torchvision", "raw"], 1)
-    found = read(train_loader(raw, "torchvision", workers=1, **chosen), 1)
-    assert same(found, read(train_loader(raw, "torchvision", workers=3, **chosen), 1))
+    plain = read(loaders["numba", "raw"], 1)
+    found = read(train_loader(raw, "numba", workers=1, **chosen), 1)
+    assert same(found, read(train_loader(raw, "numba", workers=3, **chosen), 1))
     assert not same(found, plain)
-    needs_ffcv()
-    others = read(train_loader(raw, "ffcv", **chosen), 1)
+    others = read(train_loader(raw, "torchvision", **chosen), 1)
     close = [
         float((a.images.int() - b.images.int()).abs().float().mean())
         for a, b in zip(found, others, strict=True)
@@ -277,21 +294,37 @@ def test_a_truncated_store_is_noticed(kind: str, jpg: Prepared, tmp_path: Path) 
         train_loader(replace(jpg, train_store=path), kind)
 
 
-def test_ffcv_asked_for_but_missing(jpg: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if it were not installed.
-    monkeypatch.setitem(sys.modules, "adafilter_dist.data.loading.ffcv_backend", None)
-    with pytest.raises(
-        UserError, match=r"data\.loader=ffcv: FFCV cannot be used here \(.*\); inst"
-    ):
-        train_loader(jpg, "ffcv")
+@pytest.mark.parametrize("asked", ["numba", "ffcv"])
+def test_what_is_asked_for_cannot_be_used(
+    asked: str, jpg: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if numba, or FFCV, were not installed.
+    monkeypatch.setitem(sys.modules, f"adafilter_dist.data.loading.{asked}_backend", None)
+    with pytest.raises(UserError, match=rf"data\.loader={asked}: .*\(.*\).* data\.loader=\w"):
+        train_loader(jpg, asked)
     loader = train_loader(jpg, "auto")
-    assert loader.kind == "torchvision"
-    assert loader.notice is not None and "\n" not in loader.notice
+    assert (loader.kind == "torchvision") == (asked == "numba")
+    assert (loader.notice is not None) == (asked == "numba")
+    assert loader.notice is None or "\n" not in loader.notice
 
 
-def test_auto_takes_ffcv(jpg: Prepared) -> None:
-    needs_ffcv()
-    assert train_loader(jpg, "auto").kind == "ffcv"
+def test_auto_takes_numba(jpg: Prepared) -> None:
+    assert train_loader(jpg, "auto").kind == "numba"
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "taken"),
+    [
+        ("auto", "torchvision", "torchvision"),
+        ("auto", "ffcv", "numba"),
+        ("auto", "numba", "numba"),
+        ("numba", "torchvision", "numba"),
+    ],
+)
+def test_a_run_goes_on_with_its_pixels(asked: str, before: str, taken: str, jpg: Prepared) -> None:
+    loader = train_loader(jpg, asked, before=before)
+    assert loader.kind == taken
+    assert (loader.notice is not None) == (asked == "auto" and taken == "torchvision")
 
 
 def test_sizes_that_cannot_work(jpg: Prepared) -> None:
@@ -306,7 +339,7 @@ sys.path.insert(0, sys.argv[1])
 from tests.data.conftest import prepared, train_loader
 how = sys.argv[3]
 train = {"global_batch": 60, "micro_batch": 30}
-loader = train_loader(prepared(Path(sys.argv[2])), "ffcv", train=train)
+loader = train_loader(prepared(Path(sys.argv[2])), sys.argv[4], train=train)
 for number in range(3):
     with loader.epoch(number) as batches:
         for count, batch in enumerate(batches):
@@ -325,19 +358,23 @@ if how == "raise":
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "threads",
-    [("default", "workqueue"), pytest.param(("workqueue", "default"), marks=pytest.mark.long)],
-    ids="-".join,
+    ("decoder", "threads"),
+    [
+        ("numba", ("default", "default")),
+        ("ffcv", ("default", "workqueue")),
+        pytest.param("ffcv", ("workqueue", "default"), marks=pytest.mark.long),
+    ],
 )
 def test_a_process_that_leaves_in_the_middle_ends_well(
-    large: Prepared, threads: tuple[str, str]
+    large: Prepared, decoder: str, threads: tuple[str, str]
 ) -> None:
     """Without closing what it opened, even: stock FFCV aborts now and then."""
-    needs_ffcv()
+    if decoder == "ffcv":
+        needs_ffcv()
     root = str(Path(__file__).parents[3])
     started = []
     for how, layer in zip(("end", "raise"), threads, strict=True):
-        line = [sys.executable, "-c", _LEAVE, root, str(large.train_store), how]
+        line = [sys.executable, "-c", _LEAVE, root, str(large.train_store), how, decoder]
         environment = {**os.environ, "NUMBA_THREADING_LAYER": layer}
         started.append(subprocess.Popen(line, stdout=-1, stderr=-1, text=True, env=environment))
     said = [process.communicate(timeout=200) for process in started]

@@ -1,0 +1,62 @@
+"""The compiled resize gives OpenCV's pixels, to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from adafilter_dist.data.loading.area_resize import resize_box
+from tests.data.conftest import needs_ffcv, picture
+
+
+def scaled(
+    source: NDArray[np.uint8], box: tuple[int, int, int, int], size: int, mirrored: bool = False
+) -> NDArray[np.uint8]:
+    target = np.empty((size, size, 3), np.uint8)
+    top, left, height, width = box
+    stride = source.strides[0]
+    resize_box(source.reshape(-1), top * stride + 3 * left, stride, height, width, target, mirrored)
+    return target
+
+
+def boxes(count: int) -> list[tuple[NDArray[np.uint8], tuple[int, int, int, int], int]]:
+    """Pictures, boxes and sizes: smaller and larger, whole and broken scales, single pixels."""
+    draws, found = np.random.default_rng(0), []
+    for trial in range(count):
+        height, width = (int(side) for side in draws.integers(1, 300, 2))
+        size = int(draws.choice([1, 2, 7, 32, 64, 96, 160, 224]))
+        if trial % 5 == 0:
+            height, width = (int(side) * min(size, 96) for side in draws.integers(1, 4, 2))
+        shape = (height + 9, width + 5, 3)
+        if trial % 2:
+            source = draws.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            source = np.tile(picture(trial), (6, 6, 1))[: shape[0], : shape[1]]
+        found.append((np.ascontiguousarray(source), (4, 2, height, width), size))
+    return found
+
+
+def test_pixels_of_opencv() -> None:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV (it comes with FFCV) is not installed")
+    for source, (top, left, height, width), size in boxes(500):
+        found = scaled(source, (top, left, height, width), size)
+        box = source[top : top + height, left : left + width]
+        wanted = cv2.resize(box, (size, size), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(found, wanted), (height, width, size)
+
+
+def test_pixels_of_the_opencv_that_ffcv_calls() -> None:
+    needs_ffcv()
+    from adafilter_dist.data.loading.ffcv_backend import _scale_into
+
+    for source, box, size in boxes(300):
+        wanted = np.empty((size, size, 3), np.uint8)
+        _scale_into(wanted, source, np.array(box))
+        assert np.array_equal(scaled(source, box, size), wanted), (box, size)
+
+
+def test_mirrored() -> None:
+    for source, box, size in boxes(50):
+        plain, mirrored = scaled(source, box, size), scaled(source, box, size, mirrored=True)
+        assert np.array_equal(mirrored, plain[:, ::-1])
