@@ -68,7 +68,9 @@ CONTENDERS: dict[str, Contender] = {
     "delta": Contender(
         "DELTA",
         ("method=delta",),
-        space=(RATE, Dimension("method.alpha", 1e-4, 1.0), Dimension("method.beta", 1e-4, 1.0)),
+        # From the published strength downwards: above it training diverges, the sooner the fewer
+        # pixels its maps have.
+        space=(RATE, Dimension("method.alpha", 1e-6, 1e-2), Dimension("method.beta", 1e-4, 1.0)),
     ),
     "bss": Contender(
         "BSS", ("method=bss",), space=(RATE, DECAY, Dimension("method.eta", 1e-5, 0.1))

@@ -73,6 +73,7 @@ def _accuracies(axes: Axes, results: Results) -> None:
         axes.plot(seeds, [place + 0.22] * len(seeds), "|", color=_SEED, markersize=6)
         base = each.name == results.base
         _point(axes, place, each.accuracy, _BASE if base else _OTHER, "D" if base else "o", True)
+    fit_axis(axes, [each.accuracy for each in results.contenders])
     _tidy(axes, "accuracy", "top-1 on the test set, %, 95 % interval\n(grey: each seed)")
 
 
@@ -81,6 +82,7 @@ def _differences(axes: Axes, results: Results) -> None:
     for place, each in enumerate(results.contenders):
         if each.name != results.base:
             _point(axes, place, each.difference, _OTHER, "o", each.differs)
+    fit_axis(axes, [each.difference for each in results.contenders])
     title = results.contender(results.base).title
     _tidy(axes, f"minus {title}", "points, 95 % interval\n(filled: corrected p < 0.05)")
 
@@ -106,6 +108,41 @@ def _point(
         capsize=2.5,
         linewidth=1.2,
     )
+
+
+def fit_axis(axes: Axes, estimates: Sequence[Estimate | None]) -> None:
+    """Fit the axis to what has an interval; a single value beyond it is an arrow with a number.
+
+    One soup with a diverged member would else press all intervals into a corner.
+    """
+    ends = [
+        100 * end for each in estimates if each for end in (each.low, each.high) if end is not None
+    ]
+    if not ends:
+        return
+    margin = 0.35 * (max(ends) - min(ends) or 1.0)
+    low, high = min(ends) - margin, max(ends) + margin
+    outside = {
+        place: 100 * each.value
+        for place, each in enumerate(estimates)
+        if each and not low <= 100 * each.value <= high
+    }
+    if not outside:
+        return
+    axes.set_xlim(low, high)
+    for place, value in outside.items():
+        left = value < low
+        axes.annotate(
+            f"{value:.1f}",
+            (0 if left else 1, place),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(22 if left else -22, 0),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "->", "color": _OTHER},
+            ha="left" if left else "right",
+            va="center",
+            fontsize=8,
+        )
 
 
 def _trials(axes: Axes, rows: Sequence[ContenderResult]) -> None:

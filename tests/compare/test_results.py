@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 from adafilter_dist.compare.console_table import print_results
+from adafilter_dist.compare.figure import fit_axis
 from adafilter_dist.compare.plan import Plan, final_run, trial_run
 from adafilter_dist.compare.results import read_results, write_results
-from adafilter_dist.compare.statistics import holm, paired_difference
+from adafilter_dist.compare.statistics import Estimate, holm, paired_difference
 from adafilter_dist.errors import UserError
 from adafilter_dist.run.files import RunFiles
 from tests.compare.folders import PICTURES, contender, outcomes, plan_in
@@ -114,6 +116,18 @@ def test_csv_and_figure(whole: tuple[Path, Plan]) -> None:
     before = (folder / "results.svg").read_bytes()
     write_results(folder)
     assert (folder / "results.svg").read_bytes() == before
+
+
+def test_the_figure_is_not_stretched_by_one_value_without_an_interval() -> None:
+    """It is an arrow with its number at the side where it lies; the axis fits the intervals."""
+    axes = Figure().subplots()
+    fine = Estimate(0.8, error=0.01, df=4, low=0.78, high=0.82, p=None, seeds=5)
+    soup = Estimate(0.1, error=None, df=None, low=None, high=None, p=None, seeds=1)
+    fit_axis(axes, [fine, None, soup])
+    low, high = axes.get_xlim()
+    assert 75 < low < 78 and 82 < high < 85
+    (arrow,) = axes.texts
+    assert arrow.get_text() == "10.0" and arrow.xy == (0, 2)
 
 
 def test_without_differences_it_says_so(tmp_path: Path) -> None:
