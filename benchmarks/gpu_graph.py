@@ -125,7 +125,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    options, words = parser.parse_known_args()
+    parser.add_argument("words", nargs="*", metavar="key=value", help="changes of the recipe")
+    options = parser.parse_args()
+    words = options.words
     on_gpu = options.device == "cuda"
     if on_gpu and not torch.cuda.is_available():
         print("gpu_graph.py: torch sees no GPU here; --device cpu", file=sys.stderr)
