@@ -51,7 +51,7 @@ bench: setup  ## timings beside plain fine-tuning: steps, inference, memory, loa
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py train --repeats 7
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py infer --repeats 5
 	@cd "$(ROOT)" && $(BIN)/python benchmarks/speed.py memory
-	@cd "$(ROOT)" && $(BIN)/python benchmarks/loader.py --pictures 600 --repeats 3
+	@cd "$(ROOT)" && $(BIN)/python benchmarks/loader_table.py --pictures 600 --rounds 3 --cold-rounds 0
 
 docs: setup  ## docs/ as a site with search, in build/site; fails on a link that leads nowhere
 	@cd "$(ROOT)" && $(BIN)/python tools/build_docs.py

@@ -1,270 +1,259 @@
-"""Loaders on one machine, alone and in training: a CSV and a Markdown table of the ratios.
+"""Our loader beside its peers, on the same JPEGs: speed, CPU time, memory, and how they decode.
 
-    python benchmarks/loader_table.py
-    python benchmarks/loader_table.py --store train.beton --model resnet18 --out results
+    python benchmarks/loader_table.py                # 10 minutes
+    python benchmarks/loader_table.py --quick        # a minute: how the table looks
+    python benchmarks/loader_table.py --only DALI --only ours
 
-Alone: images per second of each loader, as benchmarks/loader.py has them. In training: real steps
-of a small network on small crops, so that loading shows, fed by each loader, and the share of the
-time in which the step waited for pictures. All in turn, medians over the repeats. The files are
-named by hardware and date; in the CSV lie the lowest and the highest as well. Stock FFCV compiles
-its pipelines for each crop size and file, which takes longer than the passes.
+Each loader runs in a process of its own: random crops of 224 px and flips, uint8 batches on the
+CPU. All take their turn in each round, after an epoch that is not counted; medians over the rounds.
+Loaders that are not installed are left out, with the line that installs them.
+
+Cold: the page cache was emptied of the pictures before the epoch (posix_fadvise). CPU time is that
+of all processes of the loader, user and system; on a busy machine it says more than the speed.
+Memory is what the processes have for themselves, without mapped files. Grey levels from Pillow:
+whole pictures scaled to the crop's size, beside Pillow's decoder and its antialiased bilinear
+scaling.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import io
 import os
 import platform
-import re
 import shlex
 import statistics
 import sys
 import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 # As the command `adafilter` does, before torch is imported: threads that spin starve the loaders.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
-from bench.reporting import hardware
-from loader import NAMES, Setting, image_folder, make_up, measure, ours, stock
+from bench.loader_pictures import Pictures, make_probes, make_up, spread
+from bench.loader_process import LoaderProcess, Memory, Passed, drop_from_page_cache
+from bench.loaders import LOADERS, Loader, Work
+from bench.reporting import Column, Table, commit, processor, say, slug
 
-from adafilter_dist.data.loading.batch import MicroBatch
-from adafilter_dist.data.loading.device import BatchTransfer
-from adafilter_dist.data.loading.loader import TrainLoader
-from adafilter_dist.data.loading.prefetch import CudaPrefetcher, forward_batches
-from adafilter_dist.data.stored.store import Store
-from adafilter_dist.distributed import World, join_world, set_arithmetic
-from adafilter_dist.engine import build_engine
-from adafilter_dist.methods import build_method
-from adafilter_dist.models.backbone.backbones import load_backbone
-from adafilter_dist.models.backbone.preprocess import Preprocess
-from adafilter_dist.recipe import Recipe
 from adafilter_dist.system.files import make_folder, write_text
-from adafilter_dist.training.step import Figures, TrainingStep
 from adafilter_dist.version import __version__
 
-Epoch = Callable[[int], AbstractContextManager[Iterator[MicroBatch]]]
-COLUMNS = (
-    *("format", "what", "loader", "images_per_second", "lowest", "highest"),
-    *("ours_over_this", "data_wait"),
+SPEED = [
+    Column("loader"),
+    Column("workers", 0),
+    Column("pictures/s", 0),
+    Column("lowest", 0),
+    Column("highest", 0),
+    Column("CPU ms a picture", 2),
+    Column("ours, FFCV / this, CPU", 2),
+    Column("first batch, s", 2),
+    Column("cold, pictures/s", 0),
+    Column("memory, MiB", 0),
+    Column("of the first process", 0),
+    Column("processes", 0),
+]
+QUALITY = [
+    Column("loader"),
+    Column("decodes with; scales by"),
+    Column("grey levels from Pillow, most", 0),
+    Column("mean", 2),
+]
+VERSIONS = (
+    *("torch", "torchvision", "pillow", "ffcv", "webdataset", "litdata", "spdl"),
+    "nvidia-dali-cuda120",
 )
+_PROBES = 8
 
 
-@dataclass(frozen=True)
-class Row:
-    """One loader's passes: images per second, and the share of waiting where it fed a training."""
+@dataclass
+class Measured:
+    """What was measured of a loader with a number of workers."""
 
-    format: str
-    what: str
-    loader: str
-    speeds: list[float]
-    waits: list[float]
+    passes: list[Passed] = field(default_factory=list)
+    cold: list[Passed] = field(default_factory=list)
+    memory: Memory = field(default_factory=lambda: Memory(0, 0, 0))
 
+    @property
+    def speeds(self) -> list[float]:
+        """Pictures a second of each round."""
+        return [one.pictures / one.seconds for one in self.passes]
 
-class Training:
-    """Steps of a network on whatever hands out micro-batches of a quarter of the batch."""
+    @property
+    def cpu(self) -> float:
+        """CPU seconds a picture."""
+        return statistics.median(one.cpu / one.pictures for one in self.passes)
 
-    def __init__(self, model: str, setting: Setting, classes: int, world: World) -> None:
-        self._recipe = Recipe.model_validate(
-            {
-                "name": "benchmark",
-                "data": {"name": "imagefolder", "resolution": setting.size},
-                "model": {"name": model, "weights": None},
-                "method": {"name": "finetune"},
-                "train": {"global_batch": setting.batch, "micro_batch": setting.batch // 4},
-                "engine": {"device": world.device.type},
-            }
-        )
-        set_arithmetic(self._recipe)
-        trainable = build_method(load_backbone(self._recipe, classes), self._recipe)
-        engine = build_engine(trainable.model, trainable.groups, self._recipe, world)
-        self._step = TrainingStep(self._recipe, trainable, engine, world, None)
-        preprocess = Preprocess((0.5,) * 3, (0.5,) * 3, "bilinear", setting.size, setting.size)
-        self._given = BatchTransfer(preprocess, world.device, engine.dtype)
-        cuda = world.device.type == "cuda"
-        self._carrier = CudaPrefetcher(self._given, setting.batch // 4) if cuda else None
-        self._step.warm_up(setting.size)
-        self._epochs = 0
-
-    def run(self, epoch: Epoch, steps: int) -> tuple[float, float]:
-        """An epoch: images per second, and the share of the time spent waiting for pictures."""
-        wait, number = 0.0, self._epochs
-        self._epochs += 1
-        began = time.perf_counter()
-        with (
-            epoch(number) as batches,
-            forward_batches(batches, [1] * 4 * steps, self._given, self._carrier) as forwards,
-        ):
-            for step in range(steps):
-                figures, _ = self._step.run(step, number, forwards, 1.0, stop=False, save=False)
-                wait += Figures.of(step, figures.tolist()).wait
-        took = time.perf_counter() - began
-        return steps * self._recipe.train.global_batch / took, wait / took
-
-
-def of_ours(loader: TrainLoader) -> Epoch:
-    """Its epochs as they are."""
-    return lambda epoch: loader.epoch(epoch)
-
-
-def of_others(loader: Iterable[tuple[Any, ...]], setting: Setting, classes: int) -> Epoch:
-    """A loader of (images, ...): its batches in quarters, with labels that nobody looks at."""
-    labels = torch.arange(setting.batch) % classes
-
-    def micro_batches() -> Iterator[MicroBatch]:
-        quarter = setting.batch // 4
-        for images, *_ in loader:
-            for part, some in zip(images.split(quarter), labels.split(quarter), strict=True):
-                yield MicroBatch(part, some, some)
-
-    return lambda epoch: nullcontext(micro_batches())
-
-
-def train(
-    store: Path, setting: Setting, repeats: int, folder: Path, model: str, world: World
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Speeds and shares of waiting of a training on each loader, in turn, one pass uncounted."""
-    stored = Store(store)
-    steps, classes = len(stored) // setting.batch, max(2, int(stored.labels.max()) + 1)
-    training = Training(model, setting, classes, world)
-    epochs = [
-        of_ours(ours(store, setting, "ffcv", world.device)),
-        of_others(stock(store, setting), setting, classes),
-        of_ours(ours(store, setting, "torchvision", world.device)),
-        of_others(image_folder(store, setting, folder), setting, classes),
-    ]
-    torch.set_num_threads(world.threads)  # stock FFCV has set another number
-    found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in NAMES}
-    for repeat in range(repeats + 1):
-        for name, epoch in zip(NAMES, epochs, strict=True):
-            speed, wait = training.run(epoch, steps)
-            if repeat:
-                found[name][0].append(speed)
-                found[name][1].append(wait)
-    return found
-
-
-def rows_of(
-    store: Path,
-    format: str,
-    setting: Setting,
-    repeats: int,
-    folder: Path,
-    model: str,
-    size: int,
-    world: World,
-) -> list[Row]:
-    """All rows of one file of pictures; crops of ``size`` in training."""
-    alone = measure(store, setting, repeats, folder / "alone")
-    rows = [Row(format, "alone", name, speeds, []) for name, speeds in alone.items()]
-    small = replace(setting, size=size)
-    trained = train(store, small, repeats, folder / "training", model, world)
-    return rows + [Row(format, "training", name, *found) for name, found in trained.items()]
-
-
-def cells_of(rows: list[Row]) -> list[list[str]]:
-    """The rows by column, as text; ratios are between rows of the same pictures and work."""
-    best = {(r.format, r.what): statistics.median(r.speeds) for r in rows if r.loader == NAMES[0]}
-    cells = []
-    for row in rows:
-        median = statistics.median(row.speeds)
-        cells.append(
-            [
-                *(row.format, row.what, row.loader, f"{median:.1f}"),
-                *(f"{min(row.speeds):.1f}", f"{max(row.speeds):.1f}"),
-                f"{best[row.format, row.what] / median:.3f}",
-                f"{statistics.median(row.waits):.3f}" if row.waits else "",
-            ]
-        )
-    return cells
-
-
-def write(folder: Path, rows: list[Row], facts: dict[str, str], hardware: str) -> Path:
-    """CSV and Markdown in the folder; the Markdown's path."""
-    make_folder(folder)
-    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    words = re.sub(r"\((r|tm)\)|\bcpu\b|@", " ", hardware.lower())
-    name = "loader-" + re.sub(r"[^a-z0-9.+-]+", "-", words).strip("-") + f"-{today}"
-    cells = cells_of(rows)
-    out = io.StringIO()
-    out.writelines(f"# {key}: {value}\n" for key, value in facts.items())
-    csv.writer(out, lineterminator="\n").writerows([COLUMNS, *cells])
-    lines = [
-        "| " + " | ".join(COLUMNS).replace("_", " ") + " |",
-        "|---|---|---|" + "---:|" * (len(COLUMNS) - 3),
-        *("| " + " | ".join(row) + " |" for row in cells),
-        "",
-        *(f"- {key}: {value}" for key, value in facts.items()),
-    ]
-    write_text(folder / f"{name}.csv", out.getvalue())
-    write_text(folder / f"{name}.md", "\n".join(lines) + "\n")
-    return folder / f"{name}.md"
+    @property
+    def cold_speed(self) -> float | None:
+        """Pictures a second of an epoch from disk."""
+        speeds = [one.pictures / one.seconds for one in self.cold]
+        return statistics.median(speeds) if speeds else None
 
 
 def main() -> None:
+    given = options()
+    for loader in LOADERS:
+        if chosen(loader, given.only) and loader.missing():
+            say(loader.missing())
+    loaders = [one for one in LOADERS if chosen(one, given.only) and not one.missing()]
+    load = os.getloadavg()[1]
+    with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
+        folder = Path(scratch)
+        say(f"making {given.pictures:,} pictures")
+        store = given.store or make_up(
+            folder / "store", given.pictures, given.stored_size, given.format
+        )
+        pictures = spread(store, folder / "pictures")
+        probes = make_probes(folder / "probe-store", _PROBES, given.stored_size)
+        probe = Work(spread(probes, folder / "probes"), given.size, _PROBES, 1, (1, 1), (1, 1), 0)
+        with ExitStack() as stack:
+            processes = {
+                loader.name: stack.enter_context(LoaderProcess(loader.name)) for loader in loaders
+            }
+            quality = qualities(processes, probe)
+            speed = speeds(processes, pictures, given)
+    facts = {
+        "command": shlex.join(["python", *sys.argv]),
+        "hardware": f"{processor()}, {os.cpu_count()} cores; {load:.1f} processes wanted them at "
+        f"the beginning, {os.getloadavg()[1]:.1f} at the end",
+        "pictures": f"{pictures.count:,} JPEGs, {given.format} in FFCV's file, "
+        + (f"{given.store.name}" if given.store else f"made up, {given.stored_size} px")
+        + f"; crops of {given.size} px, batches of {given.batch}, {given.rounds} rounds",
+        "versions": ", ".join(
+            [
+                f"adafilter-dist {__version__}, commit {commit()}",
+                f"Python {platform.python_version()}",
+            ]
+            + [f"{name} {version}" for name in VERSIONS if (version := version_of(name))]
+        ),
+    }
+    write(given.out, speed, quality, facts)
+
+
+def options() -> argparse.Namespace:
+    """Those of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--quick", action="store_true", help="few pictures, one round, 1 worker")
+    parser.add_argument("--only", action="append", help="loaders with this in their name")
+    parser.add_argument("--format", choices=["jpg", "raw"], default="jpg", help="of FFCV's file")
     parser.add_argument("--store", type=Path, help="a .beton file instead of made-up pictures")
-    parser.add_argument("--pictures", type=int, default=3000, help="how many to make up (3000)")
+    parser.add_argument("--pictures", type=int, help="how many to make up (2000)")
     parser.add_argument("--stored-size", type=int, default=256, help="their shortest side (256)")
     parser.add_argument("--size", type=int, default=224, help="side of the crops (224)")
-    parser.add_argument("--training-size", type=int, default=32, help="in training (32)")
-    parser.add_argument("--batch", type=int, default=128, help="pictures a batch, of 4 quarters")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=5, help="counted passes of each (5)")
-    parser.add_argument("--model", default="timm/test_resnet", help="of the training, a small one")
+    parser.add_argument("--batch", type=int, help="pictures a batch (128)")
+    parser.add_argument("--workers", type=int, nargs="+", help=f"numbers of them (1, 2, {cores})")
+    parser.add_argument("--rounds", type=int, help="counted epochs of each (5)")
+    parser.add_argument("--cold-rounds", type=int, help="epochs from disk, with most workers (3)")
+    parser.add_argument(
+        "--scratch", type=Path, help="where to write; by default as tempfile has it"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
-    # DataLoader's workers are forked, and numba's threads are running by then.
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    setting = Setting(given.size, given.batch, given.workers)
-    meeting = Recipe.model_validate({"name": "benchmark", "data": {"name": "imagefolder"}})
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as scratch, join_world(meeting) as world:
-        stores = {"yours": given.store}
-        if given.store is None:
-            stores = {
-                format: make_up(Path(scratch) / format, given.pictures, given.stored_size, format)
-                for format in ("jpg", "raw")
-            }
-        for format, store in stores.items():
-            folder = Path(scratch) / f"{format}-files"
-            rows += rows_of(
-                *(store, format, setting, given.repeats, folder),
-                *(given.model, given.training_size, world),
+    quick = given.quick
+    given.pictures = given.pictures or (96 if quick else 2000)
+    given.batch = given.batch or (32 if quick else 128)
+    given.rounds = given.rounds or (1 if quick else 5)
+    given.workers = sorted(
+        {1} if quick else {1, 2, cores} if not given.workers else {*given.workers}
+    )
+    given.cold_rounds = (1 if quick else 3) if given.cold_rounds is None else given.cold_rounds
+    return given
+
+
+def chosen(loader: Loader, only: Sequence[str] | None) -> bool:
+    """Whether --only asks for it."""
+    return only is None or any(words in loader.name for words in only)
+
+
+def qualities(processes: dict[str, LoaderProcess], probe: Work) -> Table:
+    """How far from Pillow's the pixels of each loader are; those that do not run are removed."""
+    table = Table("How they decode", QUALITY)
+    for loader in LOADERS:
+        if loader.name not in processes:
+            continue
+        say(f"{loader.name}: whole pictures beside Pillow's")
+        try:
+            most, mean = processes[loader.name].ask("differences", probe)
+        except RuntimeError as error:
+            last = str(error).strip().splitlines()[-1]
+            say(f"{loader.name}: left out, it does not run here ({last}); {loader.install}")
+            del processes[loader.name]
+            continue
+        table.add(loader.name, loader.quality, most, mean)
+    return table
+
+
+def speeds(
+    processes: dict[str, LoaderProcess], pictures: Pictures, given: argparse.Namespace
+) -> Table:
+    """All loaders with each number of workers."""
+    table = Table("Loaders side by side", SPEED)
+    for workers in given.workers:
+        work = Work(pictures, given.size, given.batch, workers)
+        cold = given.cold_rounds if workers == given.workers[-1] else 0
+        measured = measure(processes, work, given.rounds, cold)
+        best = next((one.cpu for name, one in measured.items() if name == LOADERS[0].name), None)
+        for name, one in measured.items():
+            table.add(
+                *(name, workers, statistics.median(one.speeds), min(one.speeds), max(one.speeds)),
+                *(1e3 * one.cpu, None if best is None else best / one.cpu),
+                *(statistics.median(each.first for each in one.passes), one.cold_speed),
+                *(one.memory.total / 2**20, one.memory.root / 2**20, one.memory.processes),
             )
-        device_name = hardware(world.device)
-        facts = {
-            "command": shlex.join(["python", *sys.argv]),
-            "hardware": f"{device_name}, {os.cpu_count()} cores, {given.workers} workers, "
-            f"{world.threads} threads of torch",
-            "pictures": f"crops of {given.size} px, of {given.training_size} px in training, "
-            f"batches of {given.batch}, "
-            + (
-                f"{given.store.name}"
-                if given.store
-                else f"{given.pictures} made up, stored at {given.stored_size} px"
-            ),
-            "training": f"fine-tuning of {given.model}, fp32, 4 micro-batches a step",
-            "versions": ", ".join(
-                [f"adafilter-dist {__version__}", f"Python {platform.python_version()}"]
-                + [f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "ffcv")]
-            ),
-        }
-        path = write(given.out, rows, facts, device_name)
-    print(path.read_text())
+    return table
+
+
+def measure(
+    processes: dict[str, LoaderProcess], work: Work, rounds: int, cold_rounds: int
+) -> dict[str, Measured]:
+    """Epochs of each loader in turn, one of them for its memory, then those from disk."""
+    measured = {name: Measured() for name in processes}
+    for name, process in processes.items():
+        say(f"{name}, {work.workers} workers: an epoch that is not counted, but for its memory")
+        process.ask("build", work)
+        measured[name].memory = process.ask("memory")
+    for number in range(rounds):
+        for name, process in processes.items():
+            measured[name].passes.append(process.ask("epoch"))
+            speed = f"{measured[name].speeds[-1]:,.0f} pictures/s"
+            say(f"{name}, {work.workers} workers, round {number + 1}: {speed}")
+    for process in processes.values() if cold_rounds else ():
+        process.ask("close")  # the kernel does not forget what is mapped
+    for _ in range(cold_rounds):
+        for name, process in processes.items():
+            process.ask("build", work)
+            kept = drop_from_page_cache([*work.pictures.every_file(), work.pictures.store])
+            measured[name].cold.append(process.ask("epoch"))
+            process.ask("close")
+            say(f"{name}, from disk: {100 * kept:.0f} % were still in memory")
+    return measured
+
+
+def version_of(name: str) -> str:
+    """Of a package, empty where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def write(folder: Path, speed: Table, quality: Table, facts: dict[str, str]) -> None:
+    """Print both tables; write them as Markdown, and the first as CSV."""
+    make_folder(folder)
+    today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+    path = folder / f"loader-peers-{slug(processor())}-{today}.md"
+    lines = [f"- {key}: {value}" for key, value in facts.items()]
+    text = f"{speed.markdown()}\n{quality.markdown()}\n" + "\n".join(lines) + "\n"
+    write_text(path, text)
+    write_text(path.with_name(f"{path.stem}.csv"), speed.csv(facts))
+    print(text)
     print(f"written: {path} and .csv")
 
 

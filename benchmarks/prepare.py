@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench.loader_pictures import picture
 from bench.process_tree import cpu_seconds, watched
 from bench.reporting import Column, Table
-from loader import picture
 from PIL import Image
 
 from adafilter_dist.data.loading.order import rank_order

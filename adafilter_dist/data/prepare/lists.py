@@ -3,7 +3,8 @@
 train.csv, test.csv   path,label: the pictures in the order of the store
 classes.csv           class,train,test: counts
 skipped.csv           split,path,label,reason
-duplicates.csv        test_path,test_label,train_path,train_label: same pixels in both splits
+duplicates.csv        test_path,test_label,train_path,train_label: same pixels in both splits;
+                      for each test picture ten training pictures at most
 
 Where the data have a validation split of their own, classes.csv has a column val, and there are
 
@@ -28,6 +29,8 @@ from adafilter_dist.data.prepare.journal import Journal, Stored
 from adafilter_dist.data.sources.listing import Listing, Sample
 
 Rows = Iterator[Sequence[object]]
+# A picture that stands for a missing one may be there ten thousand times in each split.
+_TWINS = 10
 
 
 def write_lists(folder: Path, listing: Listing, train: Journal, test: Journal) -> int:
@@ -73,20 +76,25 @@ def write_lists(folder: Path, listing: Listing, train: Journal, test: Journal) -
             for a, b in duplicates(splits[split], splits["val"])
         )
         _write(folder / "val-duplicates.csv", val_columns, twins)
-    pairs = list(duplicates(splits["train"], splits["test"]))
+    in_both = set()
+
+    def pairs() -> Rows:
+        for a, b in duplicates(splits["train"], splits["test"]):
+            in_both.add(a.name)
+            yield a.name, classes[a.label], b.name, classes[b.label]
+
     columns = ("test_path", "test_label", "train_path", "train_label")
-    pair_rows = ((a.name, classes[a.label], b.name, classes[b.label]) for a, b in pairs)
-    _write(folder / "duplicates.csv", columns, pair_rows)
-    return len({a.name for a, _ in pairs})
+    _write(folder / "duplicates.csv", columns, pairs())
+    return len(in_both)
 
 
 def duplicates(
     train: Callable[[], Iterable[Stored]], test: Callable[[], Iterable[Stored]]
 ) -> Iterator[tuple[Sample, Sample]]:
-    """(picture of ``test``, picture of ``train``) for all pairs with the same pixels.
+    """(picture of ``test``, picture of ``train``) with the same pixels.
 
-    Both are called several times; in memory are eight bytes of each hash of ``test``, and what
-    may be in both.
+    For each picture of ``test`` the first ten of ``train``. Both are called several times; in
+    memory are eight bytes of each hash of ``test``, and what may be in both.
     """
     of_test = np.fromiter((_key(stored) for stored in test()), np.uint64)
     of_test.sort()
@@ -97,7 +105,7 @@ def duplicates(
 
     by_pixels: dict[bytes, list[Sample]] = defaultdict(list)
     for stored in train():
-        if in_test(stored):
+        if in_test(stored) and len(by_pixels[stored.pixels]) < _TWINS:
             by_pixels[stored.pixels].append(stored.sample)
     for stored in test():
         for twin in by_pixels.get(stored.pixels, ()):

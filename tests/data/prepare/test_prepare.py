@@ -257,15 +257,22 @@ def test_duplicates_across_splits_are_listed(root: Path) -> None:
         picture.save(root / "test" / "dog" / "reborn.png")
     # Twice within a split is no leak.
     shutil.copyfile(original, root / "train" / "cat" / "zzz.jpg")
+    # A picture that stands for missing ones: of its pairs ten are listed.
+    for number in range(12):
+        shutil.copyfile(root / "test" / "cat" / "000.jpg", root / f"train/dog/x{number:02}.jpg")
     done, said = prepared(root)
-    rows = read_list(done.folder / "duplicates.csv")
+    every = read_list(done.folder / "duplicates.csv")
+    assert [row["train_path"] for row in every[:10]] == [
+        f"train/dog/x{n:02}.jpg" for n in range(10)
+    ]
+    rows = every[10:]
     assert [(row["test_path"], row["train_path"]) for row in rows] == [
         ("test/dog/reborn.png", "train/dog/002.jpg"),
         ("test/dog/twin.jpg", "train/cat/001.jpg"),
         ("test/dog/twin.jpg", "train/cat/zzz.jpg"),
     ]
     assert (rows[1]["test_label"], rows[1]["train_label"]) == ("dog", "cat")
-    assert "2 test pictures are in the training set too" in said
+    assert "3 test pictures are in the training set too" in said
 
 
 def test_place_that_cannot_be_written_names_the_key(root: Path, tmp_path: Path) -> None:
