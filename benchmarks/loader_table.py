@@ -49,7 +49,7 @@ SPEED = [
     Column("lowest", 0),
     Column("highest", 0),
     Column("CPU ms a picture", 2),
-    Column("ours, FFCV / this, CPU", 2),
+    Column("ours, numba / this, CPU", 2),
     Column("first batch, s", 2),
     Column("cold, pictures/s", 0),
     Column("memory, MiB", 0),

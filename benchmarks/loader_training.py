@@ -126,9 +126,10 @@ def train(
     steps, classes = len(stored) // work.batch, max(2, int(stored.labels.max()) + 1)
     training = Training(model, work, classes, world)
     epochs = {
+        "ours, numba": of_ours(train_loader(work, "numba", world.device)),
         "ours, FFCV": of_ours(train_loader(work, "ffcv", world.device)),
         "stock FFCV": of_others(stock_ffcv(work), work),
-        "ours, without FFCV": of_ours(train_loader(work, "torchvision", world.device)),
+        "ours, torchvision": of_ours(train_loader(work, "torchvision", world.device)),
         "ImageFolder, Pillow": of_others(image_folder(work), work),
     }
     torch.set_num_threads(world.threads)  # stock FFCV has set another number

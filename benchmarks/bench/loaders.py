@@ -1,8 +1,8 @@
 """Loaders to compare, each with the same pictures, crops and batches: ours and its peers.
 
 A peer that is not installed is left out; it is no requirement of the package. Each is written as
-its own documentation has it. Workers are what each calls so: threads of numba (FFCV, ours), threads
-(SPDL, DALI), processes (the others).
+its own documentation has it. Workers are what each calls so: threads (ours, FFCV,
+SPDL, DALI) or processes (the others).
 """
 
 from __future__ import annotations
@@ -263,6 +263,7 @@ def dali_cpu(work: Work) -> Epochs:
 
 
 LOADERS = [
+    Loader("ours, numba", "libjpeg-turbo, the crop alone; area", lambda work: ours(work, "numba")),
     Loader(
         "ours, FFCV",
         "libjpeg-turbo; area",
@@ -270,7 +271,7 @@ LOADERS = [
         ("ffcv",),
         "pip install 'adafilter-dist[ffcv]'",
     ),
-    Loader("ours, without FFCV", "libjpeg-turbo; area", lambda work: ours(work, "torchvision")),
+    Loader("ours, torchvision", "Pillow; area", lambda work: ours(work, "torchvision")),
     Loader(
         "stock FFCV",
         "libjpeg-turbo, fast DCT; area",

@@ -16,7 +16,7 @@ from tests.benchmarks.conftest import BENCHMARKS
 
 @pytest.mark.slow
 def test_a_quick_table(tmp_path: Path) -> None:
-    chosen = ("ours, without", "torchvision v2, workers anew", "ImageFolder", "WebDataset")
+    chosen = ("ours, numba", "torchvision v2, workers anew", "ImageFolder", "WebDataset")
     only = [word for name in chosen for word in ("--only", name)]
     command = [sys.executable, str(BENCHMARKS / "loader_table.py"), "--quick", *only]
     ended = subprocess.run(
@@ -34,11 +34,11 @@ def test_a_quick_table(tmp_path: Path) -> None:
     ]
     speeds = {row[0]: row for row in rows if len(row) == 12}
     quality = {row[0]: row for row in rows if len(row) == 4}
-    for name in ("ours, without FFCV", "torchvision v2, workers anew", "ImageFolder, Pillow"):
+    for name in ("ours, numba", "torchvision v2, workers anew", "ImageFolder, Pillow"):
         assert all(float(speeds[name][column].replace(",", "")) > 0 for column in (2, 5, 8, 9))
     # Pillow beside itself.
     assert quality["ImageFolder, Pillow"][2:] == ["0", "0.00"]
-    assert speeds["ours, without FFCV"][11] == "1" and speeds["ImageFolder, Pillow"][11] != "1"
+    assert speeds["ours, numba"][11] == "1" and speeds["ImageFolder, Pillow"][11] != "1"
     if "WebDataset, Pillow" not in speeds:
         assert "WebDataset, Pillow: not installed; pip install webdataset" in ended.stderr
 
