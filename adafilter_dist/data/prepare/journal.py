@@ -24,6 +24,7 @@ from adafilter_dist.data.prepare.read_pictures import Learned
 from adafilter_dist.data.sources.listing import Sample
 from adafilter_dist.data.stored.layout import PLACE, Places
 from adafilter_dist.data.stored.store import intact
+from adafilter_dist.system.progress import Counting, no_counting
 
 _ENTRY = np.dtype(
     [
@@ -49,16 +50,20 @@ class Stored:
 class Journal:
     """The rows of one store, which begin with those that an earlier process left; a context.
 
-    ``samples`` are those of the store in its order.
+    ``samples`` are those of the store in its order. ``counting`` shows how far these rows are
+    compared with the store.
     """
 
-    def __init__(self, store: Path, samples: Sequence[Sample]) -> None:
+    def __init__(
+        self, store: Path, samples: Sequence[Sample], counting: Counting = no_counting
+    ) -> None:
         self._samples = samples
         self._path = store.with_name(f"{store.name}.journal")
         self._reasons_path = store.with_name(f"{store.name}.reasons")
         self._reasons = self._known_reasons()
         found = self._known_places()
-        self.done: Places = found[: intact(store, found, len(samples))]
+        with counting(f"checking what is stored of {store.name}", len(found)) as progress:
+            self.done: Places = found[: intact(store, found, len(samples), progress)]
         self._length = len(self.done)
         self._reasons = {at: why for at, why in self._reasons.items() if at < self._length}
         self._file = _open(self._path, self._length * _ENTRY.itemsize)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.system.console import print_plain
-from adafilter_dist.system.progress import counting
+from adafilter_dist.system.progress import Done, counting
 from adafilter_dist.version import __version__
 
 _BAD_SHOWN = 10
@@ -163,9 +164,10 @@ def _fill(
     ``origins`` are the places that have these pictures, the last one that of the listing.
     """
     # Read, check, resize and store each picture; those of validation are the last of train.
+    show = partial(counting, console)
     with (
-        Journal(folder / "train", listing.train_store) as train,
-        Journal(folder / "test", listing.test) as test,
+        Journal(folder / "train", listing.train_store, show) as train,
+        Journal(folder / "test", listing.test, show) as test,
     ):
         done, total = len(train.done) + len(test.done), len(listing.all_samples)
         if done:
@@ -231,7 +233,14 @@ def _store(
 ) -> Written:
     """Store the pictures of a split that its journal does not have yet."""
     reader, done = PictureReader(samples, data.stored_size, data.stored_format), len(journal.done)
-    with counting(console, f"storing {path.name}", len(samples) - done) as progress:
+    with ExitStack() as shown:
+        storing = counting(console, f"storing {path.name}", len(samples) - done)
+        progress = shown.enter_context(storing)
+
+        def hashing(what: str, total: int) -> AbstractContextManager[Done]:
+            shown.close()  # a terminal has one bar at a time
+            return counting(console, what, total, unit="MiB")
+
         return write_store(
             path,
             reader,
@@ -242,6 +251,7 @@ def _store(
             progress=lambda position: progress(position - done),
             done=journal.done,
             written=lambda place: journal.add(place, reader.take(len(journal))),
+            hashing=hashing,
         )
 
 

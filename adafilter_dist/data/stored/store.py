@@ -48,6 +48,7 @@ from adafilter_dist.data.stored.layout import (
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.errors import UserError
 from adafilter_dist.system import files
+from adafilter_dist.system.progress import Counting, no_counting
 from adafilter_dist.system.sealed_files import sha256_of
 
 SUFFIX = ".beton"
@@ -78,6 +79,7 @@ def write_store(
     progress: Callable[[int], None] | None = None,
     done: Places | None = None,
     written: Callable[[Places], None] | None = None,
+    hashing: Counting = no_counting,
 ) -> Written:
     """Write the pictures to ``path`` (its suffix becomes .beton), in the order of ``records``.
 
@@ -89,7 +91,7 @@ def write_store(
     ``written`` is called with the place (dtype PLACE, shape (1,)) of each record once it is in the
     file. ``done`` are the places of the first records, as an earlier call that was killed told
     them; `intact` says how many of them hold. Where ``written`` is given, the unfinished file stays
-    when the writing ends by an error.
+    when the writing ends by an error. ``hashing`` shows how far the finished file is hashed (MiB).
     """
     path = path.with_suffix(SUFFIX)
     places = np.zeros(len(records), PLACE)
@@ -130,7 +132,8 @@ def write_store(
             _write_at(file, offset, table_of(places))
             _write_at(file, 0, head_of(places, format, domains, offset))
             os.fsync(file.fileno())
-        digest = sha256_of(temporary)
+        with hashing(f"hashing {path.stem}", temporary.stat().st_size >> 20) as hashed:
+            digest = sha256_of(temporary, lambda size: hashed(size >> 20))
         files.write_text(_digest_path(path), f"{digest}  {path.name}\n")
         temporary.replace(path)
         files.fsync_folder(path.parent)
@@ -143,11 +146,11 @@ def write_store(
     return Written(path, kept, labels, path.stat().st_size, digest)
 
 
-def intact(path: Path, places: Places, count: int) -> int:
+def intact(path: Path, places: Places, count: int, progress: Callable[[int], None]) -> int:
     """How many of the first places of an unfinished store of ``count`` records are as told.
 
     Reads the bytes of each record up to the first that differs: when a machine stops, its file
-    systems may lose some.
+    systems may lose some. ``progress`` is called with the number of records read.
     """
     temporary = unfinished(path)
     with suppress(FileNotFoundError):
@@ -157,6 +160,7 @@ def intact(path: Path, places: Places, count: int) -> int:
     try:
         with temporary.open("rb") as file:
             for position, place in enumerate(places):
+                progress(position)
                 size = int(place["size"])
                 if not place["kept"]:
                     continue
