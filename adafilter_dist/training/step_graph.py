@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from adafilter_dist.engine.base import Recordable
 from adafilter_dist.methods import TrainableModel
-from adafilter_dist.models.ops.device_graph import CudaRecorder, Recorder, Work, own_stream
+from adafilter_dist.models.ops.device_graph import CudaRecorder, Recorder, Work, agree, own_stream
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.recipe.sections.engine import DeepSpeed
 
@@ -27,8 +27,6 @@ _EAGER = 2
 """Forwards of a kind before one is recorded: kernels are compiled and chosen in them."""
 _MOST = 2
 """Kinds that are recorded: a rank's forwards in a step, of which the last may be smaller."""
-_NEARLY = 1e-2
-"""Of all that a forward gives together: what the order of sums may change where it is not fixed."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ class StepGraphs:
         with draws():
             recording.replay()
         result = recording.result
-        if not _agree([result.means, *result.gradients, *sums], wanted):
+        if not agree([result.means, *result.gradients, *sums], wanted):
             self._refuse("a replay gave other numbers than the step itself")
             return None
         return recording
@@ -224,16 +222,6 @@ class StepGraphs:
 
 def _all_finite(tensors: list[Tensor]) -> bool:
     return bool(torch.stack([each.isfinite().all() for each in tensors]).all())
-
-
-def _agree(tensors: list[Tensor], wanted: list[Tensor]) -> bool:
-    """Whether they are the same: to the bit where kernels are deterministic, else nearly."""
-    exact = wanted[0].device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
-    if exact:
-        pairs = zip(tensors, wanted, strict=True)
-        return bool(torch.stack([(one == other).all() for one, other in pairs]).all())
-    apart = torch.nn.utils.get_total_norm(torch._foreach_sub(tensors, wanted))
-    return bool(apart <= _NEARLY * torch.nn.utils.get_total_norm(wanted))
 
 
 def _step_sums(model: nn.Module) -> list[Tensor]:

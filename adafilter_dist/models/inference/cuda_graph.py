@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def capture(model: InferenceNet, example: Tensor) -> Callable[[Tensor], Tensor]:
     images = example.clone(memory_format=torch.preserve_format)
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad():
+    with torch.no_grad(), _started_one_by_one(model):
         # Kernels are compiled and chosen before they are recorded, on a stream of their own.
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UP):
@@ -47,3 +48,13 @@ def capture(model: InferenceNet, example: Tensor) -> Callable[[Tensor], Tensor]:
         return logits.clone()
 
     return replay
+
+
+@contextmanager
+def _started_one_by_one(model: InferenceNet) -> Iterator[None]:
+    """Inside, the model replays nothing that it has recorded itself."""
+    before, model.replay = model.replay, False
+    try:
+        yield
+    finally:
+        model.replay = before

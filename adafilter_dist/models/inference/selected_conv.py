@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -26,6 +25,8 @@ from adafilter_dist.models.inference.filter_table import FilterTable, LayoutCach
 from adafilter_dist.models.inference.fold_batchnorm import BareConv, fold, foldable
 from adafilter_dist.models.inference.inference_gate import InferenceGate
 from adafilter_dist.models.inference.kernel_filters import KernelFilterCache, KernelFilters
+from adafilter_dist.models.inference.ordinary import ordinary_tensors
+from adafilter_dist.models.inference.replayed_forward import ReplayedForward
 from adafilter_dist.models.inference.row_cache import RowCache
 from adafilter_dist.models.ops import device_kind
 from adafilter_dist.models.ops.triton_start import why_no_triton
@@ -135,7 +136,7 @@ class SelectedConv(nn.Module):
         filters = self._filters(dtype)
         # A mean is remembered for a tensor that is unchanged, which is not known of those that
         # inference mode makes.
-        with _ordinary_tensors():
+        with ordinary_tensors():
             y, mean = kernel(
                 x.to(dtype).contiguous(memory_format=torch.channels_last),
                 filters.rows,
@@ -191,29 +192,37 @@ def selected_kernel() -> Callable[..., tuple[Tensor, Tensor | None]] | None:
     return kernel
 
 
-@contextmanager
-def _ordinary_tensors() -> Iterator[None]:
-    """Tensors made inside are those that are made outside inference mode, without gradients."""
-    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        yield
-        return
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 class InferenceNet(GatedNet):
     """What `for_inference` makes, for evaluation only.
 
     It has no BatchNorm to train and keeps what it gathered last, so it serves one thread at a
-    time; `copy.deepcopy` gives another thread its own.
+    time; `copy.deepcopy` gives another thread its own. On a GPU forwards that repeat are recorded
+    as CUDA graphs and replayed, unless ``replay`` is False.
     """
 
     gate: InferenceGate
+    replay = True
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self.requires_grad_(False)
         super().train(False)
+        self._replayed = ReplayedForward()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.replay or torch.compiler.is_compiling():
+            return super().forward(images)
+        return self._replayed(self, self.gate, images, super().forward)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InferenceNet:
+        self._replayed.forget()
+        super()._apply(fn, recurse)
+        return self
+
+    def load_state_dict(self, *words: Any, **more: Any) -> Any:
+        """As that of every module."""
+        self._replayed.forget()
+        return super().load_state_dict(*words, **more)
 
     @property
     def gated_layers(self) -> dict[str, nn.Module]:

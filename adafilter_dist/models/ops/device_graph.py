@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
+_NEARLY = 1e-2
 Work = Callable[[], None]
 
 
@@ -31,9 +33,10 @@ class Recorder(Protocol):
 class CudaRecorder:
     """CUDA graphs that share one pool of memory.
 
-    They are recorded on the current stream, which must not be the default one (`own_stream`): a
-    parameter's place in autograd's graph belongs to the stream on which it was made, and another
-    stream could not wait for it while it is recorded. One replay must be read before the next.
+    They are recorded on the current stream, or on one of torch's where that is the default one. A
+    backward must be recorded on the stream on which the parameters were made (`own_stream`): their
+    places in autograd's graph belong to it, and another stream could not wait for them while it
+    is recorded. One replay must be read before the next.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +47,8 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        stream = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        stream = None if current == torch.cuda.default_stream(self._device) else current
         # Other threads bring batches and watch NCCL meanwhile: their calls are none of the graph's.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
@@ -52,6 +56,18 @@ class CudaRecorder:
             work()
         replay: Work = graph.replay
         return replay
+
+
+def agree(tensors: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether they are the same: to the bit where kernels are deterministic, else nearly.
+
+    The order of sums that is not fixed changes all of them together by less than a hundredth.
+    """
+    if wanted[0].device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
+        pairs = zip(tensors, wanted, strict=True)
+        return bool(torch.stack([(one == other).all() for one, other in pairs]).all())
+    apart = torch.nn.utils.get_total_norm(torch._foreach_sub(list(tensors), list(wanted)))
+    return bool(apart <= _NEARLY * torch.nn.utils.get_total_norm(list(wanted)))
 
 
 def own_stream(device: torch.device) -> None:
