@@ -190,5 +190,7 @@ def _sum_up(
     rate = (total - bad) / max(seconds, 1e-9)
     passed_over = f", {bad:,} passed over" if bad else ""
     written = f", written to {out}" if out is not None else ""
-    line = f"{total - bad:,} pictures in {seconds:.1f} s on {device.type}, {rate:,.0f} images/s"
+    pictures = f"{total - bad:,} picture{'' if total - bad == 1 else 's'}"
+    speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    line = f"{pictures} in {seconds:.1f} s on {device.type}, {speed} images/s"
     print_plain(console, f"{line}{passed_over}{written}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from adafilter_dist.errors import UserError
-from adafilter_dist.evaluate.ablations import TITLES
 from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.methods.build import METHODS
 from adafilter_dist.report.page import charts
@@ -24,6 +23,7 @@ from adafilter_dist.report.page.blocks import (
 )
 from adafilter_dist.report.page.intervals import between, percent, points
 from adafilter_dist.report.page.run_record import RunRecord, method_title
+from adafilter_dist.report.page.words import title_of, words_table
 from adafilter_dist.run.kept_recipe import read_kept
 from adafilter_dist.system.json_files import Row, number, whole
 
@@ -78,6 +78,7 @@ def accuracy_section(run: RunRecord) -> Section:
         )
         return Section("accuracy", "Accuracy", [Note(f"Not tested on the test set. {why}")])
     rows = accuracies(run)
+    groups = {row["group"] for row in rows}
     chart = charts.intervals(
         [
             {
@@ -90,7 +91,7 @@ def accuracy_section(run: RunRecord) -> Section:
             for row in rows
         ],
         "top-1 accuracy, %",
-        colors=[(name, color) for name, color in _COLORS if name in {row["group"] for row in rows}],
+        colors=[(name, color) for name, color in _COLORS if name in groups],
     )
     blocks: list[Block] = [
         Figure(
@@ -104,6 +105,8 @@ def accuracy_section(run: RunRecord) -> Section:
         ),
         _table(rows),
     ]
+    words = words_table((numbers.get("gates") or {}).get("ablations", {}), groups)
+    blocks += [words] if words.rows else []
     return Section("accuracy", "Accuracy", blocks)
 
 
@@ -121,8 +124,7 @@ def accuracies(run: RunRecord) -> list[dict[str, Any]]:
         rows.append(_row(f"domain {domain['name']}", "domain", domain))
     if gates := numbers.get("gates"):
         for name, one in gates["ablations"].items():
-            title = TITLES.get(name, name).replace("... ", "another picture's, ")
-            rows.append(_row(title, "other gates", one, one["learned_minus_this"]))
+            rows.append(_row(title_of(name), "other gates", one, one["learned_minus_this"]))
     return rows
 
 

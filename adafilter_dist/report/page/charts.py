@@ -317,7 +317,7 @@ def heat_map(
                     "orient": "top",
                     "format": ".0%",
                     "gradientLength": 160,
-                    "tickCount": 5,
+                    **({"values": [0, 0.05, 0.2, 0.5, 1]} if kind == "sqrt" else {"tickCount": 5}),
                 },
             },
             "tooltip": [

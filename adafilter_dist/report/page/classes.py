@@ -51,7 +51,7 @@ def classes_section(run: RunRecord) -> Section:
         _accuracy_chart(recalls),
         _confusion_chart(confusion, names),
         _class_table(recalls),
-        _confusion_table(confusion, names),
+        *([_confusion_table(confusion, names)] if np.trace(confusion) < confusion.sum() else []),
         *_surely_wrong(run),
     ]
     return Section("classes", "Classes and mistakes", blocks)

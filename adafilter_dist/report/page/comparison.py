@@ -24,7 +24,7 @@ from adafilter_dist.report.page.blocks import (
     Table,
 )
 from adafilter_dist.report.page.classes import gallery, missing_pictures
-from adafilter_dist.report.page.intervals import between, percent, points
+from adafilter_dist.report.page.intervals import between, counted, percent, points
 from adafilter_dist.report.page.recipe_tables import environment_table, recipe_differences
 from adafilter_dist.report.page.render import write_page
 from adafilter_dist.report.page.run_record import RunRecord
@@ -62,8 +62,9 @@ class Paired:
 
 
 def run_names(runs: Sequence[RunRecord]) -> list[str]:
-    """A name for each run, no two the same: method and seed, and where needed the folder."""
-    labels = [run.label for run in runs]
+    """A name for each run, no two the same: method and seed, where needed recipe and folder."""
+    several = len({run.recipe.name for run in runs}) > 1
+    labels = [f"{run.recipe.name}: {run.label}" if several else run.label for run in runs]
     count = Counter(labels)
     names = [
         f"{label} ({run.folder.name})" if count[label] > 1 else label
@@ -239,7 +240,7 @@ def _curves(runs: Sequence[RunRecord], names: Sequence[str]) -> Section:
         if series:
             domain = (0, 1) if form == ".2f" else None
             spec = charts.curves(series, title.lower(), form=form, domain=domain, every_name=names)
-            blocks.append(Figure(id, title, spec, f"{len(series)} of {len(runs)} runs."))
+            blocks.append(Figure(id, title, spec, f"In {len(series)} of {len(runs)} runs."))
     if not blocks:
         blocks.append(Note("The runs hold no figures of training."))
     return Section("curves", "Training", blocks)
@@ -359,7 +360,10 @@ def _differing(one: RunRecord, other: RunRecord, first: str, second: str) -> lis
         if not len(order):
             blocks.append(Note(f"{title}: no picture."))
             continue
-        caption = f"{len(order)} of {len(chosen):,}, those of which {wrong_name} was surest."
+        caption = (
+            f"{len(order)} of {counted(len(chosen), 'picture')}: those of which {wrong_name} was "
+            "surest, and wrong."
+        )
         source = right if wrong.prepared is None else wrong
         blocks.append(gallery(source, id, title, order.tolist(), lines, caption))
     return blocks
@@ -377,12 +381,17 @@ def _gates(runs: Sequence[RunRecord], names: Sequence[str]) -> Section:
         name: [(place + 1, float(layer["mean"])) for place, layer in enumerate(layers)]
         for name, layers in gated
     }
-    longest = max((layers for _, layers in gated), key=len)
+    # Networks may differ: a row holds the layers of one name.
+    by_name = [{layer["name"]: float(layer["mean"]) for layer in layers} for _, layers in gated]
+    places: dict[str, int] = {}
+    for layers in by_name:
+        for place, name in enumerate(layers):
+            places.setdefault(name, place)
     rows: list[list[Cell | str]] = []
-    for place, layer in enumerate(longest):
-        means = [curve[place][1] if place < len(curve) else None for curve in series.values()]
+    for name, place in places.items():
+        means = [layers.get(name) for layers in by_name]
         cells = [Cell("" if m is None else percent(m), m, bar=m) for m in means]
-        rows.append([Cell(str(place + 1), place), layer["name"], *cells])
+        rows.append([Cell(str(place + 1), place), name, *cells])
     return Section(
         "gates",
         "Gates",

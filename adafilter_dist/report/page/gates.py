@@ -33,6 +33,12 @@ _BINS = 20
 _SERIES = 4  # domains that a histogram tells apart
 
 
+_SAME_FOR_ALL = (
+    "Each gate chose the same filter for all test pictures: what the layers decide by is not "
+    "drawn. To drop the filters that were never chosen: adafilter compact RUN"
+)
+
+
 def deciding(between: float, within: float) -> str:
     """By what a layer chooses its filters, from the variances of its gates over pictures."""
     total = between + within
@@ -67,7 +73,8 @@ def gates_section(run: RunRecord) -> Section:
         blocks += _by_class(run, choices.shares(), choices.layers)
         blocks += _by_domain(run, choices.shares(), choices.layers)
     if all(number(layer, "between") is not None for layer in layers):
-        blocks.append(_variances(run, layers))
+        varying = any(float(layer["variance"]) > 0 for layer in layers)
+        blocks.append(_variances(run, layers) if varying else Note(_SAME_FOR_ALL))
     if choices is not None and run.outcomes is not None:
         blocks.append(_reuse_histogram(run, choices.reuse()))
     blocks.append(_layer_table(run, layers))
@@ -91,7 +98,10 @@ def _why_none(run: RunRecord) -> str:
 
 def _lead(gates: Row, run: RunRecord) -> str:
     figures = gates["figures"]
-    text = f"{percent(float(figures['mean']))} of the choices were fine-tuned filters. "
+    text = (
+        "For each picture a gate chooses, for each filter, the pre-trained one or the fine-tuned "
+        f"one. {percent(float(figures['mean']))} of the choices were fine-tuned filters. "
+    )
     between, within = number(figures, "between"), number(figures, "within")
     if between is not None and within is not None:
         text += (
@@ -99,7 +109,10 @@ def _lead(gates: Row, run: RunRecord) -> str:
             "within them (0.25 at most together). "
         )
     if (bits := number(figures, "information")) is not None:
-        text += f"Gates and domains share {bits:.2f} of {figures['domain_entropy']:.2f} bits. "
+        text += (
+            f"A filter's gate tells {bits:.2f} of the {figures['domain_entropy']:.2f} bits that "
+            "name a picture's domain. "
+        )
     if run.numbers.get("control") is None:
         text += (
             "A gate that was never trained also loses accuracy when gates are exchanged; only a "
@@ -134,13 +147,20 @@ def _cells(
     }
 
 
-def _domain(means: NDArray[np.float64]) -> tuple[float, float]:
+def color_range(means: NDArray[np.float64]) -> tuple[float, float]:
     """The range of colours: 0 to 1, or less where all shares are close together."""
     low, high = float(means.min()), float(means.max())
-    if high - low > 0.3:
+    if high - low > 0.3 or high == low:
         return 0.0, 1.0
     low, high = np.floor(low * 20) / 20, np.ceil(high * 20) / 20
-    return (float(low), float(high)) if high > low else (max(0.0, low - 0.05), low + 0.05)
+    return float(low), float(high)
+
+
+def _range(means: NDArray[np.float64]) -> str:
+    """A sentence where the colours are not of 0 to 100 %."""
+    low, high = color_range(means)
+    narrow = (low, high) != (0.0, 1.0)
+    return f" All colours lie between {low:.0%} and {high:.0%}: the shares are close." * narrow
 
 
 def _heat_map(
@@ -153,7 +173,7 @@ def _heat_map(
         value="fine-tuned filters",
         rows=layers,
         across=groups,
-        domain=_domain(means),
+        domain=color_range(means),
         extra=[("d", "against the layer's mean", "+.1%")],
     )
 
@@ -197,7 +217,7 @@ def _by_class(run: RunRecord, shares: NDArray[np.float64], layers: Sequence[str]
         "Share of fine-tuned filters by layer and class",
         _heat_map(means[order], layers, names, "class"),
         "Layers in order of execution, from top to bottom; classes with the fewest fine-tuned "
-        f"filters first. Mean over the test pictures of a class.{some}",
+        f"filters first. Mean over the test pictures of a class.{_range(means[order])}{some}",
         height=charts.ROW * len(layers) + 140,
         wide=True,
     )
@@ -216,7 +236,7 @@ def _by_domain(run: RunRecord, shares: NDArray[np.float64], layers: Sequence[str
             "gates-by-domain",
             "Share of fine-tuned filters by layer and domain",
             _heat_map(means[order], layers, names, "domain"),
-            "Mean over the test pictures of a domain.",
+            f"Mean over the test pictures of a domain.{_range(means[order])}",
             height=charts.ROW * len(layers) + 120,
         )
     ]
@@ -311,11 +331,12 @@ def _reuse_histogram(run: RunRecord, reuse: NDArray[np.float64]) -> Figure:
             if n
         ]
     low, high = (percent(float(np.quantile(reuse, q))) for q in (0.25, 0.75))
+    most = f"half of the pictures are between {low} and {high}" if low != high else ""
     return Figure(
         "reuse",
         "How much pictures reuse the pre-trained network",
         charts.histogram(rows, "share of pre-trained filters", "pictures", list(groups)),
-        f"Mean {percent(float(reuse.mean()))}; half of the pictures are between {low} and {high}.",
+        "; ".join(filter(None, (f"Mean {percent(float(reuse.mean()))}", most))) + ".",
     )
 
 
@@ -346,7 +367,8 @@ def _extremes(run: RunRecord, reuse: NDArray[np.float64]) -> list[Block]:
             for i in order
         ]
         caption = (
-            f"{ties:,} pictures have {percent(end)}; of these the network is surest."
+            f"{ties:,} pictures have {percent(end)}; these are the {len(order)} of which the "
+            "network is surest."
             if ties > len(order)
             else ""
         )

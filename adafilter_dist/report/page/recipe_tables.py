@@ -13,7 +13,9 @@ from adafilter_dist.recipe import Recipe, dump_recipe
 from adafilter_dist.recipe.identity import flat
 from adafilter_dist.recipe.word import as_word
 from adafilter_dist.report.page.blocks import Cell, Column, Section, Table, Text
+from adafilter_dist.report.page.intervals import counted
 from adafilter_dist.report.page.run_record import RunRecord
+from adafilter_dist.run.attempts import Attempt
 
 _ENVIRONMENT = {
     "adafilter_dist": "adafilter-dist",
@@ -39,8 +41,7 @@ def what_was_run(run: RunRecord) -> Section:
         "run",
         "What was run",
         [_changed_keys(run.recipe), _environment(run), _attempts(run), _recipe(run.recipe)],
-        lead=f"Run folder {run.folder}; on {len(_hosts([run]))} machine(s): "
-        f"{', '.join(_hosts([run])) or 'not known'}.",
+        lead=f"Run folder {run.folder}; on {', '.join(_hosts([run])) or 'a machine not known'}.",
     )
 
 
@@ -135,7 +136,7 @@ def _attempts(run: RunRecord) -> Table:
                 attempt.job or "",
                 Cell("" if first is None else f"{first:,}", first),
                 Cell(f"{lost:,}", lost),
-                attempt.how,
+                _ending(attempt, run),
             ]
         )
     lost = sum(attempt.steps_lost or 0 for attempt in run.attempts)
@@ -149,9 +150,17 @@ def _attempts(run: RunRecord) -> Table:
             Column("how it ended"),
         ],
         rows,
-        caption=f"{max(0, len(rows) - 1)} restarts, {lost:,} steps lost: computed, and not saved "
-        "before the attempt ended.",
+        caption=f"{counted(max(0, len(rows) - 1), 'restart')}, {counted(lost, 'step')} lost: "
+        "computed, and not saved before the attempt ended.",
     )
+
+
+def _ending(attempt: Attempt, run: RunRecord) -> str:
+    """How the attempt ended; the page at a run's end is made while the attempt is running."""
+    if attempt.how != "running":
+        return attempt.how
+    done = "trained and tested; " if run.numbers.get("evaluation") else ""
+    return f"{done}running when this page was made"
 
 
 def _time(time: datetime | None) -> str:

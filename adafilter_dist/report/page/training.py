@@ -16,7 +16,7 @@ from adafilter_dist.report.page.blocks import (
     Section,
     Table,
 )
-from adafilter_dist.report.page.intervals import percent, span
+from adafilter_dist.report.page.intervals import counted, percent, span
 from adafilter_dist.report.page.run_record import RunRecord
 from adafilter_dist.system.json_files import number
 
@@ -104,11 +104,11 @@ def time_facts(run: RunRecord) -> list[Fact]:
     if (seconds := seconds_of(run)) is not None:
         steps = run.status.get("step")
         found.append(
-            Fact("time of all attempts", span(seconds), f"{steps:,} steps" if steps else "")
+            Fact("time of all attempts", span(seconds), counted(steps, "step") if steps else "")
         )
     lost = sum(attempt.steps_lost or 0 for attempt in run.attempts)
     restarts = max(0, len(run.attempts) - 1)
-    found.append(Fact("restarts", f"{restarts}", f"{lost:,} steps lost"))
+    found.append(Fact("restarts", f"{restarts}", f"{counted(lost, 'step')} lost"))
     return found
 
 

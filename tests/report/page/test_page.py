@@ -18,7 +18,7 @@ from adafilter_dist.recipe import load_recipe
 from adafilter_dist.report.page import vega
 from adafilter_dist.report.page.blocks import Figure, Note, Section
 from adafilter_dist.report.page.charts import thinned
-from adafilter_dist.report.page.gates import deciding
+from adafilter_dist.report.page.gates import color_range, deciding
 from adafilter_dist.report.page.intervals import span
 from adafilter_dist.report.page.recipe_tables import changed_keys
 from adafilter_dist.report.page.run_record import read_record
@@ -93,6 +93,8 @@ def test_the_page_tells_what_was_run_and_what_came_of_it(
     assert "went on at step 90, 200" in text
     assert "2 by picture, 2 by class, 2 hardly at all" in text
     assert "control: plain fine-tuning" in text and "another picture's, same class" in text
+    # What a newcomer cannot know.
+    assert "another picture's, another class the choice for a picture of another class" in text
     # The worst confusion, by the names of its classes.
     confusion = np.array(numbers["evaluation"]["confusion"])
     np.fill_diagonal(confusion, 0)
@@ -102,6 +104,50 @@ def test_the_page_tells_what_was_run_and_what_came_of_it(
     # The pictures are nowhere, and the page says so; their names are no HTML.
     assert "the prepared data of this run are not on this machine" in text
     assert "window.hacked = 1</script>" not in page.read_text()
+
+
+def test_a_page_made_at_the_end_of_the_last_attempt_does_not_say_that_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    run = made_up_run(tmp_path / "run")
+    files = RunFiles(run)
+    status = json.loads(files.status.read_text())
+    files.status.write_text(json.dumps({**status, "state": "running"}))
+    assert main(["report", str(run)]) == 0
+    assert "trained and tested; running when this page was made 2 restarts" in text_of(files.page)
+
+
+def test_gates_that_are_all_the_same_are_no_empty_chart(tmp_path: Path) -> None:
+    run = made_up_run(tmp_path / "run", accuracy=2.0)
+    files = RunFiles(run)
+    numbers = json.loads(files.summary_numbers.read_text())
+    for layer in numbers["gates"]["layers"]:
+        layer.update(variance=0.0, between=0.0, mean=1.0)
+    files.summary_numbers.write_text(json.dumps(numbers))
+    assert main(["report", str(run)]) == 0
+    text = text_of(files.page)
+    assert "What the layers decide by" not in text
+    assert "Each gate chose the same filter for all test pictures" in text
+    assert "Worst confusions" not in text and "No picture of the test set was wrong" in text
+    # Colours that mean 0 to 100 %, and no share above that.
+    assert color_range(np.ones((3, 2))) == (0, 1)
+    assert color_range(np.array([[0.41, 0.49]])) == pytest.approx((0.4, 0.5))
+
+
+def test_layers_of_different_networks_are_compared_by_name(tmp_path: Path) -> None:
+    runs = [made_up_run(tmp_path / "one"), made_up_run(tmp_path / "two", words=["name=birds"])]
+    files = RunFiles(runs[1])
+    numbers = json.loads(files.summary_numbers.read_text())
+    for i, layer in enumerate(numbers["gates"]["layers"]):
+        layer.update(name=f"stem.{i}", mean=0.25)
+    files.summary_numbers.write_text(json.dumps(numbers))
+    out = tmp_path / "compared.html"
+    assert main(["report", *map(str, runs), "--out", str(out)]) == 0
+    text = text_of(out)
+    assert "birds: AdaFilter, seed 0" in text
+    assert "2 stem.1 25.0 %" in text
+    # A layer of the first run has no figure of the second.
+    assert re.search(r"2 layer1\.0\.conv2 \d+\.\d % \d layer", text)
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
