@@ -6,8 +6,8 @@
 Needs no GPU. A step of plain fine-tuning, of the naive two-branch layer and of AdaFilter runs in
 the Python code that a GPU takes, on CPU tensors: Triton's launches are bound and looked up as on a
 GPU, and then counted instead of handed to the driver (bench/absent_gpu.py). All layers have a 16th
-of their channels and pictures have 32 pixels, so that there is next to nothing to compute and what
-is left is the host's work; it does not depend on the size of tensors.
+of their channels, pictures have 32 pixels, and convolutions compute nothing: what is left is the
+host's work, which does not depend on the size of tensors.
 
 *ops* are what reaches PyTorch's dispatcher below autograd: each ATen operation, views too, and each
 operator of the package as one. *launches* are the Triton kernels inside these operators, *inside*

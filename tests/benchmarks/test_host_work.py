@@ -48,6 +48,19 @@ def test_nothing_in_a_step_by_a_gpu_s_code_path_makes_the_host_wait() -> None:
     assert launches.count - before >= 6 * 20
 
 
+@pytest.mark.parametrize("case", [{"stride": 2}, {"padding": 1, "dilation": 2}], ids=str)
+def test_convolutions_are_left_out_and_come_back(case: dict[str, int]) -> None:
+    conv = nn.Conv2d(3, 4, 3, **case)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 9, 11, requires_grad=True)
+    wanted = conv(x)
+    with absent_gpu():
+        shape = conv(x).shape
+        conv(x).sum().backward()
+    assert shape == wanted.shape and x.grad is not None and x.grad.shape == x.shape
+    assert conv.bias is not None and conv.bias.grad is not None
+    assert torch.equal(conv(x), wanted)
+
+
 def test_what_it_cannot_count() -> None:
     with pytest.raises(UserError, match="groups"):
         host_work.main(["--model", "mobilenet_v2", "--micro-batches", "1"])
