@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +25,37 @@ def can_stack(conv: nn.Conv2d) -> bool:
 def stacking_is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether one stacked convolution is faster than two for this x, given `can_stack`.
 
-    On a CPU that is so for 1x1 convolutions, which are one matrix product. For others the weight
-    gradient would need a copy of half of the output's gradient.
+    On a CPU that is so for 1x1 convolutions, as one matrix product or one convolution. For others
+    the weight gradient would need a copy of half of the output's gradient.
     """
     if device_kind.on_gpu(x):
         return True
     wide = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     return wide and _is_product(conv.weight, conv.stride, conv.padding)
+
+
+@functools.cache
+def _slow_products() -> bool:
+    """Whether MKL multiplies float32 at half the rate of oneDNN's convolutions here.
+
+    So on CPUs that are not Intel's, where MKL leaves AVX-512 alone. A question of the hardware, not
+    a measurement: the same machine has the same bits.
+    """
+    if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    vendor = next((line for line in text.splitlines() if line.startswith("vendor_id")), "")
+    return vendor != "" and "GenuineIntel" not in vendor
+
+
+def _multiplies(x: Tensor, weight: Tensor, stride: Any, padding: Any) -> bool:
+    """Whether a CPU computes this convolution of x as a matrix product."""
+    if device_kind.on_gpu(x) or not _is_product(weight, stride, padding):
+        return False
+    return x.dtype == torch.float64 or not _slow_products()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -81,7 +107,7 @@ class _StackedConv(torch.autograd.Function):
         if filters is None:
             filters = torch.cat((weight, frozen))
         ctx.shape = (list(stride), list(padding), list(dilation))
-        ctx.product = not device_kind.on_gpu(x) and _is_product(weight, stride, padding)
+        ctx.product = _multiplies(x, weight, stride, padding)
         # A GPU keeps the stacked filters, which are small beside its activations: one operation
         # less in backward. A CPU joins them again.
         again = None if device_kind.on_gpu(x) else frozen
@@ -127,15 +153,15 @@ def _gradients(
     shape = (stride, padding, dilation)
     own = dy[:, : len(weight)]
     found = []
-    product = _is_product(weight, stride, padding)
-    if wanted[0] and product and not device_kind.on_gpu(x):
+    multiplies = _multiplies(x, weight, stride, padding)
+    if wanted[0] and multiplies:
         found.append(_pixels(_rows(dy) @ filters.flatten(1), x))
     elif wanted[0]:
         found.append(_backward(dy, x, filters, shape, 0))
     if wanted[1]:
         # A matrix product takes rows that lie apart as they are. cuDNN would copy them first, as it
-        # does for other kernels: their half of dy, read and written once more.
-        if product:
+        # does for other kernels: their half of dy, read and written once more. So does oneDNN.
+        if multiplies or (device_kind.on_gpu(x) and _is_product(weight, stride, padding)):
             dweight = (_rows(own).t() @ _rows(x)).as_strided(weight.shape, weight.stride())
         else:
             like = weight if weight.dtype == x.dtype else filters[: len(weight)]

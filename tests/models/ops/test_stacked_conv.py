@@ -57,6 +57,35 @@ def test_gradients_are_those_of_differences(
     assert torch.autograd.gradcheck(stacked, (x, *conv.parameters()), fast_mode=True)
 
 
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_on_cpus_of_either_kind(
+    case: dict[str, int], slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As matrix products, and as convolutions where MKL is slow; float64 always the first."""
+    from adafilter_dist.models.ops import stacked_conv as module
+
+    monkeypatch.setattr(module, "_slow_products", lambda: slow)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, **{"bias": False, **case})  # type: ignore[arg-type]
+    frozen = torch.randn_like(conv.weight)
+    frozen_bias = None if conv.bias is None else torch.randn(6)
+    x = torch.randn(3, 4, 9, 11).contiguous(memory_format=torch.channels_last).requires_grad_()
+    multiplies = module._multiplies(x, conv.weight, conv.stride, conv.padding)
+    product = (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
+    assert multiplies == (product and not slow)
+    assert module._multiplies(x.double(), conv.weight, conv.stride, conv.padding) == product
+    two = torch.cat((conv(x), conv._conv_forward(x, frozen, frozen_bias)), 1)
+    one = stacked_conv(conv, x, frozen, frozen_bias)
+    weight = torch.randn_like(two)
+    expected = torch.autograd.grad((two * weight).sum(), [x, *conv.parameters()])
+    given = torch.autograd.grad((one * weight).sum(), [x, *conv.parameters()])
+    torch.testing.assert_close(one, two)
+    for ours, theirs in zip(given, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert ours.stride() == theirs.stride() or theirs.shape[2:] == (1, 1)
+
+
 @pytest.mark.parametrize("size", [(9, 11), (1, 1)])
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_a_matrix_product_in_every_layout(
