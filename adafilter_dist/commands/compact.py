@@ -11,6 +11,7 @@ from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.find import find_run_of
+from adafilter_dist.run.no_run import no_run_in
 from adafilter_dist.system.console import Console, print_plain
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def _find(words: list[str]) -> tuple[Path, Recipe, Path | None]:
     if wrong := no_run(words[0], words[1:]):
         raise UserError(wrong)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: neither a run (recipe.yaml) nor an export (config.json)")
+        raise UserError(no_run_in(folder, or_export=True))
     if any(word.startswith("recipe=") for word in words[1:]):
         from adafilter_dist.recipe import load_recipe
 

@@ -10,6 +10,7 @@ from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError, resume_line
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.run.files import RunFiles
+from adafilter_dist.run.no_run import no_run_in
 from adafilter_dist.system.console import Console, print_plain
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _place(options: Any) -> _Place:
         out = options.out or path / "export" / f"{options.to}{suffix}"
         return _Place(folder, path, out.expanduser())
     if not (path / "config.json").is_file():
-        raise UserError(f"{path}: neither a run (recipe.yaml) nor an export (config.json)")
+        raise UserError(no_run_in(path, or_export=True))
     if options.compact:
         raise UserError(f"--compact: name the run of {path}, or the compacted folder itself")
     run = path.parent if RunFiles(path.parent).recipe.is_file() else None

@@ -14,6 +14,7 @@ from adafilter_dist.commands.parser import Parser
 from adafilter_dist.errors import UserError, printable, resume_line
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.run.files import RunFiles
+from adafilter_dist.run.no_run import no_run_in
 from adafilter_dist.system.console import Console, print_plain
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _require_model(model: Path, word: str, rest: list[str]) -> None:
         return
     if RunFiles(model).recipe.is_file():
         raise UserError(f"{model}: no best model in it yet: {resume_line(model)}")
-    raise UserError(f"{model}: neither a run (recipe.yaml) nor an export (config.json)")
+    raise UserError(no_run_in(model, or_export=True))
 
 
 def _device_of(export: Export, device: torch.device, wanted: str) -> torch.device:

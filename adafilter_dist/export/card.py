@@ -84,7 +84,7 @@ def _use(config: Mapping[str, Any]) -> str:
     lines = [
         "## Use",
         "",
-        '    model, transform = adafilter_dist.load("FOLDER")    # pip install adafilter-dist',
+        '    model, transform = adafilter_dist.load("FOLDER")    # of adafilter-dist',
         '    logits = model(transform("picture.jpg")[None])        # model.classes names them',
     ]
     if config.get("kind") == "onnx":

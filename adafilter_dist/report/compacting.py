@@ -48,12 +48,26 @@ class Compacting:
         """Plain JSON types, without the confusion matrices."""
         return self.__dict__ | {"before": self.before.to_dict(), "after": self.after.to_dict()}
 
+    def _few(self) -> list[str]:
+        """How much calibration cannot have seen, where that is more than one picture in a hundred.
+
+        After n pictures without an exception 3 / n is the upper end of the 95 % interval.
+        """
+        share = 3 / max(1, self.calibration_images)
+        if share <= 0.01:
+            return []
+        return [
+            f"{'note':<12} they are few: a gate that was the same for all may choose otherwise for "
+            f"up to {min(1, share):.0%} of other pictures (--split train has more)"
+        ]
+
     def lines(self) -> list[str]:
         """The figures as plain lines."""
         before, after = self.before, self.after
         share = self.differing / self.expected if self.expected else 0.0
         return [
             f"{'calibrated':<12} {self.calibration_images:,} pictures of {self.calibrated_on}",
+            *self._few(),
             f"{'dropped':<12} {self.dropped:,} of {self.filters:,} filter pairs lost the filter "
             f"that was never chosen ({self.dropped / self.filters:.1%})",
             f"{'size':<12} {self.bytes_before / 1e6:.1f} MB before, {self.bytes_after / 1e6:.1f} "

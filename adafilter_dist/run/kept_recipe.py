@@ -19,6 +19,7 @@ from adafilter_dist.recipe.identity import flat, numbers_of, run_hash
 from adafilter_dist.recipe.word import as_word
 from adafilter_dist.recipe.younger_keys import filled_in
 from adafilter_dist.run.files import RunFiles
+from adafilter_dist.run.no_run import no_run_in
 from adafilter_dist.system.files import write_bytes, write_text
 from adafilter_dist.system.sealed_files import DamagedError, read_manifest, sealed
 
@@ -29,7 +30,7 @@ def recipe_file(run: Path) -> Path:
     if not path.is_file():
         kept = _kept(run)
         if not kept:
-            raise UserError(f"{run}: not a run folder (no recipe.yaml in it)")
+            raise UserError(no_run_in(run))
         write_text(path, dump_recipe(kept[-1]))
     return path
 

@@ -37,6 +37,7 @@ def test_a_run_is_compacted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     out = run_dir / "compact"
     assert f"written      {out}" in shown.splitlines()
+    assert "may choose otherwise for up to 50% of other pictures" in shown
     found = figures(out)
     config = json.loads((out / "config.json").read_text())
     assert config["format"] == 3

@@ -163,7 +163,7 @@ def test_an_export_without_class_figures_says_so(
     words = ["predict", str(tmp_path / "model"), str(some / "a.png"), "--explain"]
     assert main(words) == 0
     shown = capsys.readouterr()
-    assert "distances from classes are not known" in shown.err
+    assert "distances from classes are not known" in shown.err and "1 picture in" in shown.err
     assert "fine-tuned: " in shown.out and "points from" not in shown.out
 
 
@@ -171,6 +171,7 @@ def test_an_export_without_class_figures_says_so(
     ("words", "said"),
     [
         (["nowhere", "a.png"], "neither a run"),
+        (["{unfinished}/..", "{some}"], "unfinished/../unfinished"),
         (["{run}", "gone.png"], "no such file"),
         (["{run}", "https://example.org/a.png"], "a URL"),
         (["{run}", "{run}/best"], "no pictures in it; there are 1 .json, 1 .safetensors"),
