@@ -15,7 +15,7 @@ from rich.console import Console
 from adafilter_dist.__main__ import main
 from adafilter_dist.evaluate.wilson import wilson
 from adafilter_dist.recipe import load_recipe
-from adafilter_dist.report.page import vega
+from adafilter_dist.report.page import charts, vega
 from adafilter_dist.report.page.blocks import Figure, Note, Section
 from adafilter_dist.report.page.charts import thinned
 from adafilter_dist.report.page.gates import color_range, deciding
@@ -34,6 +34,15 @@ def text_of(path: Path) -> str:
     body = path.read_text().partition("<body>")[2].partition("<script>")[0]
     body = re.sub(r"<script.*?</script>", " ", body, flags=re.S)
     return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def test_groups_of_points_differ_by_shape_as_well_as_by_colour() -> None:
+    rows = [{"name": g, "v": 1.0, "low": 0.0, "high": 2.0, "group": g} for g in ("run", "control")]
+    spec = charts.intervals(rows, "x", colors=[("run", "blue"), ("control", "red")])
+    shape, color = (spec["layer"][1]["encoding"][of] for of in ("shape", "color"))
+    assert len(set(shape["scale"]["range"][:2])) == 2
+    # Vega-Lite merges two legends that are alike: one of both.
+    assert shape["legend"] == color["legend"] and shape["scale"]["domain"] == ["run", "control"]
 
 
 def test_times_are_read_at_a_glance() -> None:
