@@ -1,8 +1,8 @@
 """The rows and columns of a JPEG that a crop needs, decoded by Pillow's own libjpeg-turbo.
 
-Pillow decodes whole pictures and needs Python's lock to do it. The library that it brings, or that
-the system has for it, can do more: begin at any row, leave out columns, stop early. It is called
-here from code that numba compiles, without the lock, and gives the pixels that Pillow gives.
+Pillow decodes whole pictures. The library that it brings, or that the system has for it, can do
+more: begin at any row, leave out columns, stop early. It is called here from code that numba
+compiles, without Python's lock, and gives the pixels that Pillow gives.
 
 libjpeg leaves by a long jump where it gives up. C code would call setjmp; here `adafilter_guarded`
 does, a function of a few instructions that is made below.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 # struct jpeg_decompress_struct on 64-bit machines: its size by version of the interface; the
 # library compares both. What lies where is the same in all of them.
-_SIZES = {62: 632, 70: 648, 80: 656}
+_SIZES = {62: 632, 80: 656}
 _IMAGE_WIDTH, _IMAGE_HEIGHT, _OUT_COLOR_SPACE = 48 // 4, 52 // 4, 64 // 4
 _RGB = 2
 # struct jpeg_error_mgr: two function pointers.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import resource
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,3 +126,19 @@ def test_what_libjpeg_cannot_decode_is_refused() -> None:
             assert column == wanted
     close_decoder(LIBRARY, decoder)
     assert np.array_equal(decoded.reshape(picture.shape), whole(good))
+
+
+def test_memory_stays_flat() -> None:
+    """A decoder that is not freed keeps 2 KB, and a picture that is not given up its work space."""
+    picture = pixels(np.random.default_rng(4))
+    size, box = picture.shape[:2], (0, 0, 1, 1)
+    encoded = [jpeg(picture), jpeg(picture, progressive=True), jpeg(picture)[:300]]
+
+    def decode(times: int) -> int:
+        for _ in range(times):
+            for one in encoded:
+                part(one, size, box)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = decode(100)
+    assert decode(1500) - before < 4 << 20
