@@ -11,7 +11,8 @@ are all gradients and batch statistics together, by |a - b| / |b|:
   plain modules in the same precision;
 - in fp32 the least error over eight draws of four images: a ReLU input so close to 0 that rounding
   changes its sign moves a gradient by 1e-3, in plain modules too; a draw without one shows 1e-6;
-- compiled against eager; a captured inference graph against an eager call;
+- compiled against eager; a captured inference graph against an eager call, and one that a network
+  records by itself under autocast (not run on a GPU yet);
 - two runs in deterministic mode: the same bits.
 
 Exits 1 if one of them fails.
@@ -189,6 +190,21 @@ def run(device: torch.device) -> list[str]:
             check("captured inference, bf16", distance(replay(images).double(), eager), 1e-3)
             plain = network("reference", torch.float64).eval()(images.double()).double()
             check("for_inference, bf16, against fp64", distance(eager, plain), 0.1)
+
+            # By itself from the third forward on, under autocast, where the kernel casts inside.
+            fast = for_inference(network("auto", torch.float32).eval())
+            images = images.float()
+            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+                for _ in range(4):
+                    found = fast(images).double()
+                fast.replay = False
+                alone = fast(images).double()
+            refused = fast._replayed.refused
+            check(
+                f"replayed inference, autocast{refused and ': '}{refused}", float(bool(refused)), 0
+            )
+            check("the same started one by one", distance(found, alone), 1e-3)
+            check("autocast, against fp64", distance(alone, plain), 0.1)
 
     def deterministic() -> None:
         torch.use_deterministic_algorithms(True)
