@@ -188,7 +188,7 @@ def weight_gradients(of: GateForward, gradients: dict[int, StepGradients]) -> li
     return [*cell, *places]
 
 
-def _body(
+def _of_all_steps(
     preactivations: list[Tensor],
     projected: list[Tensor],
     hidden_before: list[Tensor],
@@ -218,7 +218,7 @@ def _body(
     return found
 
 
-_weight_gradients = operator("gate_weight_gradients", _body)
+_weight_gradients = operator("gate_weight_gradients", _of_all_steps)
 
 
 def _by_width(dys: list[Tensor], xs: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""The three operators of a gated layer in Triton: what they allocate and launch.
+"""The operators of a gated layer in Triton: what they allocate and launch.
 
 For CUDA tensors, channels-last or halves of a stacked tensor (others are copied first). No atomics:
 two runs give the same bits. Importing this needs triton.
