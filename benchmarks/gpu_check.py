@@ -171,6 +171,7 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
             speed("memory", "--batch", "64", "--size", "224"),
         ),
         Part("loader", 2, 90, "ResNet-50 at 224 px from stored pictures: data wait", run("loader")),
+        Part("jpeg", 2, 60, "nvJPEG beside the loader: speed, bits", script("gpu_jpeg.py")),
         Part(
             "compiled",
             2,
