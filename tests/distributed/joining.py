@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
-import sys
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from tests.distributed import forked
 from tests.kills.attempts import Attempt
 
 _CLEARED = ("MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "GLOO_SOCKET_IFNAME")
+
+# Of Linux, for setns, unshare and mount; Python has them from 3.12 on.
+_NETWORK, _NAME, _MOUNTS = 0x40000000, 0x04000000, 0x00020000
+_BIND, _RECURSIVE, _PRIVATE = 0x1000, 0x4000, 0x40000
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,39 @@ def start(
         before=[__name__, run.__name__, what],
     )
     return Rank(attempt)
+
+
+def start_on(end: str, folder: Path, rank: int, hosts: Path, **more: str) -> Rank:
+    """Rank ``rank`` of two, as a machine of its own: its network, name and /etc/hosts."""
+    kept = {key: value for key, value in os.environ.items() if key not in _CLEARED}
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    meeting = {"ADAFILTER_MEETING": str(folder / "meeting")}
+    attempt = forked.server().fork(
+        [],
+        folder=folder,
+        environment=kept | place | meeting | {"OMP_NUM_THREADS": "1", **more},
+        clean=True,
+        output=folder / f"node.{rank}.txt",
+        before=[__name__, run_on.__name__, end, hosts.suffix[1:], str(hosts)],
+    )
+    return Rank(attempt)
+
+
+def run_on(end: str, host: str, hosts: str) -> int:
+    """In the forked process: move to the network namespace ``end``, and join from there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def must(returned: int) -> None:
+        if returned != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    with open(f"/run/netns/{end}") as namespace:
+        must(libc.setns(namespace.fileno(), _NETWORK))
+    must(libc.unshare(_NAME | _MOUNTS))
+    must(libc.mount(b"none", b"/", None, _PRIVATE | _RECURSIVE, None))
+    must(libc.mount(hosts.encode(), b"/etc/hosts", None, _BIND, None))
+    socket.sethostname(host)
+    return _ended(join)
 
 
 def recipe(**sections: dict[str, Any]) -> Recipe:
@@ -121,7 +159,3 @@ def only_meet() -> None:
 def outputs(ranks: Sequence[Rank]) -> list[tuple[int, str]]:
     """How each ended."""
     return [rank.end() for rank in ranks]
-
-
-if __name__ == "__main__":
-    sys.exit(_ended(join))

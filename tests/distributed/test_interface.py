@@ -17,7 +17,7 @@ import pytest
 from adafilter_dist.distributed import interface
 from adafilter_dist.distributed.interface import addresses, choose_gloo_interface, require, use
 from adafilter_dist.errors import RankError
-from tests.distributed.launch import ROOT
+from tests.distributed.joining import Rank, start_on
 
 
 @pytest.fixture
@@ -99,45 +99,32 @@ def network() -> Iterator[list[str]]:
         yield ends
 
 
-def node(folder: Path, end: str, rank: int, *environment: str) -> subprocess.Popen[str]:
+def node(folder: Path, end: str, rank: int, **environment: str) -> Rank:
     """Join as a node of its own, named as Debian does it: its own name is at 127.0.1.1."""
     host = f"n{rank + 1}"
     hosts = folder / f"hosts.{host}"
     hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 {host}\n")
-    place = [f"RANK={rank}", "WORLD_SIZE=2", "LOCAL_RANK=0", "LOCAL_WORLD_SIZE=1"]
-    script = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
-    return subprocess.Popen(
-        [
-            *("ip", "netns", "exec", end, "unshare", "--uts", "--mount"),
-            *("bash", "-c", script, "_", host, hosts),
-            *("env", *place, f"ADAFILTER_MEETING={folder / 'meeting'}", *environment),
-            *(sys.executable, "-m", "tests.distributed.joining"),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return start_on(end, folder, rank, hosts, **environment)
 
 
 @pytest.mark.distributed
 def test_two_machines_whose_names_mean_their_loopback(network: list[str], tmp_path: Path) -> None:
     nodes = [node(tmp_path, end, rank) for rank, end in enumerate(network)]
     for end, one in zip(network, nodes, strict=True):
-        text, _ = one.communicate(timeout=90)
-        assert one.returncode == 0 and f"sum 3 gloo {end}" in text, text
+        code, text = one.end()
+        assert code == 0 and f"sum 3 gloo {end}" in text, text
     assert json.loads((tmp_path / "meeting").read_text())["addresses"][0] == "10.77.0.1"
 
 
 @pytest.mark.distributed
 def test_the_wrong_network(network: list[str], tmp_path: Path) -> None:
-    short = "ADAFILTER_CONNECT_TIMEOUT=5"
-    first = node(tmp_path, network[0], 0, short, "ADAFILTER_INTERFACE=lo")
-    second = node(tmp_path, network[1], 1, short)
-    text, _ = second.communicate(timeout=90)
-    assert second.returncode == 1, text
+    short = {"ADAFILTER_CONNECT_TIMEOUT": "5"}
+    first = node(tmp_path, network[0], 0, ADAFILTER_INTERFACE="lo", **short)
+    second = node(tmp_path, network[1], 1, **short)
+    code, text = second.end()
+    assert code == 1, text
     assert "rank 1 on n2 cannot reach rank 0 on n1 at n1:" in text  # 127.0.0.1 is not tried
     assert f"choose one with launch.interface=NAME, on n2 there are: {network[1]}" in text
-    text, _ = first.communicate(timeout=90)
-    assert first.returncode == 1 and "waited 5 s for rank 1 of 2" in text
+    code, text = first.end()
+    assert code == 1 and "waited 5 s for rank 1 of 2" in text
     assert socket.gethostname() not in text

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.distributed
 CLONE = Path(__file__).parents[2]
 SCRIPT = CLONE / "launch" / "submit.py"
 PROGRAM = f"{sys.executable} {SCRIPT}"
+NO_REPORT = "evaluate.test=false"  # figure and page take longer than the training
 
 
 class Shell:
@@ -142,7 +143,7 @@ def test_submitted_cancelled_resumed_finished(
     shell: Shell, prepared: Path, processes: int, no_slurm: Cluster
 ) -> None:
     more = [*words(prepared), "launch.nodes=1", f"launch.tasks_per_node={processes}"]
-    more += ["launch.cluster=auto", "train.epochs=2"]
+    more += ["launch.cluster=auto", "train.epochs=2", NO_REPORT]
     lines = shell.submit(*more)
     assert "no SLURM here (sbatch does not answer)" in lines["all"]
     run = shell.place / lines["run"]
@@ -193,7 +194,7 @@ def test_submitted_cancelled_resumed_finished(
 
 def test_a_sweep_one_after_the_other(shell: Shell, prepared: Path) -> None:
     more = [*words(prepared), "launch.cluster=local", "launch.nodes=1", "launch.tasks_per_node=1"]
-    more += ["train.epochs=1", "seed=0,1"]
+    more += ["train.epochs=1", "seed=0,1", NO_REPORT]
     lines = shell.submit(*more)
     (folder,) = (shell.place / "runs").glob("*/sweep-*")
     table = json.loads((folder / "sweep.json").read_text())
