@@ -23,7 +23,7 @@ from tests.distributed.launch import Process, start, wait
 WORDS = [
     *("recipe=control/mixed-domains", "methods=finetune,linear_probe", "seeds=0", "tune=2"),
     # Long enough to be met at work.
-    *("train.epochs=20", "train.evaluate_every=20", "checkpoint.every=4"),
+    *("train.epochs=12", "train.evaluate_every=12", "checkpoint.every=4"),
     *("evaluate.gates=false", "log.to=[]", "data.test_per_class=10", "data.val_fraction=0.2"),
 ]
 PATIENCE = 240.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import json
 import re
 import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from packaging.requirements import Requirement
 
 from adafilter_dist.__main__ import VERBS, main
 from adafilter_dist.compare.request import OWN_WORDS
+from adafilter_dist.launch import checks
 from adafilter_dist.launch.sweep import expand
-from adafilter_dist.recipe import dump_recipe, load_recipe
+from adafilter_dist.recipe import Recipe, dump_recipe, load_recipe
+from adafilter_dist.recipe.identity import numbers_of
 from adafilter_dist.recipe.shares import require_job_shares, require_shares
 from tests.documented.marks import MARKS, mark_of
 from tests.documented.pages import CLONE, Block, Command, by_page, collected, taken_apart
@@ -214,6 +218,24 @@ def test_commands_of_a_page_mean_the_same_data(page: str) -> None:
         assert len(places) == 1, f"data of recipe={recipe}: " + "; ".join(map(str, places.values()))
 
 
+@pytest.fixture(scope="module")
+def each_network_once() -> Iterator[None]:
+    """Comparisons of many pages build the same networks, which takes most of their time."""
+    require, taken = checks.require_network, set[str]()
+
+    def once(recipe: Recipe) -> None:
+        numbers = numbers_of(recipe)
+        own = json.dumps([numbers["model"], numbers["method"], recipe.data.resolution])
+        if own not in taken:
+            require(recipe)
+            taken.add(own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "require_network", once)
+        yield
+
+
+@pytest.mark.usefixtures("each_network_once")
 @pytest.mark.parametrize("command", of(Way.DRY))
 def test_it_would_be_submitted(
     command: Command,
