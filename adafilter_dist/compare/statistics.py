@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adafilter_dist.errors import UserError
 
 try:
-    from scipy import stats
+    import scipy  # scipy.stats, which takes a second, is imported where it is first used
 except ImportError as error:
     raise UserError(
         "statistics of a comparison need SciPy: pip install 'adafilter-dist[compare]'"
@@ -170,7 +170,7 @@ def ranks(means: Mapping[str, float], pairs: Mapping[tuple[str, str], Estimate])
             winner, loser = (one, other) if first_wins else (other, one)
             better[loser] += 1
             worse[winner] += 1
-    places = stats.rankdata([-value for value in means.values()])
+    places = scipy.stats.rankdata([-value for value in means.values()])
     return {
         name: Rank(float(place), 1 + better[name], len(means) - worse[name])
         for name, place in zip(means, places, strict=True)
@@ -197,7 +197,7 @@ def bootstrap_interval(differences: Floats, resamples: int = 10_000) -> tuple[fl
 
 def t_quantile(df: float | Floats) -> Floats:
     """The two-sided 95 % quantile of Student's t."""
-    return np.asarray(stats.t.ppf((1 + LEVEL) / 2, df), np.float64)
+    return np.asarray(scipy.stats.t.ppf((1 + LEVEL) / 2, df), np.float64)
 
 
 def _estimate(
@@ -209,5 +209,5 @@ def _estimate(
     if error == 0:
         p = 1.0 if value == 0 else 0.0
     else:
-        p = float(2 * stats.t.sf(abs(value) / error, df))
+        p = float(2 * scipy.stats.t.sf(abs(value) / error, df))
     return Estimate(value, error, df, value - half, value + half, p, seeds, pictures)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from adafilter_dist.compare.statistics import (
     Estimate,
@@ -31,7 +31,7 @@ def right(margin: float, seed: int, spread: float = 0.1, shared: int = 7) -> lis
 def test_the_mean_over_seeds_is_students() -> None:
     values = [0.71, 0.74, 0.69, 0.73]
     estimate = mean_over_seeds(values)
-    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    interval = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
     assert estimate.value == pytest.approx(0.7175) and estimate.seeds == 4
     one = mean_over_seeds([0.7])
@@ -43,7 +43,7 @@ def test_the_mean_over_seeds_is_students() -> None:
 def test_with_pictures_of_its_own_each_seed_is_one_value() -> None:
     one, other = right(1.0, 1), right(0.5, 2)
     estimate = paired_difference(one, other, same_pictures=False)
-    known = stats.ttest_rel([each.mean() for each in one], [each.mean() for each in other])
+    known = scipy.stats.ttest_rel([each.mean() for each in one], [each.mean() for each in other])
     assert estimate.p == pytest.approx(known.pvalue)
     assert estimate.low == pytest.approx(known.confidence_interval().low)
     assert (estimate.seeds, estimate.pictures) == (SEEDS, SEEDS * PICTURES)
@@ -72,7 +72,7 @@ def test_crossed_seeds_and_pictures_by_hand() -> None:
     assert estimate.error == pytest.approx((variance / 6) ** 0.5)
     df = variance**2 / (of_seeds**2 + of_pictures**2 / 2 + rest**2 / 2)
     assert estimate.df == pytest.approx(df)
-    half = stats.t.ppf(0.975, df) * (variance / 6) ** 0.5
+    half = scipy.stats.t.ppf(0.975, df) * (variance / 6) ** 0.5
     assert (estimate.low, estimate.high) == pytest.approx((0.5 - half, 0.5 + half))
 
 

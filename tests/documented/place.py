@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.distributed.run import parse_args
-
 from adafilter_dist.recipe import load_recipe, recipe_names
 from adafilter_dist.run.folder import find_run
 from tests.data.trees import (
@@ -188,6 +186,8 @@ class Place:
 
     def torchrun(self, words: Sequence[str]) -> Ended:
         """What torchrun starts by its options, in two processes that a fork server has started."""
+        from torch.distributed.run import parse_args  # half a second
+
         options = parse_args(list(words))
         assert options.module and options.training_script == "adafilter_dist"
         port = free_port()
