@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from adafilter_dist.__main__ import VERBS, main
 from adafilter_dist.recipe import load_recipe
+from tests.shared.each_help import each_help
 
 _ASK = """\
 import sys
@@ -29,13 +31,12 @@ def test_help_lists_the_verbs() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()[2:-3]] == list(VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_says_how_it_is_used(verb: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _ASK, verb, "--help"], capture_output=True, text=True, timeout=150
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: adafilter {verb}")
+def test_every_verb_says_how_it_is_used(tmp_path: Path) -> None:
+    found = each_help(tmp_path)
+    assert found.keys() == set(VERBS)
+    for verb, helped in found.items():
+        assert (helped.code, helped.err) == (0, "")
+        assert helped.out.startswith(f"usage: adafilter {verb}")
 
 
 def test_a_script_for_a_cluster_is_printed_without_waiting_for_torch() -> None:

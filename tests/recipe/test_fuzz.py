@@ -22,7 +22,7 @@ fuzzed = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=80,
+    max_examples=50,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adafilter_dist.__main__ import VERBS
+from tests.shared.each_help import Helped, each_help
 
 CLONE = Path(__file__).parents[2]
 
@@ -69,14 +70,19 @@ def runs(tmp_path: Path) -> Path:
         ),
         ("--help",),
         ("--version",),
-        *((verb, "--help") for verb in VERBS),
     ],
     ids=" ".join,
 )
-def test_a_broken_pipe_ends_every_verb_without_a_word(
+def test_a_broken_pipe_ends_it_without_a_word(
     words: tuple[str, ...], unread: int, runs: Path
 ) -> None:
     assert ended(*words, output=unread, folder=runs) == (141, "")
+
+
+def test_a_broken_pipe_ends_the_help_of_every_verb_without_a_word(
+    unread: int, tmp_path: Path
+) -> None:
+    assert each_help(tmp_path, unread) == dict.fromkeys(VERBS, Helped(141, "", ""))
 
 
 def test_lines_that_do_not_wait_in_a_buffer(unread: int, runs: Path) -> None:
