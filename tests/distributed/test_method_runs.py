@@ -80,8 +80,13 @@ def test_killed_before_the_first_checkpoint_and_resumed_from_one(
 ABLATED = "adafilter method.shared_batchnorm=true method.gate.recurrent=false"
 
 
+# What l2sp adds to the loss knows no rank, and its resuming is tested in one process.
 @pytest.mark.parametrize(
-    "method", ["stochnorm", "bi_tuning", "auto_rgn", "l2sp", "spottune", ABLATED]
+    "method",
+    [
+        *("stochnorm", "bi_tuning", "auto_rgn", "spottune", ABLATED),
+        pytest.param("l2sp", marks=pytest.mark.long),
+    ],
 )
 def test_resumed_within_an_epoch_it_has_the_same_bits_and_on_two_ranks_the_same_numbers(
     attempt: Attempt, tmp_path: Path, method: str

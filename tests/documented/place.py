@@ -132,13 +132,18 @@ class Place:
         ended = self.run(words)
         assert ended.code == 0, ended.output
 
-    def ready(self) -> None:
-        """The runs that pages name, as they were."""
+    def ready(self, words: Sequence[str]) -> None:
+        """The runs that these words name, as they were; all others are there."""
+        text = " ".join(words)
         for name, trained in RUNS.items():
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-            shutil.copytree(self.folder / f"trained-{trained}", self.folder / name)
-        shutil.rmtree(self.folder / "EXPORT", ignore_errors=True)
-        shutil.copytree(self.folder / "RUN" / "best", self.folder / "EXPORT")
+            run = self.folder / name
+            if name in text or not run.exists():
+                shutil.rmtree(run, ignore_errors=True)
+                shutil.copytree(self.folder / f"trained-{trained}", run)
+        export = self.folder / "EXPORT"
+        if export.name in text or not export.exists():
+            shutil.rmtree(export, ignore_errors=True)
+            shutil.copytree(self.folder / "RUN" / "best", export)
         member = {"run": str(self.folder / "RUN"), "values": {"optim.lr": 0.01}}
         for name in SWEEPS:
             (self.folder / name).mkdir(exist_ok=True)

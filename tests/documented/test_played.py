@@ -71,8 +71,8 @@ def of(*ways: Way) -> list[object]:
 
 @pytest.mark.parametrize("command", of(Way.PLAYED))
 def test_it_runs(command: Command, place: Place) -> None:
-    place.ready()
     words = place.words(command)
+    place.ready(words)
     verb, *said = (
         words[words.index("adafilter_dist") + 1 :] if words[0] == "torchrun" else words[1:]
     )
@@ -130,7 +130,7 @@ def test_tests_are_selected(command: Command) -> None:
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=str)
 def test_python(snippet: Block, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.ready()
+    place.ready([snippet.text])
     monkeypatch.chdir(place.folder)
     torch.set_num_threads(1)
     code = re.sub(r"^\.\.\..*$", lambda _: STEP, snippet.text, flags=re.MULTILINE)

@@ -15,7 +15,7 @@ from tests.kills.same import differences
 from tests.kills.trainer_kills import aims, nearest, of_each_site, traced_trainer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
-_SAMPLE = 12
+_SAMPLE = 8
 
 
 def test_a_sample_of_its_calls(new_chain: NewChain, undisturbed: Reference) -> None:

@@ -101,9 +101,16 @@ def test_resumed_and_with_more_at_once(method: str, tmp_path: Path) -> None:
             torch.testing.assert_close(twos[name], tensor, rtol=1e-10, atol=1e-10, msg=name)
 
 
+# Their forward and backward are those of finetune.
+_AS_FINETUNE = ("finetune_last", "layerwise_decay")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.long if m in _AS_FINETUNE else ()) for m in METHODS],
+)
 def test_resumed_in_mixed_precision(method: str, tmp_path: Path) -> None:
     recipe = of_method(tmp_path, method, "train.precision=bf16")
     with join_world(recipe) as world:
