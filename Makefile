@@ -31,7 +31,8 @@ demo: setup  ## AdaFilter beside tuned fine-tuning where choosing filters pays; 
 # Slow tests wait for a third of their time: three share two cores. A cluster's jobs are interrupted
 # at a step: they come last, with the cores to themselves.
 test: lint  ## style, types, every test: the fast ones, those that start processes, a SLURM cluster
-	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "not slow and not distributed and not cluster"
+	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not distributed and not cluster"
 	@cd "$(ROOT)" && $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "(slow or distributed) and not cluster"
 	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m cluster tests/cluster
@@ -39,10 +40,11 @@ test: lint  ## style, types, every test: the fast ones, those that start process
 test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a cluster; an hour
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/kills
 	@cd "$(ROOT)" && $(PYTEST) -m "cluster and long" tests/cluster
-	@cd "$(ROOT)" && $(PYTEST) -m long tests/distributed tests/launch tests/models
+	@cd "$(ROOT)" && $(PYTEST) -m long tests/data tests/distributed tests/launch tests/models tests/training
 
 test-fast: setup  ## the fast tests only
-	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile -m "not slow and not distributed and not cluster"
+	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not distributed and not cluster"
 
 test-versions: setup  ## Python 3.11 to 3.13, oldest and newest torch (docs/versions.md); an hour
 	@cd "$(ROOT)" && $(BIN)/python tools/versions.py $(VERSIONS)
