@@ -24,7 +24,7 @@ from tests.shared.small_run import small_run
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = tmp_path_factory.mktemp("pictures")
-    return small_run(pictures, tmp_path_factory.mktemp("runs") / "small")
+    return small_run(pictures, tmp_path_factory.mktemp("runs") / "small", "timm/test_resnet")
 
 
 def figures(folder: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_a_run_is_compacted(run_dir: Path, capsys: pytest.CaptureFixture[str]) -
     assert config["format"] == 3
     letters = "".join(config["compact"]["gates"].values())
     assert (found["calibration_images"], found["after"]["n"]) == (6, 10)
-    assert found["filters"] == len(letters) == 4800
+    assert found["filters"] == len(letters) == 1040
     assert found["dropped"] == sum(letter != "-" for letter in letters) > 0
     assert found["expected"] == 10 * found["dropped"]
     source, small = (folder / "model.safetensors" for folder in (run_dir / "best", out))
