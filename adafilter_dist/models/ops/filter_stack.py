@@ -22,6 +22,7 @@ class FilterStack:
         self._key: list[Any] = []
         self._stacked: dict[int, Tensor] = {}
         self._halves: list[Tensor] = []
+        self._made: list[tuple[list[Any], dict[int, Tensor], list[Tensor]]] = []
         self._fresh = False
 
     @torch.no_grad()
@@ -35,11 +36,23 @@ class FilterStack:
             dtype = torch.get_autocast_dtype(device.type)
         key = [dtype, *((i, w.shape, w.stride(), w.device) for i, (w, _) in self._layers.items())]
         if key != self._key:
-            self._allocate(dtype)
-            self._key = key
+            self._take(key, dtype)
         sources = [each for pair in self._layers.values() for each in pair]
         torch._foreach_copy_(self._halves, sources)
         self._fresh = True
+
+    def _take(self, key: list[Any], dtype: torch.dtype) -> None:
+        """Memory for layers and a dtype like these.
+
+        What was made for others is kept: a CUDA graph that was recorded writes and reads it.
+        """
+        self._key = key
+        for made in self._made:
+            if made[0] == key:
+                _, self._stacked, self._halves = made
+                return
+        self._allocate(dtype)
+        self._made.append((key, self._stacked, self._halves))
 
     def _allocate(self, dtype: torch.dtype) -> None:
         self._stacked, self._halves = {}, []

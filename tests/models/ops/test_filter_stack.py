@@ -118,6 +118,22 @@ def test_backward_after_an_update_is_an_error_as_in_torch() -> None:
         y.sum().backward()
 
 
+def test_memory_that_a_recording_may_use_is_kept() -> None:
+    of, x = layers(), torch.zeros(1)
+    stack = learned(of, x)
+    first = [each.data_ptr() for each in stacked(stack, of, x)]
+    with torch.autocast("cpu", torch.bfloat16):
+        stack.refresh(CPU)
+        other = [each.data_ptr() for each in stacked(stack, of, x)]
+    assert not set(first) & set(other)
+    with torch.no_grad():
+        of[0][0].weight.add_(1)
+    stack.refresh(CPU)
+    again = stacked(stack, of, x)
+    assert [each.data_ptr() for each in again] == first
+    assert torch.equal(again[0], torch.cat((of[0][0].weight, of[0][1])))
+
+
 class Copies(TorchDispatchMode):
     """Large tensors that are copied."""
 
