@@ -230,7 +230,7 @@ def _step_sums(model: nn.Module) -> list[Tensor]:
         buffer
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if name in module._non_persistent_buffers_set
+        if name in module._non_persistent_buffers_set and buffer.is_floating_point()
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adafilter_dist.models.ops.device_graph import agree, nearly
 from adafilter_dist.models.ops.operator_tape import NotRecordable, TapeRecorder
 
 
@@ -40,6 +41,15 @@ def test_a_replay_is_the_work_on_new_values_in_the_same_memory() -> None:
                 out.zero_(), gradient.zero_()
         assert torch.equal(out, wanted[0]) and torch.equal(gradient, wanted[1])
     assert runs == [0, 1, 2]
+
+
+def test_what_is_nearly_the_same() -> None:
+    wanted = [torch.ones(3), torch.full((2, 2), 100.0, dtype=torch.float64), torch.zeros(0)]
+    close = [wanted[0] + 0.5, wanted[1] + 0.1, wanted[2]]
+    assert agree(wanted, wanted) and not agree(close, wanted)
+    assert nearly(close, wanted)
+    assert not nearly([wanted[0] + 3, wanted[1], wanted[2]], wanted)
+    assert not nearly([wanted[0], wanted[1] * float("nan"), wanted[2]], wanted)
 
 
 def test_views_writes_in_place_and_lists_are_replayed() -> None:
