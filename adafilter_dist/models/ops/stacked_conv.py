@@ -166,6 +166,8 @@ def _gradients(
         else:
             like = weight if weight.dtype == x.dtype else filters[: len(weight)]
             dweight = _backward(own, x, like, shape, 1)
+            if weight.shape[2:] == (1, 1):  # of its two names for one layout, the weight's
+                dweight = dweight.as_strided(weight.shape, weight.stride())
         found.append(cast(dweight, weight.dtype))
     if wanted[2]:
         found.append(own.sum((0, 2, 3)))
