@@ -18,7 +18,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def run(batches: Iterator[Tensor], steps: int) -> tuple[float, float]:
     return statistics.mean(cpu), statistics.mean(slept)
 
 
-def loaded(loader: TrainLoader) -> Iterator[Tensor]:
+def loaded(loader: TrainLoader) -> Generator[Tensor, None, None]:
     """Micro-batches of epoch after epoch."""
     for epoch in itertools.count():
         with loader.epoch(epoch) as batches:

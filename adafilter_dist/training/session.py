@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from adafilter_dist.activations.cache import ActivationCache, Work, open_cache
+from adafilter_dist.data.loading.agreement import require_same_pixels
 from adafilter_dist.data.loading.batch import DeviceBatch
 from adafilter_dist.data.loading.device import BatchTransfer
 from adafilter_dist.data.loading.loader import TrainLoader
@@ -178,6 +179,7 @@ def build_session(
         device=world.device,
         before=decoder,
     )
+    require_same_pixels(loader.kind, world)
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)
     recorder, about_graph = recorder_of(recipe, trainable, world.device)

@@ -144,3 +144,21 @@ def test_other_pixels_go_on_with_the_same_samples_and_say_so(
         )
     said = (folder / "printed.txt").read_text()
     assert "continuing, not bit-exact: loader torchvision -> numba changed" in said
+
+
+def test_ranks_that_would_decode_to_other_pixels_do_not_start(
+    server: ForkServer, words: list[str], tmp_path: Path
+) -> None:
+    port = free_port()
+    ranks = [
+        server.fork(
+            ["train", *words, *FAST, "data.loader=auto"],
+            folder=tmp_path,
+            environment=rank_environment(rank, 2, port),
+            before=["tests.distributed.without_numba", "install"] if rank else (),
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait() for rank in ranks] == [2, 2], ranks[0].printed()
+    said = ranks[0].printed()
+    assert "data.loader: rank 0 on" in said and "decodes by numba, rank 1 on" in said
