@@ -10,9 +10,12 @@ every CPU.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numba
 import numpy as np
+
+from adafilter_dist.data.loading.compiling import compiled
 
 _ONE = 2048
 _SLIVER = 1e-3
@@ -28,7 +31,7 @@ _TARGET = numba.types.Array(numba.types.uint8, 3, "C")
 _SIGNATURE = numba.types.void(_BYTES, *[numba.types.int64] * 4, _TARGET, numba.types.boolean)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _copy(source, start, stride, target, mirrored):  # type: ignore[no-untyped-def]
     rows, columns = target.shape[0], target.shape[1]
     for y in range(rows):
@@ -39,7 +42,7 @@ def _copy(source, start, stride, target, mirrored):  # type: ignore[no-untyped-d
                 target[y, to, c] = source[at + c]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _means(source, start, stride, whole_y, whole_x, target, mirrored):  # type: ignore[no-untyped-def]
     """Each target pixel is the mean of whole_y x whole_x source pixels."""
     rows, columns = target.shape[0], target.shape[1]
@@ -59,7 +62,7 @@ def _means(source, start, stride, whole_y, whole_x, target, mirrored):  # type: 
                     target[y, to, c] = np.uint8(np.rint(np.float32(total) * share))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _shares(length, count, scale):  # type: ignore[no-untyped-def]
     """Which source pixels fall into ``count`` target pixels, and how much of each.
 
@@ -93,7 +96,7 @@ def _shares(length, count, scale):  # type: ignore[no-untyped-def]
     return bounds, pixels, shares
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _areas(source, start, stride, height, width, scale_y, scale_x, target, mirrored):  # type: ignore[no-untyped-def]
     """Each target pixel is the mean of the source's area under it: along rows, then columns."""
     rows, columns = target.shape[0], target.shape[1]
@@ -128,7 +131,7 @@ def _areas(source, start, stride, height, width, scale_y, scale_x, target, mirro
                 target[y, x, c] = np.uint8(np.rint(total[x, c]))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _blend_weights(length, count, scale):  # type: ignore[no-untyped-def]
     """For each of ``count`` target pixels: the first of two source pixels, and both weights."""
     growth = float(count) / float(length)
@@ -146,7 +149,7 @@ def _blend_weights(length, count, scale):  # type: ignore[no-untyped-def]
     return firsts, weights
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _blends(source, start, stride, height, width, scale_y, scale_x, target, mirrored):  # type: ignore[no-untyped-def]
     """Each target pixel blends two by two source pixels: along rows, then columns."""
     rows, columns = target.shape[0], target.shape[1]
@@ -168,7 +171,7 @@ def _blends(source, start, stride, height, width, scale_y, scale_x, target, mirr
         _blend_lines(upper, lower, row_weights[y], target[y].reshape(3 * columns))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _pack(row, packed):  # type: ignore[no-untyped-def]
     """Three colours of each pixel in one number, 21 bits each, so as to weigh them at once."""
     for x in range(len(packed) - 1):
@@ -178,7 +181,7 @@ def _pack(row, packed):  # type: ignore[no-untyped-def]
         packed[x] = colours
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _blend_row(packed, firsts, weights, line):  # type: ignore[no-untyped-def]
     """Blend neighbours in a row; the results' lowest four bits are cut off."""
     for x in range(len(firsts)):
@@ -190,7 +193,7 @@ def _blend_row(packed, firsts, weights, line):  # type: ignore[no-untyped-def]
         line[3 * x + 2] = np.int16(blended >> _TWO_LANES_AND_FOUR)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _blend_lines(upper, lower, weights, target):  # type: ignore[no-untyped-def]
     """Blend two lines, in the 16 bits that OpenCV keeps."""
     over, under = weights[0], weights[1]
@@ -200,7 +203,7 @@ def _blend_lines(upper, lower, weights, target):  # type: ignore[no-untyped-def]
         target[x] = np.uint8((a + b + 2) >> 2)
 
 
-@numba.njit(_SIGNATURE, nogil=True, cache=True)
+@partial(compiled, signature=_SIGNATURE)
 def resize_box(source, start, stride, height, width, target, mirrored):  # type: ignore[no-untyped-def]
     """Scale height x width pixels of ``source`` to ``target`` (R, R, 3).
 

@@ -24,6 +24,8 @@ from llvmlite import ir
 from numba.core.types import int64
 from numpy.typing import NDArray
 
+from adafilter_dist.data.loading.compiling import compiled
+
 # struct jpeg_decompress_struct on 64-bit machines: its size by version of the interface; the
 # library compares both. What lies where is the same in all of them.
 _SIZES = {62: 632, 80: 656}
@@ -132,11 +134,11 @@ def _make_guards() -> Any:
 _FUNCTIONS = (
     *("jpeg_CreateDecompress", "jpeg_destroy", "jpeg_mem_src", "jpeg_read_header"),
     *("jpeg_start_decompress", "jpeg_crop_scanline", "jpeg_skip_scanlines", "jpeg_read_scanlines"),
-    *("jpeg_finish_decompress", "jpeg_abort"),
+    "jpeg_finish_decompress",
 )
-_CREATE, _DESTROY, _SOURCE, _HEADER, _START, _CROP, _SKIP, _READ, _FINISH, _ABORT = range(2, 12)
+_CREATE, _DESTROY, _SOURCE, _HEADER, _START, _CROP, _SKIP, _READ, _FINISH = range(2, 11)
 # Then an error manager, 168 bytes.
-_MANAGER = 12
+_MANAGER = 11
 
 
 def _table() -> NDArray[np.int64]:
@@ -155,7 +157,7 @@ LIBRARY = _table()
 """The first argument of `open_decoder` and `decode_box`."""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def open_decoder(library):  # type: ignore[no-untyped-def]
     """A decoder for many pictures, one after the other; `close_decoder` frees it."""
     decoder = np.zeros(_MEMORY // 8, np.int64)
@@ -165,13 +167,13 @@ def open_decoder(library):  # type: ignore[no-untyped-def]
     return decoder
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def close_decoder(library, decoder):  # type: ignore[no-untyped-def]
     """Free what libjpeg has allocated."""
     _guarded(library[_DESTROY], int64(decoder.ctypes.data), 0, 0)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def decode_box(library, decoder, encoded, height, width, box, pixels):  # type: ignore[no-untyped-def]
     """Decode top, left, height, width of a JPEG of height x width, and columns around it.
 
@@ -189,11 +191,13 @@ def decode_box(library, decoder, encoded, height, width, box, pixels):  # type: 
             # What follows the last row is part of the picture, too.
             _guarded(library[_FINISH], int64(decoder.ctypes.data), 0, 0)
     failed = decoder[_FAILED] != 0 or decoder[_WARNINGS] != 0
-    _guarded(library[_ABORT], int64(decoder.ctypes.data), 0, 0)
+    # Anew for each picture: it would use this one's tables where the next lacks its own.
+    _guarded(library[_DESTROY], int64(decoder.ctypes.data), 0, 0)
+    _guarded(library[_CREATE], int64(decoder.ctypes.data), library[0], library[1])
     return (-1, 0) if failed else (column, length)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _start(library, decoder, encoded, height, width, box):  # type: ignore[no-untyped-def]
     """Read the header and choose columns: (column of the box in them, pixels in a row)."""
     at = int64(decoder.ctypes.data)
@@ -217,7 +221,7 @@ def _start(library, decoder, encoded, height, width, box):  # type: ignore[no-un
     return box[1] - first, length
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _read(library, decoder, rows):  # type: ignore[no-untyped-def]
     """Decode as many rows as there are addresses in ``rows``."""
     done = 0

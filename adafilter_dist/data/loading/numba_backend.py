@@ -10,12 +10,9 @@ LibraryMissing where Pillow's libjpeg cannot be used.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Generator, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from adafilter_dist.data.loading.area_resize import resize_box
 from adafilter_dist.data.loading.backend import Kind, ReadPlan
+from adafilter_dist.data.loading.compiling import compiled
 from adafilter_dist.data.loading.libjpeg import (
     LIBRARY,
     close_decoder,
@@ -96,45 +94,32 @@ class NumbaBackend:
             raise Damaged(self._store.path, f"record {records[bad]} cannot be decoded")
 
 
-def _compiled(sources: int) -> Any:
-    """`fill`, compiled on its first call, or taken from numba's cache.
+@compiled
+def _fill(library, content, index, boxes, pixels):  # type: ignore[no-untyped-def]
+    """Fill pixels (n, R, R, 3) with boxes (n, 5) of records; the first damaged one, or -1.
 
-    numba compiles what a function calls into it, and would go on using it when only the files of
-    those functions change. ``sources`` is a constant of `fill`, so that it is compiled anew.
+    ``index`` (n, 5) is where they lie in the file's ``content``, see `Store.index`.
     """
-
-    @numba.njit(nogil=True, cache=True)
-    def fill(library, content, index, boxes, pixels):  # type: ignore[no-untyped-def]
-        """Fill pixels (n, R, R, 3) with boxes (n, 5) of records; the first damaged one, or -1.
-
-        ``index`` (n, 5) is where they lie in the file's ``content``, see `Store.index`.
-        """
-        most = 1
-        for k in range(len(index)):
-            if index[k, 4] == 0:
-                most = max(most, index[k, 2] * index[k, 3])
-        decoded = np.empty(3 * most, np.uint8)
-        decoder = open_decoder(library)
-        bad = -1 + 0 * sources
-        for k in range(len(index)):
-            offset, size, height, width, raw = index[k]
-            box = boxes[k]
-            if raw:
-                start = offset + 3 * (box[0] * width + box[1])
-                resize_box(content, start, 3 * width, box[2], box[3], pixels[k], box[4] != 0)
-                continue
-            encoded = content[offset : offset + size]
-            column, length = decode_box(library, decoder, encoded, height, width, box, decoded)
-            if column < 0 or encoded[size - 2] != 0xFF or encoded[size - 1] != 0xD9:
-                bad = k
-                break
-            start, stride = 3 * column, 3 * length
-            resize_box(decoded, start, stride, box[2], box[3], pixels[k], box[4] != 0)
-        close_decoder(library, decoder)
-        return bad
-
-    return fill
-
-
-_called = (Path(__file__).with_name(name) for name in ("area_resize.py", "libjpeg.py"))
-_fill = _compiled(zlib.crc32(b"".join(file.read_bytes() for file in _called)))
+    most = 1
+    for k in range(len(index)):
+        if index[k, 4] == 0:
+            most = max(most, index[k, 2] * index[k, 3])
+    decoded = np.empty(3 * most, np.uint8)
+    decoder = open_decoder(library)
+    bad = -1
+    for k in range(len(index)):
+        offset, size, height, width, raw = index[k]
+        box = boxes[k]
+        if raw:
+            start = offset + 3 * (box[0] * width + box[1])
+            resize_box(content, start, 3 * width, box[2], box[3], pixels[k], box[4] != 0)
+            continue
+        encoded = content[offset : offset + size]
+        column, length = decode_box(library, decoder, encoded, height, width, box, decoded)
+        if column < 0 or encoded[size - 2] != 0xFF or encoded[size - 1] != 0xD9:
+            bad = k
+            break
+        start, stride = 3 * column, 3 * length
+        resize_box(decoded, start, stride, box[2], box[3], pixels[k], box[4] != 0)
+    close_decoder(library, decoder)
+    return bad

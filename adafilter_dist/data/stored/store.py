@@ -219,7 +219,9 @@ class Store:
         self._raw = rows["mode"] == MODES["raw"]
         if (
             not np.array_equal(rows["offset"], table["offset"])
-            or (self._offsets + self._sizes > table_at).any()
+            or (self._offsets < ROWS_AT).any()
+            or (self._sizes < 0).any()
+            or (self._sizes > table_at - self._offsets).any()
             or (self._sizes != self.heights * self.widths * 3)[self._raw].any()
         ):
             raise self._damaged("its tables contradict each other")

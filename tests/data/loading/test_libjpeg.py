@@ -142,3 +142,18 @@ def test_memory_stays_flat() -> None:
 
     before = decode(100)
     assert decode(1500) - before < 4 << 20
+
+
+def test_a_picture_does_not_use_the_tables_of_the_last() -> None:
+    picture = pixels(np.random.default_rng(5))
+    size = picture.shape[:2]
+    lacking = bytearray(jpeg(picture))
+    while (at := lacking.find(b"\xff\xc4")) >= 0:
+        del lacking[at : at + 2 + int.from_bytes(lacking[at + 2 : at + 4])]
+    decoder = open_decoder(LIBRARY)
+    decoded = np.empty(3 * size[0] * size[1], np.uint8)
+    for encoded in (jpeg(picture, optimize=True), bytes(lacking)):
+        data = np.frombuffer(encoded, np.uint8)
+        decode_box(LIBRARY, decoder, data, *size, np.array((0, 0, *size)), decoded)
+    close_decoder(LIBRARY, decoder)
+    assert np.array_equal(decoded.reshape(picture.shape), whole(bytes(lacking)))
