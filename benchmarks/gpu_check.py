@@ -72,6 +72,7 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
     tests = (
         *(f"{OPERATIONS}/test_{name}.py" for name in ("layer_triton", "gate_step")),
         *(f"{OPERATIONS}/test_{name}.py" for name in ("chosen_moments", "selected_triton")),
+        f"{OPERATIONS}/test_operator_tape.py",
         "tests/models/inference/test_cuda_graph.py",
     )
     workers = ("-n", "6") if importlib.util.find_spec("xdist") else ()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.models.ops.device_graph import agree, nearly
+from adafilter_dist.models.ops.device_graph import (
+    CudaRecorder,
+    Recorder,
+    agree,
+    nearly,
+)
 from adafilter_dist.models.ops.operator_tape import NotRecordable, TapeRecorder
+from tests.models.ops.conftest import Run
 
 
 def test_a_replay_is_the_work_on_new_values_in_the_same_memory() -> None:
@@ -94,3 +101,62 @@ def test_what_a_graph_cannot_hold_is_refused(how: str) -> None:
 
     with pytest.raises(NotRecordable, match="the host"):
         TapeRecorder().record(work)
+
+
+def check_layers_by_kernels(device: str) -> None:
+    if device == "cuda":
+        here = torch.device("cuda", torch.cuda.current_device())
+        with torch.cuda.stream(torch.cuda.Stream(here)):
+            check_recorder(device, CudaRecorder(here))
+    else:
+        check_recorder(device, TapeRecorder())
+
+
+def check_recorder(device: str, recorder: Recorder) -> None:
+    from adafilter_dist import convert
+    from adafilter_dist.models.gating import step_statistics
+    from adafilter_dist.models.gating.micro_batches import in_micro_batches
+    from adafilter_dist.models.ops import device_kind
+
+    torch.manual_seed(0)
+    layers = [
+        each
+        for width in (3, 4)
+        for each in (nn.Conv2d(width, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+    ]
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    net = convert(plain, size=8).float().train().to(device)
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    x, labels = torch.randn(4, 3, 8, 8, device=device), torch.arange(4, device=device) % 3
+    out = [torch.empty_like(parameter) for parameter in trained]
+
+    def work() -> None:
+        with in_micro_batches(2):
+            loss = nn.functional.cross_entropy(net(x), labels)
+        made = torch.autograd.grad(loss, trained, allow_unused=True)
+        with torch.no_grad():
+            for into, each in zip(out, made, strict=True):
+                into.zero_() if each is None else into.copy_(each)
+
+    def found(how: Callable[[], None]) -> list[Tensor]:
+        step_statistics.discard(net)
+        how()
+        return [*(each.clone() for each in out), step_statistics.collect(net).clone()]
+
+    with patch.object(device_kind, "on_gpu", lambda x: True):
+        for _ in range(2):
+            work()
+        replay = recorder.record(work)
+        with torch.no_grad():
+            x.normal_()
+            for parameter in trained:
+                parameter.mul_(1.1)
+        wanted = found(work)
+        replayed = found(replay)
+    assert agree(replayed, wanted)
+    assert sum(float(each.abs().sum()) > 0 for each in wanted) > len(wanted) / 2
+
+
+@pytest.mark.slow
+def test_triton_s_kernels_are_recorded(run: Run) -> None:
+    run(check_layers_by_kernels)
