@@ -224,14 +224,13 @@ def measure(
             measured[name].passes.append(process.ask("epoch"))
             speed = f"{measured[name].speeds[-1]:,.0f} pictures/s"
             say(f"{name}, {work.workers} workers, round {number + 1}: {speed}")
-    for process in processes.values() if cold_rounds else ():
-        process.ask("close")  # the kernel does not forget what is mapped
+    every_file = [*work.pictures.every_file(), work.pictures.store]
     for _ in range(cold_rounds):
         for name, process in processes.items():
-            process.ask("build", work)
-            kept = drop_from_page_cache([*work.pictures.every_file(), work.pictures.store])
+            for each in processes.values():
+                each.ask("unmap", every_file)
+            kept = drop_from_page_cache(every_file)
             measured[name].cold.append(process.ask("epoch"))
-            process.ask("close")
             say(f"{name}, from disk: {100 * kept:.0f} % were still in memory")
     return measured
 

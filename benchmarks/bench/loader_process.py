@@ -19,6 +19,8 @@ from typing import Any
 
 from bench.process_tree import cpu_seconds, processes, watched
 
+_DONTNEED = 4  # of madvise
+
 
 @dataclass(frozen=True)
 class Passed:
@@ -108,13 +110,20 @@ class _Server:
 
     def build(self, work: Any) -> None:
         """Make the loader, instead of the one before."""
-        self.close()
-        self._epochs = self._loader.build(work)
-
-    def close(self) -> None:
-        """Let go of the loader, and of the files that it has mapped."""
         self._epochs = None
         gc.collect()
+        self._epochs = self._loader.build(work)
+
+    def unmap(self, paths: Iterable[Path]) -> None:
+        """Let go of the pages of files that are mapped: the kernel does not drop them else."""
+        names = {str(path) for path in paths}
+        libc = ctypes.CDLL(None, use_errno=True)
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            of = line.split(maxsplit=5)
+            if of[-1] in names:  # nobody writes to these pages: they are read again
+                begin, end = (int(part, 16) for part in of[0].split("-"))
+                if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED):
+                    raise OSError(ctypes.get_errno(), "madvise")
 
     def epoch(self) -> Passed:
         """Run through the next epoch."""
@@ -153,6 +162,8 @@ class _Server:
 
 def _serve(pipe: Connection, name: str) -> None:
     warnings.filterwarnings("ignore")
+    # This process was spawned, and its children would be: theirs is what a user's would be.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     server: _Server | None = None
     while True:
         try:
