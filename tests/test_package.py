@@ -124,4 +124,4 @@ def test_the_demo_is_checked_from_an_empty_folder(installed: Path, tmp_path: Pat
     submit = [adafilter, "submit", "recipe=demo", "launch=@example", "launch.gpus_per_node=2"]
     script = output([*submit, "--dry-run"], tmp_path)
     assert "#SBATCH --gres=gpu:a100:2" in script
-    assert "Nothing that everything needs is missing" in output([adafilter, "doctor"], tmp_path)
+    assert "All that is required is there" in output([adafilter, "doctor"], tmp_path)

@@ -61,7 +61,7 @@ def run(words: list[str]) -> int:
     if missing:
         print(f"{missing} of the pieces that everything needs are missing; see above.")
         return 1
-    print("Nothing that everything needs is missing.")
+    print("All that is required is there.")
     return 0
 
 

@@ -42,7 +42,11 @@ def is_weights_file(weights: str) -> bool:
 class Model(Section):
     """The pre-trained network."""
 
-    name: str = Field("resnet50", description="torchvision's name, timm/NAME, or a bundled one")
+    name: str = Field(
+        "resnet50",
+        description="torchvision's name, timm/NAME, or one that needs no download: "
+        "efficientnet_lite0 (extra demo; ImageNet), small_resnet (28 px; Fashion-MNIST)",
+    )
     weights: str | None = Field(
         "DEFAULT",
         description="torchvision's name (IMAGENET1K_V2), a local file, or null for random weights",
