@@ -7,7 +7,7 @@ compiles, without Python's lock, and gives the pixels that Pillow gives.
 libjpeg leaves by a long jump where it gives up. C code would call setjmp; here `adafilter_guarded`
 does, a function of a few instructions that is made below.
 
-Importing this module imports numba. LibraryMissing where the library, or numba, cannot be used.
+Importing this module imports numba. LibraryMissing where there is no library that can be used.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ class LibraryMissing(Exception):
 
 def _library() -> tuple[ctypes.CDLL, int]:
     """Pillow's libjpeg, and the version of its interface."""
-    if numba.config.DISABLE_JIT:
-        raise LibraryMissing("NUMBA_DISABLE_JIT is set")
     if ctypes.sizeof(ctypes.c_void_p) != 8 or platform.system() != "Linux":
         raise LibraryMissing("not 64-bit Linux")
     # A symbol is looked for in the extension and in what it is linked with.

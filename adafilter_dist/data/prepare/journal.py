@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adafilter_dist.data.prepare.read_pictures import Learned
+from adafilter_dist.data.prepare.read_pictures import Learned, readable_again
 from adafilter_dist.data.sources.listing import Sample
 from adafilter_dist.data.stored.layout import PLACE, Places
 from adafilter_dist.data.stored.store import intact
@@ -164,14 +164,15 @@ class Journal:
         return places
 
     def _known_reasons(self) -> dict[int, str]:
-        """Why pictures were left out, by their position; a torn line is none."""
+        """Why pictures are left out, by their position; a torn line is none."""
         known: dict[int, str] = {}
         if not self._reasons_path.exists():
             return known
         for line in self._reasons_path.read_bytes().split(b"\n"):
-            with suppress(ValueError):
+            with suppress(ValueError, TypeError, IndexError, AttributeError):  # torn, garbage
                 at, why = json.loads(line)
-                known[at] = why
+                if not readable_again(self._samples[at], why):
+                    known[at] = why
         return known
 
 

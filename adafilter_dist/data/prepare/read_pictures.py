@@ -22,6 +22,8 @@ from adafilter_dist.pictures.reading import Reading, decoding_of, read_picture, 
 
 # Cameras and scanners have these; a file that uses 15 bits is as bright as pictures may be.
 _DEPTHS = (8, 10, 12, 14)
+# Of the disk, not of the picture.
+_MISSING, _UNREADABLE = "no such file", "cannot be read"
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,20 @@ def read(sample: Sample) -> bytes | NDArray[np.uint8]:
     try:
         return sample.path.read_bytes()
     except FileNotFoundError:
-        raise BadPicture("no such file") from None
+        raise BadPicture(_MISSING) from None
     except OSError as error:
-        raise BadPicture(f"cannot be read: {error.strerror or error}") from None
+        raise BadPicture(f"{_UNREADABLE}: {error.strerror or error}") from None
+
+
+def readable_again(sample: Sample, reason: str) -> bool:
+    """Whether a picture was left out because its file could not be read, and now can be."""
+    if not reason.startswith((_MISSING, _UNREADABLE)):
+        return False
+    try:
+        read(sample)
+    except BadPicture:
+        return False
+    return True
 
 
 def stored_pixels(content: bytes | NDArray[Any], stored_size: int) -> NDArray[np.uint8]:

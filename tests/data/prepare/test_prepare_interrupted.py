@@ -6,6 +6,7 @@ the process is, without sleeping.
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import multiprocessing
@@ -252,6 +253,22 @@ def test_other_pictures_are_begun_anew(root: Path, monkeypatch: pytest.MonkeyPat
     done, said = prepared(root)
     assert "going on" not in said and not scratch.exists() and hidden(root) == []
     assert len(done.train_labels) == 80
+
+
+def test_what_could_not_be_read_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken disk or missing rights change neither size nor time of a picture."""
+    path, read_bytes = root / "train" / "a" / "005.jpg", Path.read_bytes
+
+    def broken_disk(read: Path) -> bytes:
+        if read == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(read)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", broken_disk)
+        killed(root, patch, after_row(50))
+    done, said = prepared(root)
+    assert "going on: 5 of 84" in said and len(done.train_labels) == 80
 
 
 def test_ctrl_c_keeps_what_is_stored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
