@@ -18,6 +18,7 @@ class GateWatch:
         self._sum: Tensor | None = None
         self._mean: Tensor | None = None
         self._steps = 0
+        self._last_warning = ""
 
     def step(self) -> None:
         """Count the step just taken."""
@@ -29,7 +30,7 @@ class GateWatch:
         self._steps += 1
 
     def end_epoch(self) -> list[str]:
-        """Warnings about the epoch that ended; starts the next one."""
+        """Warnings about the epoch that ended, unless they are the last one's; starts the next."""
         if self._sum is None or self._mean is None:
             return []
         variance, mean = self._sum / self._steps, self._mean / self._steps
@@ -46,10 +47,12 @@ class GateWatch:
             if share < 0.05
             else "a fixed partition of the filters"
         )
-        return [
+        warning = (
             f"in {constant} of {len(variance)} layers the gates were the same for every image in "
             f"this epoch (mean gate {share:.2f}: {kind}); {self._advice()}"
-        ]
+        )
+        repeated, self._last_warning = warning == self._last_warning, warning
+        return [] if repeated else [warning]
 
     def _advice(self) -> str:
         if self._gate is not None and self._gate.picture is not None:

@@ -60,6 +60,17 @@ def test_an_epoch_is_judged_by_its_mean_and_the_next_starts_afresh() -> None:
     assert watch.end_epoch() == []
 
 
+def test_the_same_warning_is_not_repeated_after_every_epoch() -> None:
+    gate = Gates([1.0], [0.0])
+    watch = GateWatch(gate)  # type: ignore[arg-type]
+    warned = []
+    for mean in (1.0, 1.0, 0.0, 1.0):
+        gate.last_mean = torch.tensor([mean])
+        watch.step()
+        warned.append(len(watch.end_epoch()))
+    assert warned == [1, 0, 1, 1]
+
+
 def test_a_method_without_gates_has_nothing_to_warn_of() -> None:
     watch = GateWatch(None)
     watch.step()
