@@ -75,7 +75,7 @@ class Journal:
         """Note the next picture: its place in the store (1,), and what was learned of it."""
         if isinstance(learned, str):
             self._reasons[self._length] = learned
-            self._reasons_file.write(_line(self._length, learned).encode())
+            _append(self._reasons_file, _line(self._length, learned).encode())
         entry = np.zeros(1, _ENTRY)
         entry["place"] = place
         if not isinstance(learned, str):
@@ -83,7 +83,7 @@ class Journal:
             entry["pixels"] = np.frombuffer(learned.pixels, np.uint8)
             entry["brightest"] = -1 if learned.brightest is None else learned.brightest
         entry["check"] = _check(entry.tobytes())
-        self._file.write(entry.tobytes())
+        _append(self._file, entry.tobytes())
         self._length += 1
 
     def __len__(self) -> int:
@@ -181,6 +181,13 @@ def _open(path: Path, size: int) -> io.FileIO:
     file = path.open("ab", buffering=0)
     file.truncate(size)
     return file
+
+
+def _append(file: io.FileIO, content: bytes) -> None:
+    """Write all of it, as the kernel may take a part only; a nearly full disk does."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _check(entry: bytes | memoryview) -> int:

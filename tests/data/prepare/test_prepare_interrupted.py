@@ -271,6 +271,21 @@ def test_what_could_not_be_read_is_read_again(root: Path, monkeypatch: pytest.Mo
     assert "going on: 5 of 84" in said and len(done.train_labels) == 80
 
 
+class PartWriter(io.FileIO):
+    """A file of which the kernel takes 50 bytes at a time."""
+
+    def write(self, content: Any, /) -> int:
+        return super().write(memoryview(content)[:50])
+
+
+def test_rows_are_written_whole(root: Path, bad: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepared(root)[0].folder
+    wanted = contents(folder)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(f"{Journal.__module__}._open", lambda path, size: PartWriter(path, "ab"))
+    assert contents(prepared(root)[0].folder) == wanted
+
+
 def test_ctrl_c_keeps_what_is_stored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add = Journal.add
 
