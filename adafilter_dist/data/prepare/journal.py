@@ -65,7 +65,8 @@ class Journal:
         with counting(f"checking what is stored of {store.name}", len(found)) as progress:
             self.done: Places = found[: intact(store, found, len(samples), progress)]
         self._length = len(self.done)
-        self._reasons = {at: why for at, why in self._reasons.items() if at < self._length}
+        left_out = set(np.flatnonzero(self.done["kept"] == 0).tolist())
+        self._reasons = {at: why for at, why in self._reasons.items() if at in left_out}
         self._file = _open(self._path, self._length * _ENTRY.itemsize)
         lines = "".join(_line(at, why) for at, why in self._reasons.items()).encode()
         self._reasons_path.write_bytes(lines)

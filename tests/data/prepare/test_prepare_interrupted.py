@@ -216,6 +216,11 @@ def _without_reason(scratch: Path) -> None:
     (scratch / "train.reasons").write_text('[5, "not a pic')
 
 
+def _old_reason(scratch: Path) -> None:
+    with (scratch / "train.reasons").open("a") as file:
+        file.write('[7, "of an earlier attempt"]\n[7]\n7\n')
+
+
 def _lost_pixels(scratch: Path) -> None:
     store = scratch / "train.beton.tmp"
     with store.open("r+b") as file:
@@ -229,8 +234,15 @@ def _lost_store(scratch: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "good"),
-    [(_torn, 49), (_zeroed, 49), (_without_reason, 5), (_lost_pixels, 48), (_lost_store, 0)],
-    ids=["torn", "zeroed", "reason", "pixels", "store"],
+    [
+        (_torn, 49),
+        (_zeroed, 49),
+        (_without_reason, 5),
+        (_old_reason, 50),
+        (_lost_pixels, 48),
+        (_lost_store, 0),
+    ],
+    ids=["torn", "zeroed", "reason", "old reason", "pixels", "store"],
 )
 def test_what_a_stopped_machine_lost_is_stored_again(
     root: Path,
