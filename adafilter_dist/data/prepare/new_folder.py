@@ -98,6 +98,8 @@ def new_folder(folder: Path, key: str | None) -> Iterator[Path]:
     keep = False
     try:
         scratch.mkdir(exist_ok=key is not None)
+        for path in scratch.glob(".*.tmp"):  # files that were half-written
+            path.unlink()
         yield scratch
         files.fsync_folder(scratch)
         if folder.exists():

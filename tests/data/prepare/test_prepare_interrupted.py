@@ -221,6 +221,10 @@ def _old_reason(scratch: Path) -> None:
         file.write('[7, "of an earlier attempt"]\n[7]\n7\n')
 
 
+def _half_written(scratch: Path) -> None:
+    (scratch / ".manifest.json.123.tmp").write_text("{")
+
+
 def _lost_pixels(scratch: Path) -> None:
     store = scratch / "train.beton.tmp"
     with store.open("r+b") as file:
@@ -239,10 +243,11 @@ def _lost_store(scratch: Path) -> None:
         (_zeroed, 49),
         (_without_reason, 5),
         (_old_reason, 50),
+        (_half_written, 50),
         (_lost_pixels, 48),
         (_lost_store, 0),
     ],
-    ids=["torn", "zeroed", "reason", "old reason", "pixels", "store"],
+    ids=["torn", "zeroed", "reason", "old reason", "half", "pixels", "store"],
 )
 def test_what_a_stopped_machine_lost_is_stored_again(
     root: Path,
