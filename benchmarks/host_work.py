@@ -266,10 +266,13 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.set_flush_denormal(True)
     table = Table("Host's work for a training step on a GPU", COLUMNS)
     lines = []
-    for model in given.model.split(","):
-        for count in counts:
-            say(f"{model}, {count} micro-batches a forward")
-            lines.append(measure(table, model, count, given.repeats, given.show))
+    try:
+        for model in given.model.split(","):
+            for count in counts:
+                say(f"{model}, {count} micro-batches a forward")
+                lines.append(measure(table, model, count, given.repeats, given.show))
+    finally:
+        torch.set_flush_denormal(False)  # of the whole process, which may be a test's
     table.print_markdown()
     print(f"\n{lines[0]}")
     return 0

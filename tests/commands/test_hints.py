@@ -58,7 +58,7 @@ HINTS = {
     "Train": "'Train' is not a verb (did you mean 'train'?)",
     "ls": "'ls' is not a verb (did you mean 'status'?)",
     "status --wtch": "--wtch: no such option (did you mean --watch?)",
-    "logs": "the following arguments are required: run; adafilter logs --help",
+    "logs": "the following arguments are required: RUN; adafilter logs --help",
     "logs x --rank y": "argument --rank: invalid int value: 'y'",
     "resume demo": "demo: expected a run's folder",
     "resume recipe=demo": "adafilter train recipe=... again",
