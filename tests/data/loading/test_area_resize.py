@@ -16,7 +16,9 @@ def scaled(
     target = np.empty((size, size, 3), np.uint8)
     top, left, height, width = box
     stride = source.strides[0]
-    resize_box(source.reshape(-1), top * stride + 3 * left, stride, height, width, target, mirrored)
+    rows = source.reshape(-1)
+    rows.flags.writeable = False  # as the records of a store are
+    resize_box(rows, top * stride + 3 * left, stride, height, width, target, mirrored)
     return target
 
 
