@@ -74,29 +74,29 @@ def main() -> int:
     )
     parser.add_argument("--lives", type=int, default=20_000, help="simulated for each row (20,000)")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     costs = Costs(
-        given.restart,
-        given.state_gb / given.copy_gb_s if given.stall is None else given.stall,
-        given.state_gb / given.write_gb_s if given.write is None else given.write,
-        given.slow_down,
+        options.restart,
+        options.state_gb / options.copy_gb_s if options.stall is None else options.stall,
+        options.state_gb / options.write_gb_s if options.write is None else options.write,
+        options.slow_down,
     )
     print(
         f"stall {costs.stall:.2g} s, write {costs.write:.2g} s, steps {costs.slow_down:.0%} slower "
         f"meanwhile: a save costs {costs.lost:.2g} s of training; restart {costs.restart:g} s"
     )
-    draws = np.random.default_rng(given.seed)
+    draws = np.random.default_rng(options.seed)
     good = replays_agree(costs, draws)
     models = {
-        f"Hardware failures, one in {given.gpu_mtbi:,.0f} h a GPU": given.gpu_mtbi * HOUR,
-        f"Preemptible nodes of {GPUS_A_NODE} GPUs, each taken every {given.node_mtbi:g} h": (
-            given.node_mtbi * HOUR * GPUS_A_NODE
+        f"Hardware failures, one in {options.gpu_mtbi:,.0f} h a GPU": options.gpu_mtbi * HOUR,
+        f"Preemptible nodes of {GPUS_A_NODE} GPUs, each taken every {options.node_mtbi:g} h": (
+            options.node_mtbi * HOUR * GPUS_A_NODE
         ),
     }
     worst, sure = 0.0, True
     for title, a_gpu in models.items():
         print(f"\n**{title}**\n")
-        for mtbi, more, error in table(a_gpu, costs, given.lives, draws):
+        for mtbi, more, error in table(a_gpu, costs, options.lives, draws):
             worst = max(worst, more)
             # What the formula's own docstring grants it.
             granted = 3e-5 if costs.lost < mtbi / 10 else 0.01

@@ -37,17 +37,17 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def tell(title: str, found: Floors) -> None:
+def tell(title: str, bounds: Floors) -> None:
     """A Markdown table on the console."""
     table = Table(
         f"Floor of {title}, ms", [Column("part"), Column("plain", 2), Column("AdaFilter", 2)]
     )
     for kind in KINDS:
-        if kind in found.ours:
-            table.add(kind, 1000 * found.plain.get(kind, 0.0), 1000 * found.ours[kind])
-    table.add("sum", 1000 * sum(found.plain.values()), 1000 * sum(found.ours.values()))
+        if kind in bounds.ours:
+            table.add(kind, 1000 * bounds.plain.get(kind, 0.0), 1000 * bounds.ours[kind])
+    table.add("sum", 1000 * sum(bounds.plain.values()), 1000 * sum(bounds.ours.values()))
     print(f"\n{table.markdown()}")
-    print(f"FLOPs alone: {found.flops_ratio:.3f}; floor: {found.ratio:.3f}")
+    print(f"FLOPs alone: {bounds.flops_ratio:.3f}; floor: {bounds.ratio:.3f}")
 
 
 if __name__ == "__main__":

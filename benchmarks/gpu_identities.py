@@ -196,14 +196,14 @@ def run(device: torch.device) -> list[str]:
             images = images.float()
             with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
                 for _ in range(4):
-                    found = fast(images).double()
+                    replayed = fast(images).double()
                 fast.replay = False
                 alone = fast(images).double()
             refused = fast._replayed.refused
             check(
                 f"replayed inference, autocast{refused and ': '}{refused}", float(bool(refused)), 0
             )
-            check("the same started one by one", distance(found, alone), 1e-3)
+            check("the same started one by one", distance(replayed, alone), 1e-3)
             check("autocast, against fp64", distance(alone, plain), 0.1)
 
     def deterministic() -> None:

@@ -37,17 +37,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="pictures a batch (128)")
     parser.add_argument("--size", type=int, default=224, help="side of the crops (224)")
     parser.add_argument("--workers", type=int, default=2, help="of the loader beside it (2)")
-    given = parser.parse_args()
-    device = torch.device(given.device)
+    options = parser.parse_args()
+    device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as scratch:
-        store = make_up(Path(scratch) / "store", given.pictures, 256, "jpg")
+        store = make_up(Path(scratch) / "store", options.pictures, 256, "jpg")
         work = Work(
-            Pictures(store.parent, store, given.pictures), given.size, given.batch, given.workers
+            Pictures(store.parent, store, options.pictures),
+            options.size,
+            options.batch,
+            options.workers,
         )
         loader = train_loader(work, "auto")
 
         def whole(number: int) -> Iterator[list[Tensor]]:
-            return decoded(loader, Store(store), given.batch, number, device)
+            return decoded(loader, Store(store), options.batch, number, device)
 
         def cropped(number: int) -> Iterator[Tensor]:
             return crops(loader, Store(store), work, number, device)
@@ -57,7 +60,7 @@ def main() -> None:
                 yield from (batch.images for batch in batches)
 
         for name, epoch in (("decoded", whole), ("cropped, too", cropped), (loader.kind, ours)):
-            print(f"{name:14}{timed(epoch, device, given.pictures)}", flush=True)
+            print(f"{name:14}{timed(epoch, device, options.pictures)}", flush=True)
         first, again = (torch.cat([b.cpu() for b in cropped(0)]) for _ in range(2))
         print(f"the same bits twice: {torch.equal(first, again)}")
         theirs = torch.cat(list(ours(0)))

@@ -147,20 +147,20 @@ class Counted:
 
 def counted(step: Step, launches: Launches, show: bool) -> Counted:
     """The operations of one step; with `show` each kind with its number."""
-    found = Counted([], launches.count, 0)
+    work = Counted([], launches.count, 0)
 
     def count(part: Callable[[], Any]) -> Any:
         with Counting() as counting:
             result = part()
-        found.parts.append(counting.names.total())
-        found.inside += counting.inside
+        work.parts.append(counting.names.total())
+        work.inside += counting.inside
         if show:
             say(f"  {', '.join(f'{n} {name}' for name, n in counting.names.most_common(40))}")
         return result
 
     step.run(count)
-    found.launches = launches.count - found.launches
-    return found
+    work.launches = launches.count - work.launches
+    return work
 
 
 def timed(step: Step) -> float:
@@ -220,7 +220,7 @@ def decided(net: AdaFilterNet, *, divided: bool) -> AdaFilterNet:
 def measure(table: Table, model: str, micro_batches: int, repeats: int, show: bool) -> str:
     """Add the rows of one setting; returns the line that sums it up."""
     torch._C._set_deterministic_fill_uninitialized_memory(False)
-    found: dict[str, Counted] = {}
+    work: dict[str, Counted] = {}
     seconds: dict[str, list[float]] = {}
     nets = variants(model)  # converted where what is computed can be compared
     with absent_gpu() as launches:
@@ -232,19 +232,19 @@ def measure(table: Table, model: str, micro_batches: int, repeats: int, show: bo
                 timed(step)
             if show:
                 say(name)
-            found[name] = counted(step, launches, show)
+            work[name] = counted(step, launches, show)
         for number in range(repeats + 2):
             for name, step in steps.items():
                 taken = timed(step)
                 if number >= 2:
                     seconds.setdefault(name, []).append(taken)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name, one in found.items():
-        ratio = one.ops / found[PLAIN].ops
+    for name, one in work.items():
+        ratio = one.ops / work[PLAIN].ops
         shares = (1000 * medians[name], medians[name] / medians[PLAIN])
         more = (one.ops, ratio, one.launches, one.inside, *shares)
         table.add(model, micro_batches, name, *one.parts, *more)
-    plain, ours = found[PLAIN].ops, found[OURS].ops
+    plain, ours = work[PLAIN].ops, work[OURS].ops
     return f"plain {plain} ops, AdaFilter {ours} ops, ratio {ours / plain:.2f}"
 
 
@@ -255,22 +255,22 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--micro-batches", default="1,2,8", help="in a forward, with commas")
     parser.add_argument("--repeats", type=int, default=9, help="rounds (9)")
     parser.add_argument("--show", action="store_true", help="name the operations")
-    given = parser.parse_args(words)
+    options = parser.parse_args(words)
     try:
-        counts = [int(word) for word in given.micro_batches.split(",")]
+        counts = [int(word) for word in options.micro_batches.split(",")]
     except ValueError:
-        raise UserError(f"--micro-batches {given.micro_batches}: numbers, like 1,8") from None
-    if min(counts) < 1 or given.repeats < 1:
+        raise UserError(f"--micro-batches {options.micro_batches}: numbers, like 1,8") from None
+    if min(counts) < 1 or options.repeats < 1:
         raise UserError("--micro-batches and --repeats: at least 1")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     table = Table("Host's work for a training step on a GPU", COLUMNS)
     lines = []
     try:
-        for model in given.model.split(","):
+        for model in options.model.split(","):
             for count in counts:
                 say(f"{model}, {count} micro-batches a forward")
-                lines.append(measure(table, model, count, given.repeats, given.show))
+                lines.append(measure(table, model, count, options.repeats, options.show))
     finally:
         torch.set_flush_denormal(False)  # of the whole process, which may be a test's
     table.print_markdown()

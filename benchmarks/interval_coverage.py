@@ -131,14 +131,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seeds in options.seeds:
             for pictures in options.pictures:
                 # In portions, for the memory.
-                found: dict[str, list[tuple[float, float]]] = {one: [] for one in INTERVALS}
+                coverages: dict[str, list[tuple[float, float]]] = {one: [] for one in INTERVALS}
                 portions = max(1, options.repeats * seeds * pictures // 5_000_000)
                 for portion in range(portions):
                     repeats = options.repeats // portions
                     each = simulate(spread, repeats, seeds, pictures, portion)
                     for one, interval in INTERVALS.items():
-                        found[one].append(coverage(interval, each, truth))
-                means = {one: np.mean(values, axis=0) for one, values in found.items()}
+                        coverages[one].append(coverage(interval, each, truth))
+                means = {one: np.mean(values, axis=0) for one, values in coverages.items()}
                 cells = [
                     f"{100 * share:.1f} (± {100 * half:.2f})" for share, half in means.values()
                 ]

@@ -129,13 +129,13 @@ def main() -> int:
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16")
     parser.add_argument("--repeats", type=int, default=20, help="timings of each (20)")
     parser.add_argument("--csv", type=Path, help="also write the rows there")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        if min(given.batch, given.repeats) < 1:
+        if min(options.batch, options.repeats) < 1:
             raise UserError("--batch and --repeats: allowed is 1 or more")
         if not torch.cuda.is_available():
             raise UserError("benchmarks/kernels.py times kernels on a CUDA device; there is none")
-        measure(given.batch, DTYPES[given.dtype], given.repeats, given.csv)
+        measure(options.batch, DTYPES[options.dtype], options.repeats, options.csv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -258,20 +258,20 @@ def operators(
     out, _ = choose()
 
     def gradients() -> list[Tensor]:
-        found: list[Tensor] = layer_operators.layer_gradients(
+        results: list[Tensor] = layer_operators.layer_gradients(
             *(dout, dmean, out, stacked, None, gates, pairs, rows, [0, 0], 1, True)
         )
-        return found
+        return results
 
     def plain_statistics() -> list[Tensor]:
-        found = []
+        results = []
         for number, y in enumerate((y1, y2)):
             weight, bias = pairs[2 * number : 2 * number + 2]
             mean, var = passes_reference.moments(y)
             rstd = (var + 1e-5).rsqrt()
             count = torch.full_like(mean, images)
-            found += [mean, rstd, weight * rstd, bias - mean * weight * rstd, count]
-        return [torch.stack(found)[:, None]]
+            results += [mean, rstd, weight * rstd, bias - mean * weight * rstd, count]
+        return [torch.stack(results)[:, None]]
 
     of1, of2 = rows[:5, 0], rows[5:, 0]
 
@@ -288,8 +288,8 @@ def operators(
         first = Affine(pairs[0], pairs[1], of1[1], True)
         second = Affine(pairs[2], pairs[3], of2[1], True)
         small = passes_reference.gradients(gates, *sums, first, second, pixels)
-        given = (dout, more, out, y1, y2, of1[0], of2[0], *small.first, *small.second)
-        dy, dz = passes_reference.spread(*given, want_residual=True, stacked=True)
+        options = (dout, more, out, y1, y2, of1[0], of2[0], *small.first, *small.second)
+        dy, dz = passes_reference.spread(*options, want_residual=True, stacked=True)
         of_affine = (small.weight1, small.bias1, small.weight2, small.bias2)
         return [small.gates, *of_affine, dy, dz]  # type: ignore[list-item]
 
@@ -340,12 +340,12 @@ def noise(images: int, channels: int, side: int, dtype: torch.dtype) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def distance(found: Tensor | Iterable[Tensor], expected: Tensor | Iterable[Tensor]) -> float:
+def distance(results: Tensor | Iterable[Tensor], expected: Tensor | Iterable[Tensor]) -> float:
     """Largest difference, relative to the largest expected value, over all tensors."""
-    if isinstance(found, Tensor) and isinstance(expected, Tensor):
+    if isinstance(results, Tensor) and isinstance(expected, Tensor):
         largest = expected.abs().max().clamp(min=1e-30)
-        return float(((found.double() - expected.double()).abs().max() / largest).item())
-    return max(map(distance, found, expected))
+        return float(((results.double() - expected.double()).abs().max() / largest).item())
+    return max(map(distance, results, expected))
 
 
 if __name__ == "__main__":

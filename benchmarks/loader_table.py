@@ -95,34 +95,37 @@ class Measured:
 
 
 def main() -> None:
-    given = options()
+    arguments = options()
     for loader in LOADERS:
-        if chosen(loader, given.only) and loader.missing():
+        if chosen(loader, arguments.only) and loader.missing():
             say(loader.missing())
-    loaders = [one for one in LOADERS if chosen(one, given.only) and not one.missing()]
+    loaders = [one for one in LOADERS if chosen(one, arguments.only) and not one.missing()]
     load = os.getloadavg()[1]
-    with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch)
-        say(f"making {given.pictures:,} pictures")
-        store = given.store or make_up(
-            folder / "store", given.pictures, given.stored_size, given.format
+        say(f"making {arguments.pictures:,} pictures")
+        store = arguments.store or make_up(
+            folder / "store", arguments.pictures, arguments.stored_size, arguments.format
         )
         pictures = spread(store, folder / "pictures")
-        probes = make_probes(folder / "probe-store", _PROBES, given.stored_size)
-        probe = Work(spread(probes, folder / "probes"), given.size, _PROBES, 1, (1, 1), (1, 1), 0)
+        probes = make_probes(folder / "probe-store", _PROBES, arguments.stored_size)
+        probe = Work(
+            spread(probes, folder / "probes"), arguments.size, _PROBES, 1, (1, 1), (1, 1), 0
+        )
         with ExitStack() as stack:
             processes = {
                 loader.name: stack.enter_context(LoaderProcess(loader.name)) for loader in loaders
             }
             quality = qualities(processes, probe)
-            speed = speeds(processes, pictures, given)
+            speed = speeds(processes, pictures, arguments)
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "hardware": f"{processor()}, {os.cpu_count()} cores; {load:.1f} processes wanted them at "
         f"the beginning, {os.getloadavg()[1]:.1f} at the end",
-        "pictures": f"{pictures.count:,} JPEGs, {given.format} in FFCV's file, "
-        + (f"{given.store.name}" if given.store else f"made up, {given.stored_size} px")
-        + f"; crops of {given.size} px, batches of {given.batch}, {given.rounds} rounds",
+        "pictures": f"{pictures.count:,} JPEGs, {arguments.format} in FFCV's file, "
+        + (f"{arguments.store.name}" if arguments.store else f"made up, {arguments.stored_size} px")
+        + f"; crops of {arguments.size} px, batches of {arguments.batch}, "
+        f"{arguments.rounds} rounds",
         "versions": ", ".join(
             [
                 f"adafilter-dist {__version__}, commit {commit()}",
@@ -131,7 +134,7 @@ def main() -> None:
             + [f"{name} {version}" for name in VERSIONS if (version := version_of(name))]
         ),
     }
-    write(given.out, speed, quality, facts)
+    write(arguments.out, speed, quality, facts)
 
 
 def options() -> argparse.Namespace:
@@ -155,16 +158,18 @@ def options() -> argparse.Namespace:
         "--scratch", type=Path, help="where to write; by default as tempfile has it"
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
-    quick = given.quick
-    given.pictures = given.pictures or (96 if quick else 2000)
-    given.batch = given.batch or (32 if quick else 128)
-    given.rounds = given.rounds or (1 if quick else 5)
-    given.workers = sorted(
-        {1} if quick else {1, 2, cores} if not given.workers else {*given.workers}
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    arguments.pictures = arguments.pictures or (96 if quick else 2000)
+    arguments.batch = arguments.batch or (32 if quick else 128)
+    arguments.rounds = arguments.rounds or (1 if quick else 5)
+    arguments.workers = sorted(
+        {1} if quick else {1, 2, cores} if not arguments.workers else {*arguments.workers}
     )
-    given.cold_rounds = (1 if quick else 3) if given.cold_rounds is None else given.cold_rounds
-    return given
+    arguments.cold_rounds = (
+        (1 if quick else 3) if arguments.cold_rounds is None else arguments.cold_rounds
+    )
+    return arguments
 
 
 def chosen(loader: Loader, only: Sequence[str] | None) -> bool:
@@ -191,14 +196,14 @@ def qualities(processes: dict[str, LoaderProcess], probe: Work) -> Table:
 
 
 def speeds(
-    processes: dict[str, LoaderProcess], pictures: Pictures, given: argparse.Namespace
+    processes: dict[str, LoaderProcess], pictures: Pictures, arguments: argparse.Namespace
 ) -> Table:
     """All loaders with each number of workers."""
     table = Table("Loaders side by side", SPEED)
-    for workers in given.workers:
-        work = Work(pictures, given.size, given.batch, workers)
-        cold = given.cold_rounds if workers == given.workers[-1] else 0
-        measured = measure(processes, work, given.rounds, cold)
+    for workers in arguments.workers:
+        work = Work(pictures, arguments.size, arguments.batch, workers)
+        cold = arguments.cold_rounds if workers == arguments.workers[-1] else 0
+        measured = measure(processes, work, arguments.rounds, cold)
         best = next((one.cpu for name, one in measured.items() if name == LOADERS[0].name), None)
         for name, one in measured.items():
             table.add(

@@ -123,18 +123,18 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         store = make_up(Path(scratch) / "train", arguments.pictures)
-        found: dict[str, list[tuple[float, float]]] = {}
+        passes_by_name: dict[str, list[tuple[float, float]]] = {}
         for _ in range(arguments.repeats):
             memory = itertools.repeat(torch.zeros(BATCH, 3, 224, 224, dtype=torch.uint8))
-            found.setdefault("in memory", []).append(run(memory, arguments.steps))
+            passes_by_name.setdefault("in memory", []).append(run(memory, arguments.steps))
             for kind in arguments.loaders:
                 batches = loaded(train_loader(store, kind, arguments.workers))
                 next(batches)
-                found.setdefault(kind, []).append(run(batches, arguments.steps))
+                passes_by_name.setdefault(kind, []).append(run(batches, arguments.steps))
                 batches.close()
-    base = statistics.median(cpu for cpu, _ in found["in memory"])
+    base = statistics.median(cpu for cpu, _ in passes_by_name["in memory"])
     print(f"{arguments.workers} workers, {len(os.sched_getaffinity(0))} cores; of a step:")
-    for name, passes in found.items():
+    for name, passes in passes_by_name.items():
         cpu, slept = (statistics.median(values) for values in zip(*passes, strict=True))
         print(
             f"{name:12} CPU time {1e6 * cpu:6.0f} µs ({cpu / base:.3f}), "

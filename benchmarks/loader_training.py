@@ -165,40 +165,42 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="counted passes of each (5)")
     parser.add_argument("--model", default="timm/test_resnet", help="a small one")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
+    options = parser.parse_args()
     # DataLoader's workers are forked, and numba's threads are running by then.
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     meeting = Recipe.model_validate({"name": "benchmark", "data": {"name": "imagefolder"}})
     table = Table("Loaders that feed a training", COLUMNS)
     formats: tuple[Format, ...] = ("jpg", "raw")
     with tempfile.TemporaryDirectory() as scratch, join_world(meeting) as world:
-        stores = {"yours": given.store}
-        if given.store is None:
+        stores = {"yours": options.store}
+        if options.store is None:
             stores = {
-                format: make_up(Path(scratch) / format, given.pictures, given.stored_size, format)
+                format: make_up(
+                    Path(scratch) / format, options.pictures, options.stored_size, format
+                )
                 for format in formats
             }
         for format, store in stores.items():
             pictures = spread(store, Path(scratch) / f"{format}-files")
-            work = Work(pictures, given.size, given.batch, given.workers)
-            add_rows(table, format, train(work, given.repeats, given.model, world))
+            work = Work(pictures, options.size, options.batch, options.workers)
+            add_rows(table, format, train(work, options.repeats, options.model, world))
         name, threads = hardware(world.device), world.threads
-    made_up = f"{given.pictures:,} made up, stored at {given.stored_size} px"
+    made_up = f"{options.pictures:,} made up, stored at {options.stored_size} px"
     facts = {
         "command": shlex.join(["python", *sys.argv]),
-        "hardware": f"{name}, {os.cpu_count()} cores, {given.workers} workers, {threads} threads "
+        "hardware": f"{name}, {os.cpu_count()} cores, {options.workers} workers, {threads} threads "
         "of torch",
-        "pictures": f"{given.store.name if given.store else made_up}; crops of {given.size} px, "
-        f"batches of {given.batch}",
-        "training": f"fine-tuning of {given.model}, fp32, 4 micro-batches a step",
+        "pictures": f"{options.store.name if options.store else made_up}; "
+        f"crops of {options.size} px, batches of {options.batch}",
+        "training": f"fine-tuning of {options.model}, fp32, 4 micro-batches a step",
         "versions": ", ".join(
             [f"adafilter-dist {__version__}", f"Python {platform.python_version()}"]
             + [f"{each} {metadata.version(each)}" for each in ("torch", "torchvision", "ffcv")]
         ),
     }
-    make_folder(given.out)
+    make_folder(options.out)
     today = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
-    path = given.out / f"loader-training-{slug(name)}-{today}.md"
+    path = options.out / f"loader-training-{slug(name)}-{today}.md"
     lines = "".join(f"- {key}: {value}\n" for key, value in facts.items())
     write_text(path, f"{table.markdown()}\n{lines}")
     write_text(path.with_name(f"{path.stem}.csv"), table.csv(facts))

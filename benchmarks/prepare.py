@@ -59,18 +59,18 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, help="where to write; by default as tempfile has it"
     )
-    given = parser.parse_args()
+    options = parser.parse_args()
     print(f"command: {shlex.join(['python', *sys.argv])}\n")
     table, start = Table("adafilter prepare", COLUMNS), Table("Start of a run", START)
     for name, side, stored, counts in (
-        ("512 px", 512, 256, given.food),
-        ("40 px", 40, 32, given.small),
+        ("512 px", 512, 256, options.food),
+        ("40 px", 40, 32, options.small),
     ):
         for count in counts:
-            with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
+            with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
                 root = Path(scratch)
                 make_up(root, count, side)
-                words = words_of(root, stored, given.workers)
+                words = words_of(root, stored, options.workers)
                 table.add(name, count, *prepare(words, count), size_of(root))
                 if name == "40 px":
                     start.add(count, *start_of_a_run(words))
@@ -107,10 +107,10 @@ def prepare(words: list[str], count: int) -> tuple[float, float, float, float]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     with watched(process.pid) as peak:
         assert process.stdout is not None
-        said = process.stdout.read().decode()
+        output = process.stdout.read().decode()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     if process.wait():
-        raise SystemExit(said)
+        raise SystemExit(output)
     cpu = cpu_seconds() - before
     return time.monotonic() - began, cpu, count / cpu, peak.total / 2**20
 
@@ -122,10 +122,10 @@ def size_of(root: Path) -> float:
 
 def start_of_a_run(words: list[str]) -> tuple[float, float, float, float]:
     """What a process does before its first batch, in one of its own."""
-    found = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, __file__, "--start-of", *words], check=True, capture_output=True, text=True
     )
-    opened, split, order, memory = map(float, found.stdout.split()[-4:])
+    opened, split, order, memory = map(float, completed.stdout.split()[-4:])
     return opened, split, order, memory
 
 

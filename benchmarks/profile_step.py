@@ -75,12 +75,12 @@ def main(words: Sequence[str] | None = None) -> int:
         plain, ours = (train_pair if trains else infer_pair)(networks, batch)
         whole = interleave({"plain": plain.call, "ours": ours.call}, max(3, settings.repeats), say)
         machine = machine.best(measure_machine(settings.device, settings.dtype))
-        found = floors(networks, batch, machine, training=trains)
+        bounds = floors(networks, batch, machine, training=trains)
         parts = [profiled(subject, networks) for subject in (plain, ours)]
-        add_rows(table, batch, parts, found)
+        add_rows(table, batch, parts, bounds)
         key = "step" if trains else "forward"
         medians = [Spread.of(phase(whole[name], key)).median for name in ("plain", "ours")]
-        add_whole(table, batch, medians, found)
+        add_whole(table, batch, medians, bounds)
     named = dataclasses.replace(settings, what=f"profile-{settings.what}")
     write(named, table, networks.missing, own)
     return 0
@@ -88,11 +88,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def train_pair(networks: Networks, batch: int) -> tuple[Subject, Subject]:
     """Steps of plain fine-tuning and of AdaFilter."""
-    found = []
+    subjects = []
     for name in (PLAIN, FUSED):
         step = _Labelled(networks.make(name), networks, batch, compiled=False)
-        found.append(Subject(step, step.net))
-    return found[0], found[1]
+        subjects.append(Subject(step, step.net))
+    return subjects[0], subjects[1]
 
 
 class _Labelled(training.TrainingStep):

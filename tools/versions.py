@@ -57,12 +57,12 @@ class StepError(Exception):
 
 def bounds(lines: list[str]) -> list[str]:
     """The lower bounds of requirements, as constraints: ``torch>=2.11`` gives ``torch==2.11``."""
-    found = []
+    pins = []
     for requirement in map(Requirement, lines):
         for one in requirement.specifier:
             if one.operator == ">=":
-                found.append(f"{requirement.name}=={one.version}")
-    return found
+                pins.append(f"{requirement.name}=={one.version}")
+    return pins
 
 
 def matrix(pyproject: Path) -> list[Case]:

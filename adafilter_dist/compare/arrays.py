@@ -40,17 +40,17 @@ def open_runs(plan: Plan, folder: Path, say: Say) -> dict[str, Open]:
     left = [run for run in all_runs(plan, folder) if standing(run) == "open"]
     known = {run: job for run in left if (job := job_of(run.path))}
     queue = (ask_queue(set(known.values())) or {}) if known else {}
-    found = {"trial": Open([], set()), "final": Open([], set())}
+    open_by_kind = {"trial": Open([], set()), "final": Open([], set())}
     for run in left:
         queued = queue.get(known.get(run, ""))
         if queued is not None and not queued.ended:
-            found[run.kind].jobs.add(known[run].partition("_")[0])
+            open_by_kind[run.kind].jobs.add(known[run].partition("_")[0])
         else:
-            found[run.kind].runs.append(run)
-    waiting = sorted(found["trial"].jobs | found["final"].jobs)
+            open_by_kind[run.kind].runs.append(run)
+    waiting = sorted(open_by_kind["trial"].jobs | open_by_kind["final"].jobs)
     if waiting:
         say(f"already submitted, not over yet: job {', '.join(waiting)}")
-    return found
+    return open_by_kind
 
 
 def batch_of(plan: Plan, folder: Path, kind: str, code: Path | None, after: set[str]) -> Batch:
@@ -79,17 +79,17 @@ def code_of(plan: Plan, folder: Path) -> Path | None:
 
 
 def submit_arrays(
-    plan: Plan, folder: Path, found: Mapping[str, Open], words: Sequence[str], say: Say
+    plan: Plan, folder: Path, open_by_kind: Mapping[str, Open], words: Sequence[str], say: Say
 ) -> list[str]:
     """Submit what `open_runs` found: trials, final runs, then the results; the jobs' numbers."""
     code = code_of(plan, folder)
     jobs: list[str] = []
-    after = found["trial"].jobs
-    new = [run.path for each in found.values() for run in each.runs]
+    after = open_by_kind["trial"].jobs
+    new = [run.path for each in open_by_kind.values() for run in each.runs]
     with removed_on_failure([*new, *([code] if code is not None else [])]):
         prepare_folder(batch_of(plan, folder, "trial", code, set()))
         for kind in ("trial", "final"):
-            runs = found[kind].runs
+            runs = open_by_kind[kind].runs
             if not runs:
                 continue
             batch = batch_of(plan, folder, kind, code, after if kind == "final" else set())
@@ -103,10 +103,10 @@ def submit_arrays(
                 note_submitted(run.path, batch.launch, "slurm", job, batch.folder, log, words)
             number = ids[0].partition("_")[0]
             jobs.append(number)
-            (after if kind == "trial" else found["final"].jobs).add(number)
+            (after if kind == "trial" else open_by_kind["final"].jobs).add(number)
             name = "trials" if kind == "trial" else "final runs"
             say(f"submitted job {number}: {len(runs)} {name}")
-        batch = batch_of(plan, folder, "results", code, found["final"].jobs | after)
+        batch = batch_of(plan, folder, "results", code, open_by_kind["final"].jobs | after)
         results = job_for(
             batch.launch,
             "compare",

@@ -99,13 +99,13 @@ def _interpolate(run: Path, place: Path, counting: Counting) -> str:
         # A new head has no pre-trained weights.
         keep = [n for n in tuned if n.startswith(head)] if recipe.model.head == "new" else []
         try:
-            found = wise_ft(start, tuned, measure.accuracy, keep=keep)
+            average = wise_ft(start, tuned, measure.accuracy, keep=keep)
         except ValueError as error:
             raise UserError(f"{run}: {error}; wise_ft is for methods that keep its shape") from None
-        accuracies = {f"{share:g}": top1 for share, top1 in found.accuracies.items()}
-        _keep(place, {"share": found.share, "validation": accuracies})
-        measure.test(found.state, place)
-    return f"share {found.share:g} of the fine-tuned weights"
+        accuracies = {f"{share:g}": top1 for share, top1 in average.accuracies.items()}
+        _keep(place, {"share": average.share, "validation": accuracies})
+        measure.test(average.state, place)
+    return f"share {average.share:g} of the fine-tuned weights"
 
 
 def _mix(kind: str, trials: Sequence[Path], place: Path, counting: Counting) -> str:

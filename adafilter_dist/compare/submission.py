@@ -36,8 +36,8 @@ def submit_compare(words: Sequence[str], dry_run: bool, say: Say) -> int:
     with sole_command(folder):
         plan = keep_plan(plan, folder)
         if cluster == "slurm":
-            found = open_runs(plan, folder, say)
-            if not any(each.runs for each in found.values()):
+            open_by_kind = open_runs(plan, folder, say)
+            if not any(each.runs for each in open_by_kind.values()):
                 say("nothing to submit")
             else:
                 # Imported here: a refusal of SLURM need not wait for torch.
@@ -45,7 +45,7 @@ def submit_compare(words: Sequence[str], dry_run: bool, say: Say) -> int:
                 from adafilter_dist.compare.ready import make_ready
 
                 make_ready(plan, folder, Console(), alone=False)
-                jobs = submit_arrays(plan, folder, found, words, say)
+                jobs = submit_arrays(plan, folder, open_by_kind, words, say)
     if cluster == "local":
         jobs = [_start_here(plan, folder, code, say)]
     again = shlex.join(["adafilter", "compare", f"compare_dir={folder}", "--results"])

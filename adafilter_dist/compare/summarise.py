@@ -50,8 +50,8 @@ def summarise(
         every_run = [[runs.get(seed) for runs in begun.values()] for seed in seeds]
         common = [seed for seed, runs in zip(seeds, every_run, strict=True) if _same_data(runs)]
     if common:
-        found = _ranks(begun, common, same)
-        rows = [replace(row, rank=found.get(row.name)) for row in rows]
+        ranks = _ranks(begun, common, same)
+        rows = [replace(row, rank=ranks.get(row.name)) for row in rows]
     runs = [run for each in collected for run in each.finals]
     return Results(
         name=name,

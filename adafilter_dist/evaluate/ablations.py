@@ -96,7 +96,7 @@ def ablations_of(
     ``oracle`` (domains, filters) are the gates named for each domain.
     """
     means = classes.means[None]
-    found = {
+    replacements = {
         "all_1": OtherGates(lambda positions: torch.ones(1, filters)),
         "all_0": OtherGates(lambda positions: torch.zeros(1, filters)),
         "mean": OtherGates(lambda positions: torch.from_numpy(means)),
@@ -111,17 +111,17 @@ def ablations_of(
         groups["other_domain"] = donors_across(domains.numbers, seed, "other_domain")
     for name, donors in groups.items():
         if (donors != NO_DONOR).any():
-            found[name] = _donated(bits, filters, donors)
+            replacements[name] = _donated(bits, filters, donors)
 
     # What a gate would give that knows the domain and nothing else.
     if domains is not None and by_domain is not None:
         of, counts = domains.numbers, by_domain
-        found["domain_mean"] = OtherGates(
+        replacements["domain_mean"] = OtherGates(
             lambda positions: torch.from_numpy(counts.mean_of(of[positions.numpy()]))
         )
         if oracle is not None:
-            found["oracle"] = OtherGates(lambda positions: oracle[of[positions.numpy()]])
-    return found
+            replacements["oracle"] = OtherGates(lambda positions: oracle[of[positions.numpy()]])
+    return replacements
 
 
 def _donated(bits: NDArray[np.uint8], filters: int, donors: NDArray[np.int64]) -> OtherGates:

@@ -51,20 +51,20 @@ def depths(model: nn.Module, head: str) -> dict[str, int]:
     a convolution outside of blocks. One with no weights of more than one dimension, such as a
     BatchNorm, belongs to the layer before.
     """
-    found: dict[str, int] = {}
+    levels: dict[str, int] = {}
     level = -1
     for path, module in _layers(model, "", head):
         if path == head:
             continue
         if level < 0 or any(p.ndim > 1 for p in module.parameters()):
             level += 1
-        found |= {f"{path}.{name}".strip("."): level for name, _ in module.named_parameters()}
+        levels |= {f"{path}.{name}".strip("."): level for name, _ in module.named_parameters()}
     for name, _ in model.named_parameters():
         if name.startswith(f"{head}."):
-            found[name] = level + 1
+            levels[name] = level + 1
         else:
-            found.setdefault(name, 0)  # the network's own, such as a token or a scale of pixels
-    return found
+            levels.setdefault(name, 0)  # the network's own, such as a token or a scale of pixels
+    return levels
 
 
 def _is_stage(module: nn.Module) -> bool:

@@ -34,19 +34,19 @@ def gates_at_start(
         return kept
     began = time.monotonic()
     with session.whole_model() as model:
-        found = probe_gates(model, session.evaluator, probe_split(prepared))
+        start = probe_gates(model, session.evaluator, probe_split(prepared))
     if world.is_rank0:
         try:
-            found.write(path)
+            start.write(path)
         except OSError as error:  # the next attempt looks again
             say(f"warning: {path} not written: {error}; training goes on")
         took = time.monotonic() - began
         if took > _LONG:
             say(
-                f"gates before the first step: {len(found.labels)} pictures of {found.split}, "
+                f"gates before the first step: {len(start.labels)} pictures of {start.split}, "
                 f"{took:.0f} s once a run (evaluate.gates=false leaves out all measures of gates)"
             )
-    return found
+    return start
 
 
 def gates_at_start_of(files: RunFiles, prepared: Prepared) -> ProbeGates | None:

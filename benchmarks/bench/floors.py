@@ -138,10 +138,10 @@ def _linear(linear: Linear, element: int) -> Pass:
 
 def by_kind(passes: Iterator[Pass], machine: Machine) -> dict[str, float]:
     """Seconds by kind; their sum is the floor."""
-    found: dict[str, float] = defaultdict(float)
+    seconds_by_kind: dict[str, float] = defaultdict(float)
     for one in passes:
-        found[one.kind] += one.seconds(machine)
-    return dict(found)
+        seconds_by_kind[one.kind] += one.seconds(machine)
+    return dict(seconds_by_kind)
 
 
 @dataclass(frozen=True)

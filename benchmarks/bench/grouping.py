@@ -45,14 +45,14 @@ def seconds_by_part(
     """
     with marked(net, gated):
         profiled(work, device, 1)  # the first costs more
-        found = profiled(work, device, times)
-        if found[_BOTH]:
+        seconds_of = profiled(work, device, times)
+        if seconds_of[_BOTH]:
             with SplitGradients():
                 apart = profiled(work, device, 1)
             of_input = apart[INPUT] / (apart[INPUT] + apart[WEIGHT])
-            found[INPUT] += of_input * found[_BOTH]
-            found[WEIGHT] += (1 - of_input) * found[_BOTH]
-    return {part: found[part] for part in PARTS}
+            seconds_of[INPUT] += of_input * seconds_of[_BOTH]
+            seconds_of[WEIGHT] += (1 - of_input) * seconds_of[_BOTH]
+    return {part: seconds_of[part] for part in PARTS}
 
 
 def profiled(work: Callable[[], Any], device: torch.device, times: int) -> dict[str, float]:
@@ -64,8 +64,8 @@ def profiled(work: Callable[[], Any], device: torch.device, times: int) -> dict[
             work()
         if on_gpu:
             torch.cuda.synchronize(device)
-    found = sort_events(seen.events() or [], on_gpu=on_gpu)
-    return defaultdict(float, {part: seconds / times for part, seconds in found.items()})
+    seconds_of = sort_events(seen.events() or [], on_gpu=on_gpu)
+    return defaultdict(float, {part: seconds / times for part, seconds in seconds_of.items()})
 
 
 @contextmanager
@@ -112,14 +112,14 @@ class SplitGradients(TorchDispatchMode):
         if func is not torch.ops.aten.convolution_backward.default or kwargs:
             return func(*args, **(kwargs or {}))
         of_input, of_weight, of_bias = args[-1]
-        found = [None, None, None]
+        seconds_of = [None, None, None]
         if of_input:
             with record_function(MARK + INPUT):
-                found[0] = func(*args[:-1], [True, False, False])[0]
+                seconds_of[0] = func(*args[:-1], [True, False, False])[0]
         if of_weight or of_bias:
             with record_function(MARK + WEIGHT):
-                found[1:] = func(*args[:-1], [False, of_weight, of_bias])[1:]
-        return tuple(found)
+                seconds_of[1:] = func(*args[:-1], [False, of_weight, of_bias])[1:]
+        return tuple(seconds_of)
 
 
 def sort_events(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
@@ -128,14 +128,14 @@ def sort_events(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
     own.sort(key=lambda event: event.time_range.start)
     roots = [event for event in own if event.cpu_parent is None]
     made_in: dict[int, str] = {}  # sequence number -> part; the last operation makes the node
-    found: dict[str, float] = defaultdict(float)
+    seconds_of: dict[str, float] = defaultdict(float)
     nodes = [root for root in roots if _is_node(root)]
     for root in roots:
         if not _is_node(root):
-            _visit(root, None, False, made_in, found, on_gpu)
+            _visit(root, None, False, made_in, seconds_of, on_gpu)
     for root in nodes:
-        _visit(root, None, True, made_in, found, on_gpu)
-    return found
+        _visit(root, None, True, made_in, seconds_of, on_gpu)
+    return seconds_of
 
 
 def _is_node(event: Any) -> bool:
@@ -147,7 +147,7 @@ def _visit(
     inherited: str | None,
     backward: bool,
     made_in: dict[int, str],
-    found: dict[str, float],
+    seconds_of: dict[str, float],
     on_gpu: bool,
 ) -> None:
     backward = backward or _is_node(event)
@@ -155,12 +155,12 @@ def _visit(
     if not backward and event.sequence_nr >= 0:
         made_in[event.sequence_nr] = part
     microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-    found[part] += microseconds / 1e6
+    seconds_of[part] += microseconds / 1e6
     parts = dict.fromkeys(range(len(event.cpu_children)), part)
     if event.name == _STACKED + "Backward":
         parts = _products_of_stacked(event.cpu_children)
     for number, child in enumerate(event.cpu_children):
-        _visit(child, parts[number], backward, made_in, found, on_gpu)
+        _visit(child, parts[number], backward, made_in, seconds_of, on_gpu)
 
 
 def _products_of_stacked(children: Sequence[Any]) -> dict[int, str]:
@@ -169,12 +169,12 @@ def _products_of_stacked(children: Sequence[Any]) -> dict[int, str]:
     That of the input comes first, where there is one: for it the filters are joined.
     """
     part = INPUT if any(child.name == "aten::cat" for child in children) else WEIGHT
-    found = {}
+    seconds_of = {}
     for number, child in enumerate(children):
-        found[number] = part
+        seconds_of[number] = part
         if child.name in ("aten::matmul", "aten::mm"):
             part = WEIGHT
-    return found
+    return seconds_of
 
 
 def part_of_event(

@@ -97,8 +97,8 @@ class Forward:
         if self._gates is not None:
             self._gates.restart()
         with self._context(), torch.inference_mode(), self._settings.autocast():
-            found: Tensor = self.net(self.images[0])
-        return found.float()
+            results: Tensor = self.net(self.images[0])
+        return results.float()
 
     def _context(self) -> AbstractContextManager[None]:
         return nullcontext() if self._gates is None else override_gates(self.net, self._gates)
@@ -123,7 +123,7 @@ def forwards_of(networks: Networks, batch: int) -> dict[tuple[str, str], Forward
     """(variant, gates) -> its calls; --compile adds the folded network and ours, own gates."""
     settings = networks.settings
     images = [networks.images(batch, number) for number in range(DRAWS)]
-    found: dict[tuple[str, str], Forward] = {}
+    results: dict[tuple[str, str], Forward] = {}
     for name in INFERRED:
         net = networks.make(name).eval()
         if name in (NAIVE, SELECTED):
@@ -134,16 +134,16 @@ def forwards_of(networks: Networks, batch: int) -> dict[tuple[str, str], Forward
                 settings.seed,
                 as_bits=name == SELECTED and settings.device.type == "cuda",
             )
-            found[name, RANDOM] = Forward(net, images, settings, bits)
-            found[name, OWN] = Forward(net, images, settings, None)
+            results[name, RANDOM] = Forward(net, images, settings, bits)
+            results[name, OWN] = Forward(net, images, settings, None)
         else:
-            found[name, ""] = Forward(net, images, settings, None)
+            results[name, ""] = Forward(net, images, settings, None)
         if settings.compile and name in (FOLDED, SELECTED):
             compiled = networks.make(name).eval()
             compiled.compile()
             gates = OWN if name == SELECTED else ""
-            found[f"{name}, compiled", gates] = Forward(compiled, images, settings, None)
-    return found
+            results[f"{name}, compiled", gates] = Forward(compiled, images, settings, None)
+    return results
 
 
 def infer(settings: Settings) -> tuple[Table, list[str]]:
@@ -162,9 +162,9 @@ def infer(settings: Settings) -> tuple[Table, list[str]]:
         samples = interleave(works, settings.repeats, say, warm_up=1)
         machine = machine.best(measure_machine(settings.device, settings.dtype))
         add_rows(table, batch, dict(zip(forwards, samples.values(), strict=True)))
-        found = floors(networks, batch, machine, training=False)
-        add_floors(table, batch, found)
-        notes.append(floor_note(batch, found, machine))
+        results = floors(networks, batch, machine, training=False)
+        add_floors(table, batch, results)
+        notes.append(floor_note(batch, results, machine))
         del forwards, works
     return table, [*notes, *networks.missing]
 
@@ -208,7 +208,7 @@ def own_gates(forward: Forward, batch: int) -> str:
 
 def add_rows(table: Table, batch: int, samples: Mapping[tuple[str, str], Sequence[Sample]]) -> None:
     """Median, quartiles and ratios of each variant."""
-    times = {key: phase(found, "forward") for key, found in samples.items()}
+    times = {key: phase(results, "forward") for key, results in samples.items()}
     for (name, gates), own in times.items():
         spread, ratio = Spread.of(own), Ratio.of(own, times[PLAIN, ""])
         milliseconds = [1000 * t for t in (spread.median, spread.low, spread.high)]
@@ -217,8 +217,8 @@ def add_rows(table: Table, batch: int, samples: Mapping[tuple[str, str], Sequenc
         table.add(batch, name, gates, *milliseconds, *ratios)
 
 
-def add_floors(table: Table, batch: int, found: Floors) -> None:
+def add_floors(table: Table, batch: int, results: Floors) -> None:
     """The computed floors, in the same columns; that of plain has BatchNorm folded."""
-    plain, ours = (1000 * sum(kinds.values()) for kinds in (found.plain, found.ours))
+    plain, ours = (1000 * sum(kinds.values()) for kinds in (results.plain, results.ours))
     table.add(batch, "floor: plain, folded", "", plain, None, None, None, None, 1.0)
-    table.add(batch, "floor: AdaFilter", "", ours, None, None, None, None, found.ratio)
+    table.add(batch, "floor: AdaFilter", "", ours, None, None, None, None, results.ratio)

@@ -72,9 +72,9 @@ def naive(net: AdaFilterNet) -> NaiveNet:
     for name, module in list(backbone.named_modules()):
         if type(module) is MicroBatchNorm2d:
             backbone.set_submodule(name, plain_batchnorm(module))
-    found = NaiveNet(backbone, gate)
-    found.training = net.training
-    return found
+    network = NaiveNet(backbone, gate)
+    network.training = net.training
+    return network
 
 
 def plain_batchnorm(source: nn.BatchNorm2d) -> nn.BatchNorm2d:

@@ -73,13 +73,13 @@ def copies(device: torch.device, scale: float) -> Iterator[Work]:
 
 def least(work: Callable[[], Tensor], device: torch.device) -> float:
     """Seconds of the fastest run: of five after one that does not count, of fewer slow ones."""
-    found: list[float] = []
-    while len(found) < 6 and (len(found) < 2 or sum(found) < ENOUGH):
+    rounds: list[float] = []
+    while len(rounds) < 6 and (len(rounds) < 2 or sum(rounds) < ENOUGH):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         began = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - began)
-    return min(found[1:])
+        rounds.append(time.perf_counter() - began)
+    return min(rounds[1:])

@@ -35,7 +35,7 @@ def cpu_seconds(root: int | None = None) -> float:
 
 def memory_bytes(root: int | None = None) -> dict[int, int]:
     """Memory of each process of the tree that is no mapped file; shared pages are divided."""
-    found = {}
+    bytes_by_process = {}
     for pid in processes(root):
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -43,8 +43,8 @@ def memory_bytes(root: int | None = None) -> dict[int, int]:
                 name: int(rest.split()[0])
                 for name, _, rest in (s.partition(":") for s in lines[1:])
             }
-            found[pid] = (kib["Pss_Anon"] + kib["Pss_Shmem"]) * 1024
-    return found
+            bytes_by_process[pid] = (kib["Pss_Anon"] + kib["Pss_Shmem"]) * 1024
+    return bytes_by_process
 
 
 @dataclass
@@ -57,10 +57,10 @@ class Peak:
 
     def look(self, root: int | None = None) -> None:
         """Look once more."""
-        found = memory_bytes(root)
-        own = found.get(os.getpid() if root is None else root, 0)
-        self.total, self.root = max(self.total, sum(found.values())), max(self.root, own)
-        self.processes = max(self.processes, len(found))
+        bytes_by_process = memory_bytes(root)
+        own = bytes_by_process.get(os.getpid() if root is None else root, 0)
+        self.total, self.root = max(self.total, sum(bytes_by_process.values())), max(self.root, own)
+        self.processes = max(self.processes, len(bytes_by_process))
 
 
 @contextmanager

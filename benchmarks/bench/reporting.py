@@ -107,7 +107,7 @@ def say(text: str) -> None:
 def facts(settings: Settings) -> dict[str, str]:
     """What the numbers depend on: machine, versions, the command."""
     built_with = re.search(r"MKL-DNN v([\w.]+)", torch.__config__.show())
-    found = {
+    lines = {
         "command": settings.command,
         "adafilter-dist": f"{__version__}, commit {commit()}",
         "hardware": hardware(settings.device),
@@ -123,11 +123,11 @@ def facts(settings: Settings) -> dict[str, str]:
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
     }
     if settings.device.type == "cuda":
-        found["cuDNN"] = str(torch.backends.cudnn.version())
-        found["CUDA"] = str(torch.version.cuda)
+        lines["cuDNN"] = str(torch.backends.cudnn.version())
+        lines["CUDA"] = str(torch.version.cuda)
         tf32 = torch.backends.cudnn.allow_tf32
-        found["fp32 on the GPU"] = f"matmul high, convolutions {'TF32' if tf32 else 'full'}"
-    return found
+        lines["fp32 on the GPU"] = f"matmul high, convolutions {'TF32' if tf32 else 'full'}"
+    return lines
 
 
 def require_folder(settings: Settings) -> None:

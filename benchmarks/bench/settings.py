@@ -102,32 +102,33 @@ def parse(
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (cuda where there is one)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (benchmarks/results)")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # memory: one variant, a process each
-    given = parser.parse_args(words)
-    first = given.what if what else ""
+    options = parser.parse_args(words)
+    first = options.what if what else ""
     _require(
-        not given.compile or first in compiled,
+        not options.compile or first in compiled,
         f"--compile: for {' and '.join(compiled) or 'speed.py'} only",
     )
-    _require(given.size >= LEAST_SIZE, f"--size {given.size}: at least {LEAST_SIZE} pixels")
-    _require(given.repeats >= 1, f"--repeats {given.repeats}: at least 1 round")
-    _require(given.threads >= 1, f"--threads {given.threads}: at least 1")
+    _require(options.size >= LEAST_SIZE, f"--size {options.size}: at least {LEAST_SIZE} pixels")
+    _require(options.repeats >= 1, f"--repeats {options.repeats}: at least 1 round")
+    _require(options.threads >= 1, f"--threads {options.threads}: at least 1")
     _require(
-        not given.out.exists() or given.out.is_dir(), f"--out {given.out}: a file, not a folder"
+        not options.out.exists() or options.out.is_dir(),
+        f"--out {options.out}: a file, not a folder",
     )
-    zoo_of(given.model)
+    zoo_of(options.model)
     return Settings(
         what=first,
-        model=given.model,
-        batch=_batches(given.batch, least=2 if first in TRAINING else 1),
-        size=given.size,
-        precision=given.precision,
-        compile=given.compile,
-        repeats=given.repeats,
-        threads=given.threads,
-        device=_device(given.device),
-        out=given.out,
+        model=options.model,
+        batch=_batches(options.batch, least=2 if first in TRAINING else 1),
+        size=options.size,
+        precision=options.precision,
+        compile=options.compile,
+        repeats=options.repeats,
+        threads=options.threads,
+        device=_device(options.device),
+        out=options.out,
         command=_command(words),
-        only=given.only,
+        only=options.only,
     )
 
 
@@ -137,11 +138,11 @@ TRAINING = ("train", "memory")  # a BatchNorm cannot train on one image
 def _batches(text: str, least: int) -> tuple[int, ...]:
     words = [word for word in text.split(",") if word.strip()]
     try:
-        found = tuple(int(word) for word in words)
+        sizes = tuple(int(word) for word in words)
     except ValueError:
         raise UserError(f"--batch {text}: whole numbers with commas between, like 1,8,64") from None
-    _require(all(n >= least for n in found), f"--batch {text}: at least {least} each")
-    return found
+    _require(all(n >= least for n in sizes), f"--batch {text}: at least {least} each")
+    return sizes
 
 
 def _device(name: str | None) -> torch.device:

@@ -101,18 +101,18 @@ def shapes_of(
     `gated` names the pairs (convolution, BatchNorm) that AdaFilter gates.
     """
     twin = copy.deepcopy(net).to("meta").eval()
-    found = Shapes(parameters=sum(p.numel() for p in twin.parameters() if p.requires_grad))
+    shapes = Shapes(parameters=sum(p.numel() for p in twin.parameters() if p.requires_grad))
     convs, norms = {conv for conv, _ in gated}, {norm for _, norm in gated}
     for name, module in twin.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(_conv_hook(found, name, name in convs))
+            module.register_forward_hook(_conv_hook(shapes, name, name in convs))
         elif isinstance(module, nn.BatchNorm2d) and name not in norms:
             module.register_forward_hook(
-                lambda _, inputs, __: found.norms.append(inputs[0].numel())
+                lambda _, inputs, __: shapes.norms.append(inputs[0].numel())
             )
         elif isinstance(module, nn.Linear):
             module.register_forward_hook(
-                lambda module, inputs, _: found.linears.append(
+                lambda module, inputs, _: shapes.linears.append(
                     Linear(
                         inputs[0].numel() // module.in_features,
                         module.in_features,
@@ -120,15 +120,15 @@ def shapes_of(
                     )
                 )
             )
-    with _Others(found):
+    with _Others(shapes):
         twin(torch.empty(batch, 3, size, size, device="meta"))
-    return found
+    return shapes
 
 
-def _conv_hook(found: Shapes, name: str, gated: bool) -> Any:
+def _conv_hook(shapes: Shapes, name: str, gated: bool) -> Any:
     def hook(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0]
-        found.convs.append(
+        shapes.convs.append(
             Conv(
                 name=name,
                 batch=x.shape[0],
@@ -153,9 +153,9 @@ class _Others(TorchDispatchMode):
     its input is written, and costs nothing.
     """
 
-    def __init__(self, found: Shapes) -> None:
+    def __init__(self, shapes: Shapes) -> None:
         super().__init__()
-        self.found = found
+        self.shapes = shapes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -168,9 +168,9 @@ class _Others(TorchDispatchMode):
             return result
         same = [leaf for leaf in maps if leaf.shape == out.shape]
         if name in _ADDITIONS and len(same) == 2:
-            self.found.residuals.append(out.numel())
+            self.shapes.residuals.append(out.numel())
         elif len(maps) > 1 or out.shape != maps[0].shape:
-            self.found.others.append((sum(leaf.numel() for leaf in maps), out.numel()))
+            self.shapes.others.append((sum(leaf.numel() for leaf in maps), out.numel()))
         return result
 
 

@@ -67,12 +67,12 @@ def memory(settings: Settings) -> tuple[Table, list[str]]:
     table = Table(f"Memory of a training step, {settings.model}, {settings.size} px", COLUMNS)
     notes = [LEGEND]
     for batch in settings.batches(BATCHES):
-        found: dict[str, Memory] = {}
+        memories: dict[str, Memory] = {}
         for name in TRAINED:
             say(f"batch {batch}: {name}, in a process of its own")
-            found[name] = in_a_process(settings, name, batch)
-        plain = found[PLAIN]
-        for name, own in found.items():
+            memories[name] = in_a_process(settings, name, batch)
+        plain = memories[PLAIN]
+        for name, own in memories.items():
             bytes_ = (own.rest, own.step, own.peak, own.saved)
             ratios = (own.peak / plain.peak, own.step / plain.step, own.saved / plain.saved)
             table.add(batch, name, *(n / 1e6 for n in bytes_), *ratios)
@@ -179,7 +179,7 @@ def peak(device: torch.device) -> int:
 
 def _status(key: str) -> int:
     text = Path("/proc/self/status").read_text()
-    found = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
-    if found is None:
+    memories = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
+    if memories is None:
         raise RuntimeError(f"/proc/self/status has no {key}")
-    return int(found[1]) * 1024
+    return int(memories[1]) * 1024

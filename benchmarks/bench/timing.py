@@ -61,7 +61,7 @@ def interleave(
     one behind a certain other, or the first after a pause.
     """
     names = list(works)
-    found: dict[str, list[Sample]] = {name: [] for name in names}
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
     for number in range(-warm_up, repeats):
         turn = number % len(names)
         words = []
@@ -69,10 +69,10 @@ def interleave(
             sample = works[name]()
             words.append(f"{name} {1000 * max(sample.values()):.0f} ms")
             if number >= 0:
-                found[name].append(sample)
+                samples[name].append(sample)
         what = "warm-up" if number < 0 else f"round {number + 1}/{repeats}"
         say(f"{what}: {', '.join(words)}")
-    return found
+    return samples
 
 
 @dataclass(frozen=True)

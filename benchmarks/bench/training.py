@@ -107,9 +107,9 @@ def train(settings: Settings) -> tuple[Table, list[str]]:
         samples = interleave(steps, settings.repeats, say)
         machine = machine.best(measure_machine(settings.device, settings.dtype))
         add_rows(table, batch, samples)
-        found = floors(networks, batch, machine, training=True)
-        add_floors(table, batch, "step", found)
-        notes.append(floor_note(batch, found, machine))
+        bounds = floors(networks, batch, machine, training=True)
+        add_floors(table, batch, "step", bounds)
+        notes.append(floor_note(batch, bounds, machine))
         del steps
     return table, [*notes, *networks.missing]
 
@@ -140,24 +140,24 @@ def same_start(steps: Mapping[str, TrainingStep], batch: int, settings: Settings
 
 def add_rows(table: Table, batch: int, samples: Mapping[str, Sequence[Sample]]) -> None:
     """Median, quartiles and ratios of each variant and phase."""
-    for name, found in samples.items():
+    for name, bounds in samples.items():
         for part in PHASES:
-            times = phase(found, part)
+            times = phase(bounds, part)
             spread, ratio = Spread.of(times), Ratio.of(times, phase(samples[PLAIN], part))
             milliseconds = [1000 * t for t in (spread.median, spread.low, spread.high)]
             table.add(batch, name, part, *milliseconds, ratio.of_medians, ratio.by_round)
 
 
-def add_floors(table: Table, batch: int, part: str, found: Floors) -> None:
+def add_floors(table: Table, batch: int, part: str, bounds: Floors) -> None:
     """The computed floors, in the same columns."""
-    plain, ours = (1000 * sum(kinds.values()) for kinds in (found.plain, found.ours))
+    plain, ours = (1000 * sum(kinds.values()) for kinds in (bounds.plain, bounds.ours))
     table.add(batch, "floor: plain", part, plain, None, None, 1.0, None)
-    table.add(batch, "floor: AdaFilter", part, ours, None, None, found.ratio, None)
+    table.add(batch, "floor: AdaFilter", part, ours, None, None, bounds.ratio, None)
 
 
-def floor_note(batch: int, found: Floors, machine: Machine) -> str:
+def floor_note(batch: int, bounds: Floors, machine: Machine) -> str:
     """What the floor was computed with, and the FLOPs alone."""
     return (
         f"Batch {batch}: floor with {machine}, measured in the same run; AdaFilter / plain by "
-        f"FLOPs alone {found.flops_ratio:.3f}, floor {found.ratio:.3f}."
+        f"FLOPs alone {bounds.flops_ratio:.3f}, floor {bounds.ratio:.3f}."
     )

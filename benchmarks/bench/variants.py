@@ -72,11 +72,11 @@ class Networks:
         return net
 
     def _of_package(self, module: str, name: str) -> Callable[..., Any] | None:
-        found: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
+        function: Callable[..., Any] | None = getattr(importlib.import_module(module), name, None)
         line = f"This version has no {name}: the network as it is stands in for it."
-        if found is None and line not in self.missing:
+        if function is None and line not in self.missing:
             self.missing.append(line)
-        return found
+        return function
 
     def _placed(self, net: Any) -> Any:
         net = net.to(self.settings.device)
@@ -127,9 +127,9 @@ def folded(net: nn.Module, pairs: list[tuple[str, str]]) -> nn.Module:
     for conv_name, norm_name in pairs:
         conv, norm = net.get_submodule(conv_name), net.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        behind: nn.Module = nn.Identity()
+        rest: nn.Module = nn.Identity()
         if has_activation(norm):
-            behind = nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
+            rest = nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
         net.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))
-        net.set_submodule(norm_name, behind.eval())
+        net.set_submodule(norm_name, rest.eval())
     return net

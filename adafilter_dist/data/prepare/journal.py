@@ -61,9 +61,9 @@ class Journal:
         self._path = store.with_name(f"{store.name}.journal")
         self._reasons_path = store.with_name(f"{store.name}.reasons")
         self._reasons = self._known_reasons()
-        found = self._known_places()
-        with counting(f"checking what is stored of {store.name}", len(found)) as progress:
-            self.done: Places = found[: intact(store, found, len(samples), progress)]
+        places = self._known_places()
+        with counting(f"checking what is stored of {store.name}", len(places)) as progress:
+            self.done: Places = places[: intact(store, places, len(samples), progress)]
         self._length = len(self.done)
         left_out = set(np.flatnonzero(self.done["kept"] == 0).tolist())
         self._reasons = {at: why for at, why in self._reasons.items() if at in left_out}

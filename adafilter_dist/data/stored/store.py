@@ -115,9 +115,9 @@ def write_store(
             file.truncate(offset)
             left = (records[position] for position in range(first, len(records)))
             encoded = pool.map(encode, left, ahead=4 * num_workers)
-            for position, found in enumerate(encoded, first):
-                if found is not None:
-                    data, (height, width), label = found
+            for position, record in enumerate(encoded, first):
+                if record is not None:
+                    data, (height, width), label = record
                     offset = within_page(offset, data.size, path, position)
                     crc = zlib.crc32(data.data)
                     places[position] = (1, height, width, offset, data.size, label, crc)

@@ -75,12 +75,12 @@ def _convs_of_shortcut(node: fx.Node, convs: set[str]) -> int:
 
 
 def _convs_before(node: fx.Node, convs: set[str]) -> set[str]:
-    found: set[str] = set()
+    targets: set[str] = set()
     left, seen = [node], {node}
     while left:
         here = left.pop()
         if here.op == "call_module" and here.target in convs:
-            found.add(str(here.target))
+            targets.add(str(here.target))
         left += [each for each in here.all_input_nodes if each not in seen]
         seen.update(here.all_input_nodes)
-    return found
+    return targets

@@ -48,20 +48,20 @@ def gathering_modules(model: nn.Module) -> list[StepStatistics]:
     """The modules that gather statistics, in the fixed order of `model.modules()`."""
     # Each step asks, and `modules()` takes a few milliseconds for a thousand modules.
     seen: set[nn.Module] = set()
-    found: list[StepStatistics] = []
+    members: list[StepStatistics] = []
 
     def visit(module: nn.Module) -> None:
         if module in seen:
             return
         seen.add(module)
         if StepStatistics in type(module).__mro__:
-            found.append(cast(StepStatistics, module))
+            members.append(cast(StepStatistics, module))
         for child in module._modules.values():
             if child is not None:
                 visit(child)
 
     visit(model)
-    return found
+    return members
 
 
 def collect(model: nn.Module) -> Tensor:

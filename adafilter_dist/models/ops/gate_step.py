@@ -129,16 +129,16 @@ class _Step(torch.autograd.Function):
         (c,) = ctx.saved_tensors
         of, index = ctx.of, ctx.index
         dgates, dlogits, dh, dc = grads
-        found = of.steps.gradients(
+        results = of.steps.gradients(
             (dgates, dlogits, dh, dc),
             of.kept[index],
             c,
             of.layers[index],
             of.cell,
         )
-        of.gradients[index] = found
+        of.gradients[index] = results
         # The token's gradient is nothing; that it comes is what its node waits for.
-        return None, found.pooled, found.h, found.c, None, None, None, None
+        return None, results.pooled, results.h, results.c, None, None, None, None
 
 
 class _Weights(torch.autograd.Function):
@@ -157,8 +157,8 @@ class _Weights(torch.autograd.Function):
         if not gradients or not any(wanted):
             return None, *([None] * len(wanted))
         with torch.autocast(of.cell.weight_ih.device.type, enabled=False):
-            found = weight_gradients(of, gradients)
-        return None, *(each if want else None for each, want in zip(found, wanted, strict=True))
+            results = weight_gradients(of, gradients)
+        return None, *(each if want else None for each, want in zip(results, wanted, strict=True))
 
 
 def weight_gradients(of: GateForward, gradients: dict[int, StepGradients]) -> list[Tensor | None]:
@@ -169,7 +169,7 @@ def weight_gradients(of: GateForward, gradients: dict[int, StepGradients]) -> li
     steps = [gradients[index] for index in order]
     kept = [of.kept[index] for index in order]
     has_state = [index in before for index in order]
-    found = _weight_gradients(
+    results = _weight_gradients(
         [step.preactivations for step in steps],
         [each.projected for each in kept],
         [of.kept[before[index]].hidden for index in order if index in before],
@@ -179,7 +179,7 @@ def weight_gradients(of: GateForward, gradients: dict[int, StepGradients]) -> li
         [step.logits for step in steps],
         [each.hidden for each in kept],
     )
-    cell, of_layers = found[:4], iter(found[4:])
+    cell, of_layers = results[:4], iter(results[4:])
     if not any(has_state):
         cell[1] = torch.zeros_like(of.cell.weight_hh)
     places: list[Tensor | None] = [None] * (4 * len(of.layers))
@@ -212,10 +212,10 @@ def _of_all_steps(
 
     # Projections in and out: one batched product for all of a width.
     into, out = _by_width(of_projected, normalised), _by_width(of_logits, hidden)
-    found = [dweight_ih, dweight_hh, dbias, dbias.clone()]
+    results = [dweight_ih, dweight_hh, dbias, dbias.clone()]
     for pair_in, pair_out in zip(into, out, strict=True):
-        found += [*pair_in, *pair_out]
-    return found
+        results += [*pair_in, *pair_out]
+    return results
 
 
 _weight_gradients = operator("gate_weight_gradients", _of_all_steps)
@@ -226,13 +226,13 @@ def _by_width(dys: list[Tensor], xs: list[Tensor]) -> list[tuple[Tensor, Tensor]
     widths: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for place, (dy, x) in enumerate(zip(dys, xs, strict=True)):
         widths[dy.shape[1], x.shape[1]].append(place)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    results: dict[int, tuple[Tensor, Tensor]] = {}
     for members in widths.values():
         if len(members) == 1:
             dy, x = dys[members[0]], xs[members[0]]
-            found[members[0]] = dy.mT @ x, dy.sum(0)
+            results[members[0]] = dy.mT @ x, dy.sum(0)
             continue
         dy, x = (torch.stack([each[place] for place in members]) for each in (dys, xs))
         weights, biases = torch.bmm(dy.mT, x).unbind(), dy.sum(1).unbind()
-        found |= dict(zip(members, zip(weights, biases, strict=True), strict=True))
-    return [found[place] for place in range(len(dys))]
+        results |= dict(zip(members, zip(weights, biases, strict=True), strict=True))
+    return [results[place] for place in range(len(dys))]

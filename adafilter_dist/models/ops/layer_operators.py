@@ -186,8 +186,8 @@ def _layer_gradients(
     groups: int,
     want_residual: bool,
 ) -> list[Tensor]:
-    found = _empty_gradients(y1, y2, gates, rows, want_residual)
-    dgates, dweight1, dbias1, dweight2, dbias2, *large = found
+    results = _empty_gradients(y1, y2, gates, rows, want_residual)
+    dgates, dweight1, dbias1, dweight2, dbias2, *large = results
     images, channels = gates.shape
     pixels = y1.shape[2] * y1.shape[3]
     per = images // groups
@@ -285,7 +285,7 @@ def _layer_gradients(
             BLOCK_C=block_c,
             enable_fp_fusion=True,
         )
-    return found
+    return results
 
 
 def _like_gradients(

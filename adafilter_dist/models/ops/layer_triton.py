@@ -115,11 +115,11 @@ class _GatedLayer(torch.autograd.Function):
             dout = torch.zeros_like(like)
         want_residual = ctx.needs_input_grad[7]
         kinds, groups = ctx.how
-        found = layer_operators.layer_gradients(
+        results = layer_operators.layer_gradients(
             dout, dmean, out, y1, y2, gates, affine, rows, kinds, groups, want_residual
         )
-        dgates, of_affine, dy1 = found[0], found[1:5], found[5]
-        dy2 = None if y2 is None else found[6]
-        dz = found[-1] if want_residual else None
+        dgates, of_affine, dy1 = results[0], results[1:5], results[5]
+        dy2 = None if y2 is None else results[6]
+        dz = results[-1] if want_residual else None
         small = [cast(grad, of.dtype) for grad, of in zip(of_affine, affine, strict=True)]
         return dy1, dy2, cast(dgates, gates.dtype), *small, dz, None, None, None, None

@@ -70,9 +70,11 @@ class _Tape(TorchDispatchMode):
         words = kwargs or {}
         _require_recordable(func, args)
         result = func(*args, **words)
-        given = {_place(leaf) for leaf in tree_leaves((args, words)) if isinstance(leaf, Tensor)}
+        argument_places = {
+            _place(leaf) for leaf in tree_leaves((args, words)) if isinstance(leaf, Tensor)
+        }
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        new = [leaf for leaf in made if _place(leaf) not in given]
+        new = [leaf for leaf in made if _place(leaf) not in argument_places]
         if new and len(new) < len(made):
             raise NotRecordable(f"{func}: some of its results are views, others are not")
         if new or func._schema.is_mutable:

@@ -152,12 +152,12 @@ def _gradients(
     """
     shape = (stride, padding, dilation)
     own = dy[:, : len(weight)]
-    found = []
+    results = []
     multiplies = _multiplies(x, weight, stride, padding)
     if wanted[0] and multiplies:
-        found.append(_pixels(_rows(dy) @ filters.flatten(1), x))
+        results.append(_pixels(_rows(dy) @ filters.flatten(1), x))
     elif wanted[0]:
-        found.append(_backward(dy, x, filters, shape, 0))
+        results.append(_backward(dy, x, filters, shape, 0))
     if wanted[1]:
         # A matrix product takes rows that lie apart as they are. cuDNN would copy them first, as it
         # does for other kernels: their half of dy, read and written once more. So does oneDNN.
@@ -168,10 +168,10 @@ def _gradients(
             dweight = _backward(own, x, like, shape, 1)
             if weight.shape[2:] == (1, 1):  # of its two names for one layout, the weight's
                 dweight = dweight.as_strided(weight.shape, weight.stride())
-        found.append(cast(dweight, weight.dtype))
+        results.append(cast(dweight, weight.dtype))
     if wanted[2]:
-        found.append(own.sum((0, 2, 3)))
-    return found
+        results.append(own.sum((0, 2, 3)))
+    return results
 
 
 _conv_gradients = operator("stacked_conv_gradients", _gradients)

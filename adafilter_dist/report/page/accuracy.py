@@ -46,12 +46,12 @@ def facts(run: RunRecord) -> list[Fact]:
         val = [value for _, value in run.curve("val", "top1")]
         return [Fact("best top-1 in validation", percent(max(val)))] if val else []
     n, top1 = int(evaluation["n"]), float(evaluation["top1"])
-    found = [Fact("top-1 accuracy", percent(top1), between(*wilson(round(top1 * n), n)))]
+    rows = [Fact("top-1 accuracy", percent(top1), between(*wilson(round(top1 * n), n)))]
     if (top5 := number(evaluation, "top5")) is not None:
-        found.append(Fact("top-5 accuracy", percent(top5), between(*wilson(round(top5 * n), n))))
-    found.append(_mean_per_class(evaluation))
-    found.append(Fact("test pictures", f"{n:,}", f"{len(evaluation['confusion'])} classes"))
-    return found
+        rows.append(Fact("top-5 accuracy", percent(top5), between(*wilson(round(top5 * n), n))))
+    rows.append(_mean_per_class(evaluation))
+    rows.append(Fact("test pictures", f"{n:,}", f"{len(evaluation['confusion'])} classes"))
+    return rows
 
 
 def _mean_per_class(evaluation: Row) -> Fact:

@@ -100,16 +100,16 @@ def seconds_of(run: RunRecord) -> float | None:
 
 def time_facts(run: RunRecord) -> list[Fact]:
     """Time and restarts, to read first."""
-    found = []
+    rows = []
     if (seconds := seconds_of(run)) is not None:
         steps = run.status.get("step")
-        found.append(
+        rows.append(
             Fact("time of all attempts", span(seconds), counted(steps, "step") if steps else "")
         )
     lost = sum(attempt.steps_lost or 0 for attempt in run.attempts)
     restarts = max(0, len(run.attempts) - 1)
-    found.append(Fact("restarts", f"{restarts}", f"{counted(lost, 'step')} lost"))
-    return found
+    rows.append(Fact("restarts", f"{restarts}", f"{counted(lost, 'step')} lost"))
+    return rows
 
 
 def time_section(run: RunRecord) -> Section:
