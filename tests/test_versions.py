@@ -132,6 +132,7 @@ def test_a_set_up_that_fails_is_a_row_with_its_reason(tmp_path: Path) -> None:
     assert rows(clone)["3.12/newest"][-3:-1] == ["no set-up: exit 2: error: no such torch", "-"]
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_ends_with_all_that_it_started(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone", setup=STARTS)
     assert versions(clone, "--only", "3.12/oldest", "--limit", "0.01").returncode == 1
@@ -139,6 +140,7 @@ def test_what_takes_too_long_ends_with_all_that_it_started(tmp_path: Path) -> No
     assert not alive(int((tmp_path / "pids").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone", setup=STARTS)

@@ -21,6 +21,7 @@ def test_operations_are_counted_once_each() -> None:
     assert counting.names["aten::convolution"] == counting.names["aten::relu"] == 1
 
 
+@pytest.mark.slow
 def test_a_step_by_a_gpu_s_code_path(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "resnet18", "--micro-batches", "1,2", "--repeats", "1"]
     assert host_work.main(words) == 0

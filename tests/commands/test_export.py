@@ -118,6 +118,7 @@ def test_a_wrong_program_is_not_left_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_weights_come_with_card_and_class_figures(
     run_dir: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -373,6 +373,7 @@ def watching(*words: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_watching_prints_what_changed(run: Path, cluster: Cluster) -> None:
     cluster.say("squeue", job("PENDING", "Resources", start=time.time() + 100))
     process = watching("--watch", "0.1", str(run.parent), stdout=subprocess.PIPE)

@@ -48,7 +48,12 @@ def untried(commands: list[Command], blocks: list[Block]) -> list[str]:
 def of(*ways: Way) -> list[object]:
     """The commands of these ways, each named after its place."""
     return [
-        pytest.param(command, id=re.sub(r"[^\w.:=@-]+", " ", f"{command.page} {command.text}"))
+        pytest.param(
+            command,
+            id=re.sub(r"[^\w.:=@-]+", " ", f"{command.page} {command.text}"),
+            # The recipes of all contenders are resolved.
+            marks=pytest.mark.slow if command.words[1:2] == ["compare"] else (),
+        )
         for command in COMMANDS
         if way_of(command) in ways
     ]

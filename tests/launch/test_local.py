@@ -66,6 +66,7 @@ def text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@pytest.mark.slow
 def test_one_after_the_other_in_order(tmp_path: Path, start: Callable[..., int]) -> None:
     runs = [tmp_path / name for name in "abc"]
     note = f"def note(s): open({str(tmp_path / 'order')!r}, 'a').write(pathlib.Path(run).name + s)"
@@ -112,6 +113,7 @@ def test_one_that_ends_before_it_began_is_told_of_and_the_next_runs(
     assert status(second) == {"state": "finished"}
 
 
+@pytest.mark.slow
 def test_it_outlives_the_process_that_submitted(tmp_path: Path) -> None:
     run = tmp_path / "run"
     work = turn(run, "time.sleep(1)", claim("finished"))

@@ -160,6 +160,7 @@ def other_machine(run: Path, **fields: object) -> None:
     file.write_text(json.dumps(moved))
 
 
+@pytest.mark.slow
 def test_on_another_machine_the_lease_decides(tmp_path: Path) -> None:
     claim(tmp_path)
     other_machine(tmp_path)

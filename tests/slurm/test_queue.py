@@ -133,6 +133,7 @@ def test_no_squeue_here(cluster: Cluster) -> None:
     assert queue.look(["6692"])["6692"] is not None and queue.trouble == ""
 
 
+@pytest.mark.slow
 def test_no_answer(cluster: Cluster) -> None:
     cluster.hang("squeue")
     queue, begun = Queue(timeout=1.0), time.monotonic()

@@ -31,6 +31,8 @@ from adafilter_dist.training.step_graph import recorder_of, why_not_recorded
 from tests.training.test_method_steps import METHODS, of_method
 from tests.training.test_step import CLASSES, MICRO_BATCHES, M, recipe_of
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 Change = Callable[[int, TrainableModel, TrainingStep], None]
 

@@ -54,6 +54,7 @@ def _fetched() -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 def test_the_weights_know_their_classes_in_any_order() -> None:
     assert "found" in fetch_weights(recipe())
     for classes in (CLOTHES, sorted(CLOTHES)):

@@ -223,6 +223,7 @@ def test_inference_mode_no_grad_and_gradients_of_the_pictures() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_one_after_another_is_each_alone() -> None:
     """Filters kept from the last picture do not leak into the next: the same bits as fresh."""
     net = converted("resnet18", torch.float32)

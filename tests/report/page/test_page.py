@@ -252,6 +252,7 @@ def test_without_its_packages_a_run_ends_without_a_page(
     assert not RunFiles(run).page.exists()
 
 
+@pytest.mark.slow
 def test_the_libraries_are_put_together_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
