@@ -11,6 +11,7 @@ from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
 from adafilter_dist.recipe.hints import no_run
 from adafilter_dist.run.kept_recipe import recipe_file
 from adafilter_dist.system.console import Console
+from adafilter_dist.system.importing import importing
 
 HELP = "go on with the run in a folder"
 
@@ -37,7 +38,8 @@ def run(words: list[str]) -> int:
         raise UserError(wrong)
     folder = Path(options.run).expanduser()
     recipe = load_recipe([f"recipe={recipe_file(folder)}", *options.overrides])
-    from adafilter_dist.training.attempt import run_attempt
+    with importing():
+        from adafilter_dist.training.attempt import run_attempt
 
     recipe = recipe.model_copy(update={"resume": str(folder)})
     return run_attempt(

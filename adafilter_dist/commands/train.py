@@ -6,6 +6,7 @@ from adafilter_dist.commands.parser import Parser
 from adafilter_dist.recipe import dump_recipe, load_recipe, recipe_names
 from adafilter_dist.recipe.changes import add_allow_mismatch, require_known
 from adafilter_dist.system.console import Console
+from adafilter_dist.system.importing import importing
 
 HELP = "train a recipe; the same words again go on where it stopped"
 
@@ -42,7 +43,8 @@ def run(words: list[str]) -> int:
         from adafilter_dist.training.dry_run import run_check
 
         return run_check(recipe, console)
-    from adafilter_dist.training.attempt import run_attempt
+    with importing():
+        from adafilter_dist.training.attempt import run_attempt
 
     return run_attempt(
         recipe,

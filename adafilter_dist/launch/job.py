@@ -108,7 +108,10 @@ class Job:
     def _train(self, run: Path, flag: StopFlag) -> int:
         from adafilter_dist.distributed.lost_peer import sign_of_loss
         from adafilter_dist.system.console import Console
-        from adafilter_dist.training.attempt import run_attempt
+        from adafilter_dist.system.importing import importing
+
+        with importing():
+            from adafilter_dist.training.attempt import run_attempt
 
         recipe = self.recipe()
         decisions: list[RequeueDecision] = []

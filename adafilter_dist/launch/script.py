@@ -108,8 +108,11 @@ def train(allow: Collection[str]) -> int:
     with stop_on_signal(flag, last=True):  # from now on: imports take seconds
         from adafilter_dist.distributed.interface import require, use
         from adafilter_dist.system.console import Console
-        from adafilter_dist.training.attempt import run_attempt
-        from adafilter_dist.training.stop_policy import StopPolicy
+        from adafilter_dist.system.importing import importing
+
+        with importing():
+            from adafilter_dist.training.attempt import run_attempt
+            from adafilter_dist.training.stop_policy import StopPolicy
 
         recipe = load_recipe([f"recipe={_kept_recipe(_job()[0])}"])
         launch = recipe.launch
