@@ -98,9 +98,12 @@ def test_as_many_as_fit(tmp_path: Path) -> None:
     with network(folder=tmp_path) as (recipe, trainable, engine, world):
         net = (recipe, trainable, engine, SIZE, world)
         before = {name: value.clone() for name, value in engine.model.state_dict().items()}
-        one, two, four = (peak_of_pass(*net, HostMeter(), count) for count in (1, 2, 4))
-        assert two - one > 15 * MIB
-        assert four == pytest.approx(one + 3 * (two - one), rel=0.3)  # a line, as it is taken for
+        # What other threads of the process hold for a moment only adds to a peak.
+        one, two, four = (
+            min(peak_of_pass(*net, HostMeter(), count) for _ in range(3)) for count in (1, 2, 4)
+        )
+        assert two - one > 25 * MIB
+        assert four == pytest.approx(one + 3 * (two - one), rel=0.15)  # a line, as it is taken for
 
         # As many as the room holds, in forwards of the same size.
         def together(limit: int) -> int:
