@@ -23,7 +23,7 @@ class Beat:
     """What one rank says. ``still``: seconds for which its main thread had not moved by then.
 
     ``limit``: how long it may stand still where it is; ``silence``: for how long no beat may come.
-    None where nobody counts.
+    None where nobody counts. ``step``: None before the first one and after the last.
     ``hung`` are the ranks that it holds for hung; ``frame``: where its main thread is then.
     ``over``: the run's end is recorded, and nobody need wait any more.
     """
@@ -33,7 +33,7 @@ class Beat:
     limit: float | None
     silence: float | None
     calls: int
-    step: int
+    step: int | None
     where: str
     hung: tuple[int, ...] = ()
     frame: str = ""
@@ -129,7 +129,7 @@ class Heartbeats:
             self._number,
             round(now - place.since, 3),
             place.limit,
-            None if place.limit is None else self._progress.step_limit,
+            self._progress.silence,
             place.calls,
             place.step,
             place.where,

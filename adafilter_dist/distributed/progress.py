@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from adafilter_dist.system.progress import Counting, Done
+
 LEAST_SECONDS = 60.0
 STEPS = 20
 _WARM_STEPS = 3
@@ -19,11 +21,12 @@ class Place:
     """A place of the main thread. ``since`` is in seconds of `time.monotonic`.
 
     ``calls`` counts the collectives of the step that were entered so far: ranks wait for the one
-    that has entered the fewest. ``limit``: seconds, None where nobody counts them.
+    that has entered the fewest. ``limit``: seconds, None where nobody counts them. ``step``
+    is None before the first step and after the last.
     """
 
     where: str = "starting"
-    step: int = 0
+    step: int | None = None
     calls: int = 0
     since: float = 0.0
     limit: float | None = None
@@ -32,9 +35,9 @@ class Place:
 class Progress:
     """Told by the main thread where it is; read by the thread that watches it.
 
-    A step may take ``hang`` seconds, or (None) 20 times what steps take, 60 s at least. Saves,
-    evaluations and the first steps, which may compile, may take most of ``timeout``, as does
-    everything where that is shorter. Nothing is watched before :meth:`watch`.
+    A step may take ``hang`` seconds, or (None) 20 times what steps take, 60 s at least. Each part
+    of the start, saves, evaluations and the first steps, which may compile, may take most of
+    ``timeout``, as does everything where that is shorter. Nothing is watched before :meth:`watch`.
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,7 @@ class Progress:
         self._hang: float | None = None
         self._longest: float | None = None
         self._cold = _WARM_STEPS
+        self._unlimited = False
         self._step_seconds = 0.0
 
     def watch(self, hang: float | None, timeout: float) -> None:
@@ -54,7 +58,13 @@ class Progress:
     def unwatch(self) -> None:
         """From now on this rank may take its time."""
         self._longest = None
-        self.move("after training")
+        self.move("after the end")
+
+    def end_steps(self) -> None:
+        """No step comes any more: the last evaluation and the report may take longer than steps."""
+        self._cold = 1
+        self.place = replace(self.place, step=None)
+        self.move("ending")
 
     def move(self, where: str, step: int | None = None) -> None:
         """The main thread has come to ``where``, of ``step`` if that is another one."""
@@ -89,6 +99,33 @@ class Progress:
             self._cold = cold
             self.move("between steps")
 
+    @contextmanager
+    def unlimited(self, where: str) -> Iterator[None]:
+        """Around work that may take as long as it needs; the process must still send heartbeats."""
+        self._unlimited = True
+        self.move(where)
+        try:
+            yield
+        finally:
+            self._unlimited = False
+            self.move(f"after {where}")
+
+    def watched(self, counting: Counting) -> Counting:
+        """``counting``, where each count is a move; then ranks wait for each other's results."""
+
+        @contextmanager
+        def watched(what: str, total: int) -> Iterator[Done]:
+            def moved(done: int) -> None:
+                self.move(what)
+                show(done)
+
+            self.move(what)
+            with counting(what, total) as show:
+                yield moved
+            self.enter(f"{what}, waiting for other ranks")
+
+        return watched
+
     def pardon(self, seconds: float) -> None:
         """Leave out ``seconds`` in which the whole process did not run."""
         self.place = replace(self.place, since=self.place.since + seconds)
@@ -101,7 +138,14 @@ class Progress:
             self.changed()
 
     def _limit(self) -> float | None:
+        if self._unlimited:
+            return None
         return self._longest if self._longest is None or self._cold else self.step_limit
+
+    @property
+    def silence(self) -> float | None:
+        """Seconds for which no heartbeat may come, wherever the main thread is; None: no matter."""
+        return None if self._longest is None else self.step_limit
 
     @property
     def step_limit(self) -> float:

@@ -83,4 +83,6 @@ def _probe(evaluator: Evaluator, split: SplitName) -> Probe | None:
     train, reported = features("train"), features(split)
     if not evaluator.world.is_rank0:
         return None
-    return fit_probe(train, chooser, reported, classes, device)
+    # Rank 0 alone, for as long as it takes: nobody waits for it.
+    with evaluator.world.progress.unlimited("fitting the linear probe"):
+        return fit_probe(train, chooser, reported, classes, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -80,10 +81,15 @@ def run_attempt(
                     say(f"note: {line}")
             return 0
         number = from_rank0(world, lambda: run.enter(plan.decision.recipe))
-        with removed_if_not_begun(run), failures_recorded(run, world, number):
+        after_hang = stop_policy.after_hang
+        with (
+            removed_if_not_begun(run),
+            failures_recorded(run, world, number),
+            HangWatch(plan.decision.recipe, world, run.path, number, after_hang),
+        ):
             outcome = _Attempt(
                 plan, run, world, stop_policy, console, allow_mismatch, every_gate
-            ).train(number)
+            ).train()
     if outcome == "finished":
         return 0
     return 0 if "TORCHELASTIC_RUN_ID" in os.environ else STOPPED
@@ -113,12 +119,13 @@ class _Attempt:
         self._every_gate = every_gate
         self._data_may_differ = may_differ(allow)
 
-    def train(self, attempt: int) -> Outcome:
-        """Build, load, train to the end or to a stop, and record how attempt ``attempt`` ended."""
+    def train(self) -> Outcome:
+        """Build, load, train to the end or to a stop, and record how the attempt ended."""
         session: Session | None = None
         metrics: Metrics | None = None
         saver: Saver | None = None
         run, world, recipe = self._run, self._world, self._recipe
+        progress = world.progress
         if world.is_rank0:
             saver = Saver(run.ownership, keep=recipe.checkpoint.keep)
             run.status("running", phase="starting", step=self._plan.last_step, **started())
@@ -135,7 +142,9 @@ class _Attempt:
             if recipe.evaluate.control is not None:
                 require_control(recipe.evaluate.control, session.prepared)
             require_oracle(recipe.evaluate.oracle, session.prepared)
+            progress.enter("looking at the gates")
             start = gates_at_start(session, run.files, self._say)
+            progress.move("reading the newest checkpoint")
             loaded = self._resume(session, saver)
             position = loaded.position if loaded else Position()
             environment = describe_environment(
@@ -158,12 +167,13 @@ class _Attempt:
                 evaluated=position.validated,
             )
             session.counting = metrics.counting
+            progress.enter("announcing the start")
             from_rank0(world, lambda: self._require_progress(position.step))
             if world.is_rank0:
                 announce_start(run, self._plan, session, metrics, loaded, environment)
 
             if position.step == 0:
-                start_method(session, metrics.say, lambda: run.tick(phase="starting"))
+                start_method(session, metrics.say, self._looking_at_pictures)
 
             # Train. Each checkpoint says in its manifest what it may be resumed with.
             about = {
@@ -179,9 +189,13 @@ class _Attempt:
             trainer = Trainer(
                 session, run, save_schedule, metrics, self._stop_policy, position, start
             )
-            with HangWatch(recipe, world, run.path, attempt, self._stop_policy.after_hang):
+            # torch.compile may take as long as it needs.
+            compiles = recipe.train.compile
+            with progress.unlimited("compiling") if compiles else nullcontext():
+                progress.enter("the first reduction")
                 session.step.warm_up(session.preprocess.crop)
-                outcome = trainer.run()
+            outcome = trainer.run()
+            progress.end_steps()
 
             # Measure the best model on the test set if this was the end; record how it ended.
             if outcome == "finished":
@@ -224,10 +238,16 @@ class _Attempt:
                 saver.close(kill=True)
             raise
         finally:
-            if metrics is not None:
-                metrics.close()
-            if saver is not None:
-                saver.close()
+            # A checkpoint that is still being written is waited for.
+            with progress.unlimited("closing"):
+                if metrics is not None:
+                    metrics.close()
+                if saver is not None:
+                    saver.close()
+
+    def _looking_at_pictures(self) -> None:
+        self._world.progress.move("looking at the training pictures")
+        self._run.tick(phase="starting")
 
     def _kept_together(self) -> int | None:
         """How many micro-batches shared a forward in the last attempt, if nothing has changed."""

@@ -48,7 +48,10 @@ def finish(
         metrics.say("not evaluated on the test set (evaluate.test=false)")
         return
     metrics.say("evaluating the best model on the test set")
+    progress = world.progress
+    progress.enter("waiting for best/")
     dist.barrier()  # rank 0 has written best/
+    progress.move("loading best/")
     model = load_best(run.path)
     results = measure(
         model.to(world.device, session.engine.dtype),
@@ -67,6 +70,7 @@ def finish(
         metrics.say(session.cache.summary(world.world_size))
     metrics.close()
     if world.is_rank0:
+        progress.move("writing the report")
         assert results.outcomes is not None
         write_test_outcomes(run.path, results.outcomes, session.prepared)
         choices = results.gates.choices if results.gates is not None else None

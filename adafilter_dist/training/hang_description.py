@@ -26,7 +26,8 @@ def describe_hang(rank: int, standing: Standing | None, owner: Owner | None, now
     if standing is None:
         return f"{name} hung: no sign of life"
     beat = standing.beat
-    where, still = f"{beat.where} of step {beat.step}", f"{standing.still(now):.0f} s"
+    step = "" if beat.step is None else f" of step {beat.step}"
+    where, still = f"{beat.where}{step}", f"{standing.still(now):.0f} s"
     if beat.frame:
         return f"{name} hung in {where}, not moving for {still} (at {beat.frame})"
     how = _process_state(owner) if owner is not None else ""

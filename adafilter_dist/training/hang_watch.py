@@ -45,7 +45,7 @@ _DEBUGGERS = ("pdb.py", "bdb.py", "pydevd.py")
 
 
 class HangWatch:
-    """Around the steps of an attempt, on every rank; also where there is only one.
+    """Around an attempt, from its number to its end, on every rank; also where there is only one.
 
     ``requeue`` is called with the reason by the rank that records the end, before it leaves.
     """
@@ -147,7 +147,7 @@ class HangWatch:
             # Of the others nothing is known. The store is kept by rank 0, or by torchrun's agent.
             progress = self._world.progress
             late = unanswered > max(progress.step_limit, 3 * self._period)
-            return [0] if late and progress.place.limit is not None else []
+            return [0] if late and progress.silence is not None else []
         silent = silent_ranks(standings, now, self._period)
         return silent or hung_ranks(standings, now)
 
@@ -234,8 +234,10 @@ class HangWatch:
 
     def _record(self, reason: str) -> None:
         """The run has failed, and is free for the next attempt."""
-        files, step = RunFiles(self._run), self._world.progress.place.step
+        files = RunFiles(self._run)
         status = files.read_status()
+        step = self._world.progress.place.step
+        step = status.get("step") if step is None else step
         note = {"reason": reason, "by": self._world.rank, "time": time.time()}
         self._files.hung.write_text(json.dumps(note) + "\n")
         files.note_state(status, "failed", reason)

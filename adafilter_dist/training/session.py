@@ -104,8 +104,9 @@ class Session:
     @property
     def evaluator(self) -> Evaluator:
         """What evaluates the network on the splits of the data."""
+        counting = self.world.progress.watched(self.counting)
         return Evaluator(
-            self.recipe, self.prepared, self.preprocess, self.world, self.cache, self.counting
+            self.recipe, self.prepared, self.preprocess, self.world, self.cache, counting
         )
 
     @contextmanager
@@ -146,22 +147,29 @@ def build_session(
     must mend first.
     """
     # Process-wide settings come first: they change how everything below computes.
+    progress = world.progress
     set_arithmetic(recipe)
     compiling = keep_compiled(recipe, world.device)
 
     # Data: what hosts and GPUs the ranks run on, then where this rank reads the pictures from.
+    # Copying may take hours; who waits for it has heartbeats of its own.
     nodes = gather(world)
-    prepared, notices = stage_or_verify(
-        open_prepared(recipe, known=data), recipe, world, nodes, callbacks or StagingCallbacks()
-    )
+    progress.move("opening the data")
+    shared = open_prepared(recipe, known=data)
+    with progress.unlimited("copying or verifying the data"):
+        prepared, notices = stage_or_verify(
+            shared, recipe, world, nodes, callbacks or StagingCallbacks()
+        )
     data_notices = [] if prepared.notice is None else [prepared.notice]
     notices = [*warnings_about(nodes), *data_notices, *notices, *compiling]
     notices += _unfused(recipe, world.device)
 
     # Model: the backbone with its weights and a new head, made trainable by the recipe's method.
+    progress.move("loading the weights")
     preprocess = resolve_preprocess(recipe)
     torch.manual_seed(recipe.seed)  # fresh heads and gates are the seed's, on every rank
     backbone = load_backbone(recipe, prepared.classes)
+    progress.move("building the network")
     if isinstance(recipe.method, AdaFilter):
         require_oracle(recipe.method.gate.oracle, prepared, "method.gate.oracle")
     trainable = build_method(backbone, recipe)
@@ -170,6 +178,7 @@ def build_session(
     require_same_random_numbers(trainable, recipe, preprocess)
 
     # Loader, engine and step. The engine takes over the model and its optimizer groups.
+    progress.move("starting the loader")
     loader = TrainLoader(
         prepared,
         recipe,
@@ -179,12 +188,15 @@ def build_session(
         device=world.device,
         before=decoder,
     )
+    progress.enter("comparing pixels with other ranks")
     require_same_pixels(loader.kind, world)
     # FFCV sets torch's thread count when a loader is made; the bits depend on it.
     torch.set_num_threads(world.threads)
     recorder, about_graph = recorder_of(recipe, trainable, world.device)
+    progress.enter("building the engine")
     engine = build_engine(trainable.model, trainable.groups, recipe, world, trainable.rule)
     ema = ModelEma(engine, recipe.ema.decay) if recipe.ema.decay else None
+    progress.enter("measuring a forward")
     recipe, about_size = with_forward_size(
         recipe, trainable, engine, preprocess.crop, world, together, recorded=recorder is not None
     )
@@ -192,6 +204,7 @@ def build_session(
     transfer = BatchTransfer(preprocess, world.device, engine.dtype, recipe.train.channels_last)
 
     # What the frozen layers give may be read instead of computed.
+    progress.move("opening train.cache")
     say = callbacks.tell if callbacks is not None else print
     cache, about_cache = open_cache(
         recipe, engine.model, trainable, loader, transfer, prepared.fingerprint, say

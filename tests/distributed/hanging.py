@@ -1,4 +1,7 @@
-"""Ways to hang, put into the real command: rank ``HANG_RANK`` does so as it begins step 6."""
+"""Ways to hang, put into the real command: rank ``HANG_RANK`` does so as it begins step 6.
+
+``HANG_WHERE`` names other places: as the weights are loaded, or in the test at the end.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adafilter_dist.training import step
+from adafilter_dist.training import final_report, session, step
 
 STEP = 6
 
@@ -49,6 +52,24 @@ def install() -> None:
     if os.environ["RANK"] != os.environ["HANG_RANK"]:
         return
     hang: Callable[[], None] = globals()[os.environ["HANG_HOW"]]
+    where = os.environ.get("HANG_WHERE")
+    if where == "weights":
+        session.load_backbone = _before(hang, session.load_backbone)
+    elif where == "test":
+        final_report.measure = _before(hang, final_report.measure)
+    else:
+        _hang_in_step(hang)
+
+
+def _before(hang: Callable[[], None], function: Callable[..., Any]) -> Callable[..., Any]:
+    def hanging(*values: Any, **named: Any) -> Any:
+        hang()
+        return function(*values, **named)
+
+    return hanging
+
+
+def _hang_in_step(hang: Callable[[], None]) -> None:
     inputs = step.TrainingStep._inputs
 
     def hanging(self: step.TrainingStep, batch: Any, number: int, *more: Any) -> Any:

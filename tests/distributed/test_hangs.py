@@ -20,8 +20,13 @@ from tests.kills.same import differences
 pytestmark = pytest.mark.distributed
 # Longer than all that a step does, on a machine that is busy with all of these at once.
 SHORT = ["checkpoint.every=3", "train.epochs=1", "engine.hang=10s"]
-WAYS = {"stop": 1, "loop": 1, "hold": 1, "wait": 1, "read": 1, "first": 0}
-"""How a rank hangs -> which one does. ``first`` is stop, of the rank that keeps the store."""
+WAYS = {
+    **{"stop": 1, "loop": 1, "hold": 1, "wait": 1, "read": 1, "first": 0},
+    **{"weights": 1, "test": 1},
+}
+"""How a rank hangs -> which one does. ``first`` is stop, of the rank that keeps the store; the last
+two are stop, while weights are loaded and in the test at the end."""
+STOPPED = ("stop", "first", "weights", "test")
 LAST = "first"
 
 
@@ -52,7 +57,8 @@ def scenes(
             if way not in chosen:
                 continue
             folder, port = tmp_path_factory.mktemp(way), free_port()
-            how = {"HANG_RANK": str(rank), "HANG_HOW": "stop" if way == "first" else way}
+            how = {"HANG_RANK": str(rank), "HANG_HOW": "stop" if way in STOPPED else way}
+            how |= {"HANG_WHERE": way}
             both = [
                 server.fork(
                     ["train", *words, *SHORT, f"run_dir={folder / 'run'}"],
@@ -84,7 +90,7 @@ def test_a_rank_that_hangs_is_named_with_its_stacks(scenes: dict[str, Scene], wa
     reason: str = status["reason"]
     assert reason.startswith(f"rank {hung} on "), reason
     assert any(f"error: {reason}" in text for text in printed)
-    if way in ("stop", "first"):
+    if way in STOPPED:
         assert "hung, last heard of" in reason and "is stopped (SIGSTOP)" in reason
     elif way == "hold":
         assert "hung, last heard of" in reason and "holds Python's interpreter" in reason
@@ -99,7 +105,7 @@ def test_a_rank_that_hangs_is_named_with_its_stacks(scenes: dict[str, Scene], wa
     # The stacks of the hung rank show it, except where even its watchdog was stopped.
     attempt = files.attempt(1)
     assert "in run" in attempt.stacks(1 - hung).read_text()
-    if way not in ("stop", "first"):
+    if way not in STOPPED:
         assert 'hanging.py", line' in attempt.stacks(hung).read_text()
 
 

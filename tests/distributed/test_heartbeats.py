@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.distributed as dist
 
@@ -14,6 +16,7 @@ from adafilter_dist.distributed.heartbeats import (
     silent_ranks,
 )
 from adafilter_dist.distributed.progress import LEAST_SECONDS, Progress
+from adafilter_dist.system.progress import Done
 
 NOW = 1000.0
 
@@ -75,6 +78,44 @@ def test_steps_may_take_twenty_times_what_they_take_once_they_are_warm() -> None
     assert progress.place.limit == 100.0
     progress.unwatch()
     assert progress.place.limit is None
+
+
+def test_start_and_end_are_watched_but_for_work_that_takes_what_it_needs() -> None:
+    progress = Progress()
+    progress.watch(None, timeout=600.0)
+    assert (progress.place.limit, progress.place.step) == (540.0, None)
+    with progress.unlimited("copying"):
+        # Only heartbeats are waited for.
+        assert progress.place.limit is None and progress.silence == LEAST_SECONDS
+        progress.enter("copying")
+        assert progress.place.limit is None
+    assert progress.place.limit == 540.0
+    for number in range(4):
+        progress.move("forward", number)
+        progress.step_done(1.0)
+    assert (progress.place.limit, progress.place.step) == (LEAST_SECONDS, 3)
+    progress.end_steps()
+    assert (progress.place.limit, progress.place.step) == (540.0, None)
+    progress.unwatch()
+    assert progress.silence is None
+
+
+def test_each_batch_of_an_evaluation_is_a_move_and_its_end_a_wait() -> None:
+    progress = Progress()
+    progress.watch(None, timeout=600.0)
+    told: list[int] = []
+
+    @contextmanager
+    def counting(what: str, total: int) -> Iterator[Done]:
+        yield told.append
+
+    with progress.watched(counting)("evaluating", 20) as done:
+        before = progress.place
+        done(10)
+        assert progress.place.since > before.since and progress.place.where == "evaluating"
+    assert told == [10]
+    # A rank that has not come to its end is the one that the others wait for.
+    assert progress.place.calls == before.calls + 1
 
 
 def test_no_limit_is_longer_than_collectives_wait() -> None:
