@@ -119,6 +119,14 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
             on_cpu=True,
         ),
         Part(
+            "nvjpeg",
+            1,
+            200,
+            "the same where the GPU decodes (data.loader=nvjpeg)",
+            run("nvjpeg"),
+            ("torchcodec",),
+        ),
+        Part(
             "graph",
             1,
             150,
@@ -171,8 +179,15 @@ def parts(device: str, scratch: Path, out: Path) -> list[Part]:
             "memory of a step against plain",
             speed("memory", "--batch", "64", "--size", "224"),
         ),
-        Part("loader", 2, 90, "ResNet-50 at 224 px from stored pictures: data wait", run("loader")),
-        Part("jpeg", 2, 60, "nvJPEG beside the loader: speed, bits", script("gpu_jpeg.py")),
+        Part("loader", 2, 150, "ResNet-50 at 224 px, by each decoder: data wait", run("loader")),
+        Part(
+            "jpeg",
+            2,
+            90,
+            "nvJPEG beside the loader: speed, bits, damage",
+            script("gpu_jpeg.py"),
+            ("torchcodec",),
+        ),
         Part(
             "compiled",
             2,

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_runs.py precisions SCRATCH       # fp32, bf16, fp16 under torchrun
     python benchmarks/gpu_runs.py resume SCRATCH           # killed with -9, resumed: the same bits
+    python benchmarks/gpu_runs.py nvjpeg SCRATCH           # the same of data.loader=nvjpeg
     python benchmarks/gpu_runs.py memory SCRATCH           # out of memory is one line, exit code 2
     python benchmarks/gpu_runs.py deepspeed SCRATCH        # two steps, a save and a load by ZeRO-2
     python benchmarks/gpu_runs.py loader SCRATCH           # ResNet-50 at 224 px: data wait
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -162,10 +164,11 @@ def precisions(runs: Runs) -> None:
         assert state == "finished", f"{precision}: {state}"
 
 
-def resume(runs: Runs) -> None:
+def resume(runs: Runs, *more: str) -> None:
     """A run killed with -9 and resumed ends with the weights of one that was not."""
-    whole, killed = runs.folder("whole"), runs.folder("killed")
-    words = runs.words("resume", "deterministic=true", "checkpoint.every=4")
+    name = "-".join(["resume", *more])
+    whole, killed = runs.folder(f"{name}-whole"), runs.folder(f"{name}-killed")
+    words = runs.words("resume", "deterministic=true", "checkpoint.every=4", *more)
     if runs.device == "cuda":
         words.append("train.precision=bf16")
     runs.prepare(words)
@@ -191,6 +194,11 @@ def resume(runs: Runs) -> None:
     print(f"sha256 of best/: {digests}", flush=True)
     assert losses[0] == losses[1], "losses differ"
     assert digests[0] == digests[1], "weights differ"
+
+
+def nvjpeg(runs: Runs) -> None:
+    """The same where the GPU decodes."""
+    resume(runs, "data.loader=nvjpeg")
 
 
 def memory(runs: Runs) -> None:
@@ -226,16 +234,21 @@ def loader(runs: Runs) -> None:
         "train.precision=bf16",
     )
     runs.prepare(words)
-    run = runs.folder("loader")
-    runs.call(*ADAFILTER, "train", *words, f"run_dir={run}")
-    print_times(run)
-    for row in rows(run, "train"):
-        print({key: value for key, value in row.items() if key not in ("loss", "gates")})
+    kinds = ["numba", "torchvision"]
+    if runs.device == "cuda" and importlib.util.find_spec("torchcodec"):
+        kinds.append("nvjpeg")
+    for kind in kinds:
+        run = runs.folder(f"loader-{kind}")
+        runs.call(*ADAFILTER, "train", *words, f"data.loader={kind}", f"run_dir={run}")
+        print_times(run)
+        for row in rows(run, "train"):
+            print({key: value for key, value in row.items() if key not in ("loss", "gates")})
 
 
 PARTS: dict[str, Callable[[Runs], None]] = {
     "precisions": precisions,
     "resume": resume,
+    "nvjpeg": nvjpeg,
     "memory": memory,
     "deepspeed": deepspeed,
     "loader": loader,

@@ -14,7 +14,7 @@ import pytest
 from tests.setup_clone import installed, make_clone, make_wheel, setup
 
 pytestmark = pytest.mark.slow
-PINS = "torch==1.0\ntorchvision==1.0\ncuda==1\n"
+PINS = "torch==1.0\ntorchvision==1.0\ntorchcodec==1.0\ncuda==1\n"
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -25,7 +25,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[str]:
     """The address of an index like PyTorch's, with a CPU build and nothing else."""
-    for name in ("torch", "torchvision"):
+    for name in ("torch", "torchvision", "torchcodec"):
         make_wheel(tmp_path / "index" / name, name, "1.0+cpu", ["torch==1.0"][: name != "torch"])
     handler = partial(Quiet, directory=str(tmp_path / "index"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -46,8 +46,9 @@ def clone(tmp_path: Path) -> Path:
     """A clone that needs torch, whose registry has it with CUDA."""
     make_wheel(tmp_path / "registry", "torch", "1.0", ["cuda"])
     make_wheel(tmp_path / "registry", "torchvision", "1.0", ["torch==1.0"])
+    make_wheel(tmp_path / "registry", "torchcodec", "1.0", ["torch==1.0", "cuda"])
     make_wheel(tmp_path / "registry", "cuda", "1")
-    return make_clone(tmp_path / "clone", ["torch>=1", "torchvision"], PINS)
+    return make_clone(tmp_path / "clone", ["torch>=1", "torchvision", "torchcodec"], PINS)
 
 
 def test_the_cpu_build_is_taken_where_its_index_answers(
@@ -58,7 +59,8 @@ def test_the_cpu_build_is_taken_where_its_index_answers(
         code, text = setup(clone, home, **words)
         assert code == 0, text
         versions = installed(clone)
-        assert (versions["torch"], versions["torchvision"]) == ("1.0+cpu", "1.0+cpu")
+        names = ("torch", "torchvision", "torchcodec")
+        assert {versions[name] for name in names} == {"1.0+cpu"}
         assert "cuda" not in versions
         (clone / "constraints.txt").write_text(PINS + "six==1.17.0\n")
 

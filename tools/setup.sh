@@ -129,7 +129,7 @@ cpu_torch() {
 
 torch_from_index() {
     export UV_INDEX='' UV_FIND_LINKS=''
-    set -- --no-deps --default-index "$torch_index" torch torchvision
+    set -- --no-deps --default-index "$torch_index" torch torchvision torchcodec
     ! install --offline "$@" >"$log" 2>&1 || return 0
     (
         export UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_TIMEOUT=10 UV_HTTP_RETRIES=0

@@ -27,6 +27,8 @@ HELP = "show what is installed and missing, and how to get it"
 _ENOUGH_DISK = 10 * 2**30
 _FFCV_LIBRARIES = "apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++"
 _WITHOUT_FFCV = "not needed: data.loader=numba gives the same pixels, no slower"
+_TORCHCODEC = "torchcodec>=0.16"
+_NVJPEG = "data.loader=nvjpeg"
 # Modules that nothing works without, and the distributions that hold them.
 _CORE = {
     "numpy": "numpy",
@@ -130,6 +132,7 @@ def _node() -> Iterator[Row]:
         yield Row("absent", "NCCL", "GPUs cannot work together with this build of torch")
     gloo = dist.is_available() and dist.is_gloo_available()
     yield Row("ok" if gloo else "absent", "gloo", "several CPU processes" if gloo else "none")
+    yield _nvjpeg()
     yield _host_names()
     yield from _shared_memory()
 
@@ -207,6 +210,17 @@ def _ffcv() -> Row:
         reason = " ".join(str(error).split())[:120]
         return Row("note", "ffcv", f"does not import: {reason}   ({_WITHOUT_FFCV})")
     return Row("ok", "ffcv", metadata.version("ffcv"))
+
+
+def _nvjpeg() -> Row:
+    if importlib.util.find_spec("torchcodec") is None:
+        return Row("absent", "torchcodec", f"pip install '{_TORCHCODEC}'   ({_NVJPEG})")
+    try:
+        importlib.import_module("adafilter_dist.data.loading.nvjpeg_backend")
+    except Exception as error:  # another version, or built for another torch
+        reason = " ".join(str(error).split())[:120]
+        return Row("note", "torchcodec", f"does not import: {reason}   ({_NVJPEG})")
+    return Row("ok", "torchcodec", f"{metadata.version('torchcodec')}   ({_NVJPEG})")
 
 
 def _compiler() -> Row:

@@ -64,9 +64,24 @@ class Recipe(Section):
                 f"optim.warmup_epochs={self.optim.warmup_epochs:g} leaves nothing of "
                 f"train.epochs={self.train.epochs}; give less than that"
             )
+        if self.data.loader == "nvjpeg":
+            _check_nvjpeg(self)
         if isinstance(self.engine, DeepSpeed):
             _check_deepspeed(self.engine, self.train, self.deterministic)
         return self
+
+
+def _check_nvjpeg(recipe: Recipe) -> None:
+    if recipe.engine.device == "cpu":
+        raise ValueError(
+            "data.loader=nvjpeg decodes on a GPU, and engine.device=cpu trains without one; use "
+            "data.loader=numba"
+        )
+    if recipe.augment.policy != "none":
+        raise ValueError(
+            f"augment.policy={recipe.augment.policy} changes pictures on the CPU, and "
+            "data.loader=nvjpeg decodes them on the GPU; use data.loader=numba"
+        )
 
 
 def _check_deepspeed(engine: DeepSpeed, train: Train, deterministic: bool) -> None:

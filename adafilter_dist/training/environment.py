@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ def describe_environment(
         "kernels": kernels,
         "loader": loader,
         "engine": _engine(recipe),
+        # It brings the nvJPEG that decodes.
+        **({"torchcodec": metadata.version("torchcodec")} if loader == "nvjpeg" else {}),
     }
 
 

@@ -189,3 +189,19 @@ def test_help_of_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
             main([verb, "--help"])
         assert left.value.code == 0
         assert f"adafilter {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("data.stored_format=raw", "stored_format=raw stores none"),
+        ("augment.policy=randaugment", "changes pictures on the CPU"),
+        ("engine.device=cpu", "trains without one"),
+    ],
+)
+def test_nvjpeg_with_what_it_cannot_do(
+    more: str, told: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    given = words(folder, "engine.device=auto", "data.loader=nvjpeg", more)
+    said = refused(capsys, "train", *given)
+    assert told in said and "loader=numba" in said

@@ -79,17 +79,24 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return stored(tmp_path_factory.mktemp("raw"), "raw")
 
 
-@pytest.fixture(params=["numba", "ffcv", "torchvision"])
+@pytest.fixture(params=["numba", "ffcv", "torchvision", "nvjpeg"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Who decodes."""
     if request.param == "ffcv":
         needs_ffcv()
+    if request.param == "nvjpeg":
+        needs_torchcodec()
     return str(request.param)
 
 
 def needs_ffcv() -> None:
     """Skip where FFCV is not installed (in CI that is a failure)."""
     pytest.importorskip("ffcv", reason="FFCV is not installed (README: Installing)")
+
+
+def needs_torchcodec() -> None:
+    """Skip where TorchCodec is not installed (in CI that is a failure)."""
+    pytest.importorskip("torchcodec", reason="TorchCodec is not installed (make setup)")
 
 
 def train_loader(
@@ -102,14 +109,22 @@ def train_loader(
     before: str | None = None,
     **sections: dict[str, Any],
 ) -> TrainLoader:
-    """A training loader that decodes as told."""
-    chosen = recipe(data={"loader": kind, "num_workers": workers}, **sections)
-    return TrainLoader(
+    """A training loader that decodes as told; nvjpeg's code on the CPU, where training has none."""
+    asked = "numba" if kind == "nvjpeg" else kind
+    chosen = recipe(data={"loader": asked, "num_workers": workers}, **sections)
+    device = torch.device("cpu")
+    loader = TrainLoader(
         prepared,
         chosen,
         PREPROCESS,
         rank=rank,
         world_size=world_size,
-        device=torch.device("cpu"),
+        device=device,
         before=before,
     )
+    if kind == "nvjpeg":
+        from adafilter_dist.data.loading.nvjpeg_backend import NvjpegBackend
+
+        loader._backend = NvjpegBackend(loader._store, PREPROCESS.crop, workers, device)
+        loader.kind = loader._backend.kind
+    return loader

@@ -63,7 +63,7 @@ def _means(source, start, stride, whole_y, whole_x, target, mirrored):  # type: 
 
 
 @compiled
-def _shares(length, count, scale):  # type: ignore[no-untyped-def]
+def area_shares(length, count, scale):  # type: ignore[no-untyped-def]
     """Which source pixels fall into ``count`` target pixels, and how much of each.
 
     Returns bounds (count + 1,) into: source pixels, shares in float32.
@@ -100,8 +100,8 @@ def _shares(length, count, scale):  # type: ignore[no-untyped-def]
 def _areas(source, start, stride, height, width, scale_y, scale_x, target, mirrored):  # type: ignore[no-untyped-def]
     """Each target pixel is the mean of the source's area under it: along rows, then columns."""
     rows, columns = target.shape[0], target.shape[1]
-    row_bounds, row_pixels, row_shares = _shares(height, rows, scale_y)
-    bounds, pixels, shares = _shares(width, columns, scale_x)
+    row_bounds, row_pixels, row_shares = area_shares(height, rows, scale_y)
+    bounds, pixels, shares = area_shares(width, columns, scale_x)
     line = np.empty((columns, 3), np.float32)
     total = np.empty((columns, 3), np.float32)
     known = np.int64(-1)
@@ -132,7 +132,7 @@ def _areas(source, start, stride, height, width, scale_y, scale_x, target, mirro
 
 
 @compiled
-def _blend_weights(length, count, scale):  # type: ignore[no-untyped-def]
+def blend_weights(length, count, scale):  # type: ignore[no-untyped-def]
     """For each of ``count`` target pixels: the first of two source pixels, and both weights."""
     growth = float(count) / float(length)
     firsts = np.empty(count, np.int64)
@@ -153,10 +153,10 @@ def _blend_weights(length, count, scale):  # type: ignore[no-untyped-def]
 def _blends(source, start, stride, height, width, scale_y, scale_x, target, mirrored):  # type: ignore[no-untyped-def]
     """Each target pixel blends two by two source pixels: along rows, then columns."""
     rows, columns = target.shape[0], target.shape[1]
-    firsts, weights = _blend_weights(width, columns, scale_x)
+    firsts, weights = blend_weights(width, columns, scale_x)
     if mirrored:
         firsts, weights = firsts[::-1].copy(), weights[::-1].copy()
-    tops, row_weights = _blend_weights(height, rows, scale_y)
+    tops, row_weights = blend_weights(height, rows, scale_y)
     packed = np.zeros(width + 1, np.uint64)
     lines = np.empty((2, 3 * columns), np.int16)
     known = np.full(2, -1, np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Kind = Literal["numba", "ffcv", "torchvision"]
+Kind = Literal["numba", "ffcv", "torchvision", "nvjpeg"]
 SAME_PIXELS: frozenset[str] = frozenset({"numba", "ffcv"})
 """Kinds of `Backend` that give the same pixels to the bit."""
 
@@ -37,6 +37,8 @@ class Backend(Protocol):
 
     def read(self, plan: ReadPlan) -> Generator[Tensor, None, None]:
         """Micro-batches of the plan in order: uint8 (m, 3, R, R), channels last.
+
+        On the CPU, or on the device that trains; what was computed there for them is done.
 
         Closing the generator ends all work and joins what was started. UserError where a record
         cannot be decoded.

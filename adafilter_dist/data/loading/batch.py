@@ -15,7 +15,8 @@ class MicroBatch:
 
     ``images`` uint8 (m, 3, R, R) channels last, ``labels`` int64 (m,), ``index`` int64 (m,): each
     sample's position in its split; ``domain`` int64 (m,), None where the data have no domains.
-    ``images`` is empty where the loader was told that nobody needs them.
+    ``images`` is on the GPU where that decoded it, and empty where the loader was told that nobody
+    needs it.
     """
 
     images: Tensor

@@ -59,10 +59,18 @@ def to_device(
     """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     exact = accumulation_dtype(dtype)
-    pixels = batch.images.to(device, non_blocking=True)
+    pixels = on_device(batch.images, device)
     images = torch.empty(pixels.shape, dtype=exact, device=device, memory_format=layout)
     normalise(pixels, preprocess, images)
     return images.to(dtype), batch.labels.to(device, non_blocking=True)
+
+
+def on_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """The loader's pixels on the device, for what is queued on the current stream."""
+    if pixels.is_cuda:
+        # Decoded there, in memory of another stream, which must not fill it anew before that.
+        pixels.record_stream(torch.cuda.current_stream(pixels.device))
+    return pixels.to(device, non_blocking=True)
 
 
 def normalise(pixels: Tensor, preprocess: Preprocess, images: Tensor) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 from PIL.Image import fromarray
 from torch import Tensor
 
-from adafilter_dist.data.loading.backend import Backend, ReadPlan
+from adafilter_dist.data.loading.backend import ReadPlan
 from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.choose import choose_backend
 from adafilter_dist.data.loading.crop import crop_boxes, flips
 from adafilter_dist.data.loading.order import (
     batch_share,
@@ -26,19 +26,12 @@ from adafilter_dist.data.loading.order import (
     steps_per_epoch,
 )
 from adafilter_dist.data.loading.policy import policy_of
-from adafilter_dist.data.loading.torchvision_backend import TorchvisionBackend
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.prepared import Domains, Prepared, SplitName
 from adafilter_dist.data.stored.store import Store
-from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pixels
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.slurm.cpus import cpus_of_rank
-
-_KEPT = (
-    "the run goes on with the pixels it began with, which torchvision decodes; data.loader=numba "
-    "takes less than half the time, and some of its pixels differ by one grey level"
-)
 
 __all__ = ["EvalLoader", "MicroBatch", "TrainLoader"]
 
@@ -72,7 +65,9 @@ class TrainLoader:
         self.steps_per_epoch = steps_per_epoch(len(self._records), recipe.train.global_batch)
         self.store_name = path.name
         self._store = Store(path)
-        self._backend, self.notice = self._choose(preprocess.crop, before)
+        self._backend, self.notice = choose_backend(
+            recipe, self._store, preprocess.crop, self._workers, device, before
+        )
         self.kind = self._backend.kind
 
     @contextlib.contextmanager
@@ -154,41 +149,6 @@ class TrainLoader:
         heights, widths = self._store.heights[records], self._store.widths[records]
         boxes = crop_boxes(seed, epoch, index, heights, widths, augment.scale, augment.ratio)
         return np.column_stack([boxes, flips(seed, epoch, index, augment.flip)])
-
-    def _choose(self, size: int, before: str | None) -> tuple[Backend, str | None]:
-        store, workers, pin = self._store, self._workers, self._pin
-        wanted, notice = self._recipe.data.loader, None
-        if wanted == "auto" and before == "torchvision":
-            wanted, notice = "torchvision", _KEPT
-        if wanted in ("auto", "numba"):
-            why_not = _why_not("adafilter_dist.data.loading.numba_backend")
-            if why_not is None:
-                from adafilter_dist.data.loading.numba_backend import NumbaBackend
-
-                return NumbaBackend(store, size, workers, pin), None
-            if wanted == "numba":
-                raise UserError(
-                    f"data.loader=numba: cannot be used here ({why_not}); use data.loader=ffcv, "
-                    "the same pixels, or data.loader=torchvision, decoded more slowly"
-                )
-            notice = (
-                f"the compiled loader cannot be used here ({why_not}): torchvision decodes the "
-                "same pictures, more slowly"
-            )
-        if wanted == "ffcv" or (wanted == "auto" and before == "ffcv"):
-            why_not = _why_not("adafilter_dist.data.loading.ffcv_backend")
-            if why_not is None:
-                from adafilter_dist.data.loading.ffcv_backend import FfcvBackend
-
-                micro_batch = self._recipe.train.micro_batch
-                return FfcvBackend(store, size, workers, micro_batch, pin), None
-            if wanted == "ffcv":
-                raise UserError(
-                    f"data.loader=ffcv: FFCV cannot be used here ({why_not}); install it "
-                    "(`adafilter doctor` says how), or use data.loader=numba: same pixels, no "
-                    "slower"
-                )
-        return TorchvisionBackend(store, size, workers, pin), notice
 
 
 class EvalLoader:
@@ -289,14 +249,3 @@ def _domain(domains: Domains | None, index: NDArray[np.int64], pin: bool) -> Ten
 def _host(numbers: NDArray[np.int64], pin: bool) -> Tensor:
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory() if pin else tensor
-
-
-def _why_not(module: str) -> str | None:
-    """Why one of the backends cannot be imported; its libraries can be amiss in many ways."""
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        return f"{error.name} is not installed"
-    except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return None

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from adafilter_dist.data.loading.batch import DeviceBatch, MicroBatch
-from adafilter_dist.data.loading.device import BatchTransfer, joined, normalise
+from adafilter_dist.data.loading.device import BatchTransfer, joined, normalise, on_device
 from adafilter_dist.data.stored.pool import WorkerPool
 
 AHEAD = 1
@@ -126,7 +126,7 @@ class CudaPrefetcher:
         # context on it for every rank.
         torch.cuda.set_device(self._device)
         with torch.cuda.stream(self._stream):
-            pixels = [part.images.to(self._device, non_blocking=True) for part in parts]
+            pixels = [on_device(part.images, self._device) for part in parts]
             self._stream.wait_event(self._read[place])
             size = len(pixels[0])
             images = self._images[place][: size * len(parts)]

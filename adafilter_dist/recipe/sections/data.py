@@ -145,9 +145,10 @@ class Data(Section):
     std: Annotated[Std, Field(strict=False)] | None = Field(
         None, description="default from the weights"
     )
-    loader: Literal["auto", "numba", "ffcv", "torchvision"] = Field(
+    loader: Literal["auto", "numba", "ffcv", "torchvision", "nvjpeg"] = Field(
         "auto",
-        description="what decodes pictures; auto: code compiled by numba, where it can be used",
+        description="what decodes pictures; auto: code compiled by numba, where it can be used; "
+        "nvjpeg: the GPU, to other pixels",
     )
     num_workers: Threads | None = Field(
         None, description="decoding threads per rank; default the cores of this rank"
@@ -186,6 +187,10 @@ class Data(Section):
                 raise ValueError(
                     f"mixed.{key}=[relabelled] exchanges all ten classes; leave out data.classes"
                 )
+        if self.loader == "nvjpeg" and self.stored_format == "raw":
+            raise ValueError(
+                "loader=nvjpeg decodes JPEGs, and stored_format=raw stores none; use loader=numba"
+            )
         if self.stage_to is not None and not self.stage_to.startswith(("/", "$", "~")):
             raise ValueError(
                 f"stage_to={self.stage_to}: must begin with / or a variable such as $SLURM_TMPDIR"

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from adafilter_dist.data.loading.batch import MicroBatch
+from adafilter_dist.data.loading.choose import choose_backend
 from adafilter_dist.data.loading.crop import crop_boxes, flips
 from adafilter_dist.data.loading.loader import EvalLoader, TrainLoader
 from adafilter_dist.data.loading.order import epoch_order
@@ -27,6 +28,7 @@ from tests.data.conftest import (
     PREPROCESS,
     SAMPLES,
     needs_ffcv,
+    needs_torchcodec,
     recipe,
     stored,
     train_loader,
@@ -94,7 +96,15 @@ def test_what_a_micro_batch_is(kind: str, loaders: Loaders) -> None:
         assert torch.equal(batch.labels, batch.index % 7)
 
 
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [("nvjpeg", "jpg"), *itertools.product(["numba", "ffcv", "torchvision"], ["jpg", "raw"])],
+)
 def test_pixels_are_those_of_the_box(kind: str, format: str, loaders: Loaders) -> None:
+    if kind == "ffcv":
+        needs_ffcv()
+    if kind == "nvjpeg":
+        needs_torchcodec()
     loader = loaders[kind, format]
     found = read(loader)
     store, worst = Store(loader._store.path), 0
@@ -116,6 +126,11 @@ def test_pixels_are_those_of_the_box(kind: str, format: str, loaders: Loaders) -
 def test_numba_gives_the_pixels_of_ffcv(format: str, loaders: Loaders) -> None:
     needs_ffcv()
     assert same(read(loaders["numba", format], 2), read(loaders["ffcv", format], 2))
+
+
+def test_the_code_of_a_gpu_gives_the_pixels_of_numba_on_a_cpu(loaders: Loaders) -> None:
+    needs_torchcodec()
+    assert same(read(loaders["nvjpeg", "jpg"], 2), read(loaders["numba", "jpg"], 2))
 
 
 def test_torchvision_gives_nearly_the_same_pixels(format: str, loaders: Loaders) -> None:
@@ -308,6 +323,56 @@ def test_what_is_asked_for_cannot_be_used(
     assert loader.notice is None or "\n" not in loader.notice
 
 
+@pytest.mark.parametrize("stored_as", ["jpg", "raw"])
+def test_nvjpeg_where_it_cannot_be_used(
+    stored_as: str, jpg: Prepared, raw: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store({"jpg": jpg, "raw": raw}[stored_as].train_store)
+    chosen = recipe(data={"loader": "nvjpeg"})
+
+    def refused(device: str) -> str:
+        with pytest.raises(UserError, match=r"^data\.loader=nvjpeg: .*data\.loader=numba") as told:
+            choose_backend(chosen, store, 48, 2, torch.device(device), None)
+        assert "\n" not in str(told.value)
+        return str(told.value)
+
+    assert "trains on the CPU" in refused("cpu")
+    if stored_as == "raw":
+        assert "holds raw pixels" in refused("cuda")
+    else:
+        monkeypatch.setitem(sys.modules, "adafilter_dist.data.loading.nvjpeg_backend", None)
+        assert "pip install 'torchcodec" in refused("cuda")
+
+
+def test_what_goes_wrong_on_the_device(
+    jpg: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs_torchcodec()
+    from adafilter_dist.data.loading import nvjpeg_backend
+
+    loader, decode_jpeg = train_loader(jpg, "nvjpeg"), nvjpeg_backend.decode_jpeg
+    refused = Store(jpg.train_store).encoded(17).tolist()
+
+    def refuses(encoded: list[torch.Tensor], **how: Any) -> Any:
+        if any(one.tolist() == refused for one in encoded):
+            raise RuntimeError("NVJPEG_STATUS_JPEG_NOT_SUPPORTED\nin a file")
+        return decode_jpeg(encoded, **how)
+
+    monkeypatch.setattr(nvjpeg_backend, "decode_jpeg", refuses)
+    with pytest.raises(UserError, match=r"record 17 is whole, .*cpu.*NOT_SUPPORTED") as told:
+        read(loader, 0), read(loader, 1)
+    assert "\n" not in str(told.value)
+
+    def fails(encoded: list[torch.Tensor], **how: Any) -> Any:
+        if len(encoded) > 1:
+            raise torch.OutOfMemoryError("of the GPU")
+        return decode_jpeg(encoded, **how)
+
+    monkeypatch.setattr(nvjpeg_backend, "decode_jpeg", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        read(loader)
+
+
 def test_auto_takes_numba(jpg: Prepared) -> None:
     assert train_loader(jpg, "auto").kind == "numba"
 
@@ -318,13 +383,15 @@ def test_auto_takes_numba(jpg: Prepared) -> None:
         ("auto", "torchvision", "torchvision"),
         ("auto", "ffcv", "numba"),
         ("auto", "numba", "numba"),
+        ("auto", "nvjpeg", "numba"),
         ("numba", "torchvision", "numba"),
     ],
 )
 def test_a_run_goes_on_with_its_pixels(asked: str, before: str, taken: str, jpg: Prepared) -> None:
     loader = train_loader(jpg, asked, before=before)
     assert loader.kind == taken
-    assert (loader.notice is not None) == (asked == "auto" and taken == "torchvision")
+    kept_or_lost = before == "nvjpeg" or taken == "torchvision"
+    assert (loader.notice is not None) == (asked == "auto" and kept_or_lost)
 
 
 def test_sizes_that_cannot_work(jpg: Prepared) -> None:
