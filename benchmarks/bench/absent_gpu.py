@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from triton.runtime.jit import JITFunction
 from adafilter_dist.models.ops import device_kind
 
 CAPABILITY = 90
+_NUMBERS = itertools.count(1000)
 
 
 @dataclass
@@ -27,8 +29,12 @@ class Launches:
 
 
 class _AbsentDriver:
+    def __init__(self) -> None:
+        # Kernels are kept by device: no number that a GPU has, nor one of before.
+        self._device = next(_NUMBERS)
+
     def get_current_device(self) -> int:
-        return 0
+        return self._device
 
     def get_current_stream(self, device: int) -> int:
         return 0

@@ -134,46 +134,51 @@ def _branch(
 
 @triton.jit
 def statistics_kernel(
-    means1: tl.tensor, squares1: tl.tensor, means2: tl.tensor, squares2: tl.tensor, width: int,
-    gates: tl.tensor,
+    moments: tl.tensor, gates: tl.tensor,
     weight1: tl.tensor, bias1: tl.tensor, running_mean1: tl.tensor, running_var1: tl.tensor,
     sums1: tl.tensor,
     weight2: tl.tensor, bias2: tl.tensor, running_mean2: tl.tensor, running_var2: tl.tensor,
     sums2: tl.tensor,
-    rows: tl.tensor, groups: int, images: int, pixels: tl.int64, channels: int, splits: int,
-    share: int, PRIOR: tl.constexpr, EPS1: tl.constexpr, EPS2: tl.constexpr,
-    KIND1: tl.constexpr, KIND2: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    rows: tl.tensor, width: int, apart: tl.int64, second: tl.int64, groups: int, images: int,
+    pixels: tl.int64, channels: int, splits: int, share: int, PRIOR: tl.constexpr,
+    EPS1: tl.constexpr, EPS2: tl.constexpr, KIND1: tl.constexpr, KIND2: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Both branches' rows from the moments of shares of images; half of the programs for each."""
+    """Both branches' rows from the moments of shares of images; half of the programs for each.
+
+    `moments` are means, `apart` from them squares; those of the frozen branch begin at `second`.
+    """
     c, in_c, branch = _columns(channels, BLOCK_C)
     block = tl.program_id(0) % tl.cdiv(channels, BLOCK_C)
     if branch == 0:
         _branch(
-            c, in_c, block, means1, squares1, width, gates, weight1, bias1, running_mean1,
+            c, in_c, block, moments, moments + apart, width, gates, weight1, bias1, running_mean1,
             running_var1, sums1, rows, groups, images, pixels, channels, splits, share,
             PRIOR, EPS1, True, KIND1, ACC, BLOCK_R, BLOCK_C,
         )  # fmt: skip
     else:
         _branch(
-            c, in_c, block, means2, squares2, width, gates, weight2, bias2, running_mean2,
-            running_var2, sums2, rows + 5 * groups * channels, groups, images, pixels, channels,
-            splits, share, PRIOR, EPS2, False, KIND2, ACC, BLOCK_R, BLOCK_C,
+            c, in_c, block, moments + second, moments + second + apart, width, gates, weight2,
+            bias2, running_mean2, running_var2, sums2, rows + 5 * groups * channels, groups,
+            images, pixels, channels, splits, share, PRIOR, EPS2, False, KIND2, ACC, BLOCK_R,
+            BLOCK_C,
         )  # fmt: skip
 
 
 @triton.jit
 def gradients_kernel(
-    gates: tl.tensor, sums: tl.tensor, rows: tl.tensor, weight1: tl.tensor, bias1: tl.tensor,
+    gates: tl.tensor, work: tl.tensor, rows: tl.tensor, weight1: tl.tensor, bias1: tl.tensor,
     weight2: tl.tensor, bias2: tl.tensor, dgates: tl.tensor, dweight1: tl.tensor,
-    dbias1: tl.tensor, dweight2: tl.tensor, dbias2: tl.tensor, qr: tl.tensor, groups: int,
-    images: int, pixels: int, channels: int, KIND1: tl.constexpr, KIND2: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    dbias1: tl.tensor, dweight2: tl.tensor, dbias2: tl.tensor, groups: int, images: int,
+    pixels: int, channels: int, splits: int, at_qr: tl.int64, KIND1: tl.constexpr,
+    KIND2: tl.constexpr, ACC: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """All small gradients from sums (3, N, C); qr (4, groups, C) of dy = p dz + q (y - mean) + r.
+    """All small gradients from sums (splits, 3, N, C), with which `work` begins.
 
-    `images` in a group. q and r are for an image that weighs one in the statistics.
+    At `at_qr` in it qr (4, groups, C) is written, of dy = p dz + q (y - mean) + r. `images` in a
+    group. q and r are for an image that weighs one in the statistics.
     """
+    qr = work + at_qr
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_c = c < channels
     w1 = _row(weight1, c, in_c, ACC)[None, :]
@@ -201,9 +206,14 @@ def gradients_kernel(
             mask = (n < images)[:, None] & in_c[None, :]
             at = (group * images + n)[:, None] * channels + c[None, :]
             g = tl.load(gates + at, mask=mask, other=0).to(ACC)
-            s0 = tl.load(sums + at, mask=mask, other=0).to(ACC)
-            s1 = tl.load(sums + apart + at, mask=mask, other=0).to(ACC)
-            s2 = tl.load(sums + 2 * apart + at, mask=mask, other=0).to(ACC)
+            s0 = tl.load(work + at, mask=mask, other=0).to(ACC)
+            s1 = tl.load(work + apart + at, mask=mask, other=0).to(ACC)
+            s2 = tl.load(work + 2 * apart + at, mask=mask, other=0).to(ACC)
+            for split in range(1, splits):
+                of_split = work + tl.cast(3 * split, tl.int64) * apart + at
+                s0 += tl.load(of_split, mask=mask, other=0).to(ACC)
+                s1 += tl.load(of_split + apart, mask=mask, other=0).to(ACC)
+                s2 += tl.load(of_split + 2 * apart, mask=mask, other=0).to(ACC)
             # w1 k1 s1 - w2 k2 s2 by differences: exactly zero where both branches are the same,
             # also where the compiler fuses a product with its sum.
             between = (s1 - s2) * k1 + s2 * (k1 - k2)

@@ -92,7 +92,6 @@ def step_kernel(
     projected: tl.tensor,
     activations: tl.tensor,
     tanh_cell: tl.tensor,
-    hidden_copy: tl.tensor,
     slope: tl.tensor,
     images: int,
     inputs: int,
@@ -182,14 +181,13 @@ def step_kernel(
     _store(c, n, in_n, j, hidden, cell)
     _store(tanh_cell, n, in_n, j, hidden, flat)
     _store(h, n, in_n, j, hidden, state)
-    _store(hidden_copy, n, in_n, j, hidden, state)
     tl.debug_barrier()
 
     # The projection out and the threshold.
     for block in range(0, tl.cdiv(outputs, BLOCK_C)):
         o = block * BLOCK_C + tl.arange(0, BLOCK_C)
         logit = tl.load(bias_out + o, mask=o < outputs, other=0).to(ACC)[None, :] + _product(
-            hidden_copy, n, in_n, hidden, weight_out, 1, o, outputs, hidden,
+            h, n, in_n, hidden, weight_out, 1, o, outputs, hidden,
             ACC, BLOCK_N, BLOCK_K, BLOCK_C,
         )  # fmt: skip
         if SHIFT:

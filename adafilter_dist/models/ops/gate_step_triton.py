@@ -5,6 +5,10 @@ What they compute: `gate_step_reference`. Importing this needs triton.
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton.language as tl
 from torch import Tensor
@@ -18,11 +22,13 @@ from adafilter_dist.models.ops.gate_step_reference import (
     Rule,
     StepGradients,
 )
+from adafilter_dist.models.ops.launches import Launch, here
 from adafilter_dist.models.ops.operators import operator
 from adafilter_dist.models.ops.tiles import cdiv, next_power_of_2
 
 __all__ = ["gradients", "step"]
 _BLOCK_N, _BLOCK_K, _BLOCK_C = 2, 16, 128
+_KEPT = 4096
 
 
 def step(
@@ -75,55 +81,40 @@ def _step_body(
     sigmoid: bool,
     normalise: bool,
 ) -> list[Tensor]:
-    images, inputs = pooled.shape
-    outputs, hidden = weights[2].shape
-    new = pooled.new_empty
-    gates, logits, slope = (new(images, outputs) for _ in range(3))
-    h_next, c_next, projected, tanh_cell, copy = (new(images, hidden) for _ in range(5))
-    activations = new(images, 4 * hidden)
-    more = [new(images, inputs), new(images, 1)] if normalise else []
+    has = (h is not None, shift is not None, noise is not None)
+    shift_stride = 0 if shift is None or len(shift) == 1 else shift.stride(0)
+    how = (temperature, sigmoid, normalise, *has, shift_stride, column)
+    plan = _step_plan(pooled.shape, weights[2].shape, pooled.dtype, *how)
+    pooled = pooled if pooled.is_contiguous() else pooled.contiguous()
+    new, of_outputs, of_hidden = pooled.new_empty, plan.outputs, plan.hidden
+    gates, logits, slope = new(of_outputs), new(of_outputs), new(of_outputs)
+    h_next, c_next = new(of_hidden), new(of_hidden)
+    projected, tanh_cell = new(of_hidden), new(of_hidden)
+    activations = new(plan.activations)
+    more = [new(pooled.shape), new(plan.column)] if normalise else []
     normalised, rstd = more or (gates, gates)
-    pooled = pooled.contiguous()
-    with torch.cuda.device_of(pooled):
-        kernels.step_kernel[(cdiv(images, _BLOCK_N),)](
-            pooled,
-            *weights,
-            pooled if h is None else h,
-            pooled if c is None else c,
-            pooled if shift is None else shift,
-            pooled if noise is None else noise,
-            gates,
-            logits,
-            h_next,
-            c_next,
-            normalised,
-            rstd,
-            projected,
-            activations,
-            tanh_cell,
-            copy,
-            slope,
-            images,
-            inputs,
-            hidden,
-            outputs,
-            0 if shift is None or len(shift) == 1 else shift.stride(0),
-            column,
-            TEMPERATURE=temperature,
-            EPS=EPS,
-            SIGMOID=sigmoid,
-            NORMALISE=normalise,
-            STATE=h is not None,
-            SHIFT=shift is not None,
-            NOISE=noise is not None,
-            ACC=_accumulation(pooled),
-            BLOCK_N=_BLOCK_N,
-            BLOCK_K=_BLOCK_K,
-            BLOCK_H=next_power_of_2(hidden),
-            BLOCK_C=_BLOCK_C,
-            enable_fp_fusion=True,
-        )
-    return [gates, logits, h_next, c_next, projected, activations, tanh_cell, copy, slope, *more]
+    plan.launch(
+        here(pooled),
+        pooled,
+        *weights,
+        pooled if h is None else h,
+        pooled if c is None else c,
+        pooled if shift is None else shift,
+        pooled if noise is None else noise,
+        gates,
+        logits,
+        h_next,
+        c_next,
+        normalised,
+        rstd,
+        projected,
+        activations,
+        tanh_cell,
+        slope,
+    )
+    # Not h itself: as an output it belongs to autograd's graph, which would then refer to itself.
+    kept = h_next.detach()
+    return [gates, logits, h_next, c_next, projected, activations, tanh_cell, kept, slope, *more]
 
 
 def _gradients_body(
@@ -137,52 +128,127 @@ def _gradients_body(
     weights: list[Tensor],
 ) -> list[Tensor]:
     normalised, activations, tanh_cell, slope = kept
-    (images, inputs), hidden = normalised.shape, tanh_cell.shape[1]
-    outputs = slope.shape[1]
-    new = slope.new_empty
-    dpooled, of_logits = new(images, inputs), new(images, outputs)
-    of_preactivations, of_projected = new(images, 4 * hidden), new(images, hidden)
-    before = [] if c is None else [new(images, hidden), new(images, hidden)]
-    dh_before, dc_before = before or (of_projected, of_projected)
+    has = (rstd is not None, c is not None)
     grads = (dgates, dlogits, dh, dc)
-    with torch.cuda.device_of(slope):
-        kernels.step_gradients_kernel[(cdiv(images, _BLOCK_N),)](
-            *(slope if each is None else each.contiguous() for each in grads),
-            normalised,
-            slope if rstd is None else rstd,
-            activations,
-            tanh_cell,
-            slope,
-            slope if c is None else c,
-            *weights,
-            dpooled,
-            dh_before,
-            dc_before,
-            of_logits,
-            of_preactivations,
-            of_projected,
-            images,
-            inputs,
-            hidden,
-            outputs,
-            NORMALISE=rstd is not None,
-            STATE=c is not None,
-            DGATES=dgates is not None,
-            DLOGITS=dlogits is not None,
-            DH=dh is not None,
-            DC=dc is not None,
-            ACC=_accumulation(slope),
-            BLOCK_N=_BLOCK_N,
-            BLOCK_K=_BLOCK_K,
-            BLOCK_H=next_power_of_2(hidden),
-            BLOCK_C=_BLOCK_C,
-            enable_fp_fusion=True,
-        )
+    has_grads = tuple([each is not None for each in grads])
+    shapes = (normalised.shape, slope.shape, weights[3].shape)
+    plan = _gradients_plan(*shapes, slope.dtype, *has, has_grads)
+    new, of_hidden = slope.new_empty, plan.hidden
+    dpooled, of_logits = new(normalised.shape), new(plan.outputs)
+    of_preactivations, of_projected = new(plan.activations), new(of_hidden)
+    before = [] if c is None else [new(of_hidden), new(of_hidden)]
+    dh_before, dc_before = before or (of_projected, of_projected)
+    plan.launch(
+        here(slope),
+        *[
+            slope if each is None else each if each.is_contiguous() else each.contiguous()
+            for each in grads
+        ],
+        normalised,
+        slope if rstd is None else rstd,
+        activations,
+        tanh_cell,
+        slope,
+        slope if c is None else c,
+        *weights,
+        dpooled,
+        dh_before,
+        dc_before,
+        of_logits,
+        of_preactivations,
+        of_projected,
+    )
     return [dpooled, of_logits, of_preactivations, of_projected, *before]
 
 
-def _accumulation(x: Tensor) -> tl.dtype:
-    return tl.float64 if x.dtype == torch.float64 else tl.float32
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a step or its backward allocates and launches."""
+
+    outputs: tuple[int, int]
+    hidden: tuple[int, int]
+    activations: tuple[int, int]
+    column: tuple[int, int]
+    launch: Launch
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _step_plan(
+    shape: tuple[int, int],
+    of_weight: tuple[int, int],
+    dtype: torch.dtype,
+    temperature: float,
+    sigmoid: bool,
+    normalise: bool,
+    has_state: bool,
+    has_shift: bool,
+    has_noise: bool,
+    shift_stride: int,
+    column: int,
+) -> _Plan:
+    """For pooled features of `shape`, and the weight (C_out, H) of the projection out."""
+    (images, inputs), (outputs, hidden) = shape, of_weight
+    launch = Launch(
+        kernels.step_kernel,
+        cdiv(images, _BLOCK_N),
+        (images, inputs, hidden, outputs, shift_stride, column),
+        {
+            "TEMPERATURE": temperature,
+            "EPS": EPS,
+            "SIGMOID": sigmoid,
+            "NORMALISE": normalise,
+            "STATE": has_state,
+            "SHIFT": has_shift,
+            "NOISE": has_noise,
+            **_blocks(dtype, hidden),
+        },
+    )
+    return _plan(images, outputs, hidden, launch)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _gradients_plan(
+    shape: tuple[int, int],
+    of_outputs: tuple[int, int],
+    of_cell: tuple[int, int],
+    dtype: torch.dtype,
+    normalise: bool,
+    has_state: bool,
+    has_grads: tuple[bool, bool, bool, bool],
+) -> _Plan:
+    """For pooled features of `shape`, gates of `of_outputs`, and the cell's weight (4H, H)."""
+    (images, inputs), outputs, hidden = shape, of_outputs[1], of_cell[1]
+    dgates, dlogits, dh, dc = has_grads
+    launch = Launch(
+        kernels.step_gradients_kernel,
+        cdiv(images, _BLOCK_N),
+        (images, inputs, hidden, outputs),
+        {
+            "NORMALISE": normalise,
+            "STATE": has_state,
+            "DGATES": dgates,
+            "DLOGITS": dlogits,
+            "DH": dh,
+            "DC": dc,
+            **_blocks(dtype, hidden),
+        },
+    )
+    return _plan(images, outputs, hidden, launch)
+
+
+def _blocks(dtype: torch.dtype, hidden: int) -> dict[str, Any]:
+    return {
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "BLOCK_N": _BLOCK_N,
+        "BLOCK_K": _BLOCK_K,
+        "BLOCK_H": next_power_of_2(hidden),
+        "BLOCK_C": _BLOCK_C,
+        "enable_fp_fusion": True,
+    }
+
+
+def _plan(images: int, outputs: int, hidden: int, launch: Launch) -> _Plan:
+    return _Plan((images, outputs), (images, hidden), (images, 4 * hidden), (images, 1), launch)
 
 
 _step = operator("gate_step", _step_body)

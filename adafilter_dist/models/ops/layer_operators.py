@@ -1,24 +1,24 @@
 """The operators of a gated layer in Triton: what they allocate and launch.
 
 For CUDA tensors, channels-last or halves of a stacked tensor (others are copied first). No atomics:
-two runs give the same bits. Importing this needs triton.
+two runs give the same bits. What follows from shapes and layouts is prepared once (`layer_plans`).
+Importing this needs triton.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from adafilter_dist.errors import UserError
-from adafilter_dist.models.ops import coefficients_kernels as coefficients
-from adafilter_dist.models.ops import passes_kernels as passes
+from adafilter_dist.models.ops import layer_plans as plans
 from adafilter_dist.models.ops.dtypes import accumulation_dtype
+from adafilter_dist.models.ops.launches import here
 from adafilter_dist.models.ops.operators import operator
 from adafilter_dist.models.ops.pixel_rows import empty_rows, pixel_rows
-from adafilter_dist.models.ops.tiles import accumulation, cdiv, grid, next_power_of_2, shares, tile
 
 __all__ = ["choose", "forward", "layer_gradients", "statistics"]
-_BLOCK_N, _BLOCK_C = 16, 64
 
 
 def _statistics(
@@ -33,68 +33,21 @@ def _statistics(
     groups: int,
     prior: float,
 ) -> Tensor:
-    images, channels = gates.shape
-    pixels = y1.shape[2] * y1.shape[3]
-    if images * pixels == 0:
-        raise UserError(f"moments of an empty tensor {tuple(y1.shape)}: allowed is 1 pixel or more")
-    wide, accumulate = accumulation(y1.dtype)
-    rows = torch.empty(10, groups, channels, dtype=wide, device=y1.device)
-    with torch.cuda.device_of(y1):
-        # Moments of shares of each image's pixels; where both branches are one tensor, in one go.
-        ys = [y1] if y2 is None else [y1, y2]
-        width = y1.shape[1]
-        block_r, block_c = tile(y1.dtype, width, pixels)
-        others = images * cdiv(width, block_c)
-        splits, share = shares(pixels, 4 * block_r, others)
-        parts = images * splits
-        made = torch.empty(2 * len(ys), parts, width, dtype=torch.float64, device=y1.device)
-        moments = list(made.unbind())
-        for number, y in enumerate(ys):
-            y, stride = pixel_rows(y)
-            passes.moments_kernel[(splits * others,)](
-                y,
-                moments[2 * number],
-                moments[2 * number + 1],
-                pixels,
-                width,
-                stride,
-                splits,
-                share,
-                ACC=accumulate,
-                BLOCK_R=block_r,
-                BLOCK_C=block_c,
-                enable_fp_fusion=True,
-            )
-        if y2 is None:
-            moments += [each[:, channels:] for each in moments]
-        per = images // groups
-        block_r, block_c = min(256, next_power_of_2(per * splits)), 8
-        first, second = norms[:4], norms[4:]
-        coefficients.statistics_kernel[(2 * cdiv(channels, block_c),)](
-            *moments,
-            width,
-            gates.contiguous(),
-            *first,
-            sums1,
-            *second,
-            sums2,
-            rows,
-            groups,
-            per,
-            pixels,
-            channels,
-            splits,
-            share,
-            PRIOR=prior,
-            EPS1=eps[0],
-            EPS2=eps[1],
-            KIND1=kinds[0],
-            KIND2=kinds[1],
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
+    layout2 = None if y2 is None else y2.stride()
+    how = (tuple(kinds), tuple(eps), groups, prior)
+    plan = plans.statistics(y1.shape, y1.stride(), layout2, gates.shape[1], y1.dtype, *how)
+    if plan is None:
+        y1, y2 = _copied(y1), _copied(y2)
+        return _statistics(y1, y2, gates, norms, sums1, sums2, kinds, eps, groups, prior)
+    place = here(y1)
+    rows = y1.new_empty(plan.rows, dtype=plan.wide)
+    moments = y1.new_empty(plan.moments, dtype=torch.float64)
+    plan.first(place, y1, moments)
+    if y2 is not None:
+        plan.second(place, y2, moments)
+    weight1, bias1, mean1, var1, weight2, bias2, mean2, var2 = norms
+    first, second = (weight1, bias1, mean1, var1, sums1), (weight2, bias2, mean2, var2, sums2)
+    plan.both(place, moments, _contiguous(gates), *first, *second, rows)
     return rows
 
 
@@ -122,43 +75,18 @@ def _choose(
     groups: int,
     relu: bool,
 ) -> tuple[Tensor, Tensor]:
-    images, channels = gates.shape
-    pixels = y1.shape[2] * y1.shape[3]
-    out = empty_rows(y1, channels)
-    y1, y2, stride1, stride2 = _halves(y1, y2, channels)
-    third, stride_residual = (y1, 0) if residual is None else pixel_rows(residual)
-    wide, accumulate = accumulation(y1.dtype)
-    block_r, block_c = tile(y1.dtype, channels, pixels)
-    others = images * cdiv(channels, block_c)
-    splits, share = shares(pixels, 4 * block_r, others)
-    shape = (images, channels) if splits == 1 else (splits, images, channels)
-    partial = torch.empty(shape, dtype=wide, device=y1.device)
-    with torch.cuda.device_of(y1):
-        passes.choose_kernel[(others * splits,)](
-            y1,
-            y2,
-            gates.contiguous(),
-            rows,
-            third,
-            out,
-            partial,
-            images,
-            groups,
-            pixels,
-            channels,
-            stride1,
-            stride2,
-            stride_residual,
-            splits,
-            share,
-            RESIDUAL=residual is not None,
-            RELU=relu,
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
-    return out, partial if splits == 1 else partial.sum(0)
+    layout2 = None if y2 is None else y2.stride()
+    layout3 = None if residual is None else residual.stride()
+    layouts = (y1.stride(), layout2, layout3)
+    plan = plans.choice(y1.shape, layouts, gates.shape[1], y1.dtype, groups, relu)
+    if plan is None:
+        y1, y2, residual = _copied(y1), _copied(y2), _copied(residual)
+        return _choose(y1, y2, gates, rows, residual, groups, relu)
+    out = y1.new_empty_strided(*plan.out)
+    mean = y1.new_empty(plan.mean, dtype=plan.wide)
+    second, third = y1 if y2 is None else y2, y1 if residual is None else residual
+    plan.launch(here(y1), y1, second, _contiguous(gates), rows, third, out, mean)
+    return out, mean if plan.splits == 1 else mean.sum(0)
 
 
 def _empty_choice(
@@ -186,105 +114,39 @@ def _layer_gradients(
     groups: int,
     want_residual: bool,
 ) -> list[Tensor]:
-    results = _empty_gradients(y1, y2, gates, rows, want_residual)
-    dgates, dweight1, dbias1, dweight2, dbias2, *large = results
-    images, channels = gates.shape
-    pixels = y1.shape[2] * y1.shape[3]
-    per = images // groups
-    if y2 is None:
-        (dy1, dy2), stride_dy = large[0].split(channels, 1), 2 * channels
-    else:
-        (dy1, dy2), stride_dy = large[:2], channels
-    dout, stride_dout = pixel_rows(dout)
-    act, stride_out = (dout, 0) if out is None else pixel_rows(out)
-    y1, y2, stride1, stride2 = _halves(y1, y2, channels)
-    gates = gates.contiguous()
-    wide, accumulate = accumulation(y1.dtype)
-    block_r, block_c = tile(y1.dtype, channels, pixels)
-    others = images * cdiv(channels, block_c)
-    splits, share = shares(pixels, 4 * block_r, others)
-    partial = torch.empty(splits, 3, images, channels, dtype=wide, device=y1.device)
-    qr = torch.empty(4, groups, channels, dtype=wide, device=y1.device)
-    more = rows if dmean is None else dmean.contiguous()
-    with torch.cuda.device_of(y1):
-        passes.sums_kernel[(others * splits,)](
-            dout,
-            more,
-            act,
-            y1,
-            y2,
-            rows[0],
-            rows[5],
-            partial,
-            images,
-            per,
-            pixels,
-            channels,
-            stride_dout,
-            stride_out,
-            stride1,
-            stride2,
-            splits,
-            share,
-            MORE=dmean is not None,
-            RELU=out is not None,
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
-        coefficients.gradients_kernel[(cdiv(channels, _BLOCK_C),)](
-            gates,
-            partial if splits == 1 else partial.sum(0),
-            rows,
-            *affine,
-            dgates,
-            dweight1,
-            dbias1,
-            dweight2,
-            dbias2,
-            qr,
-            groups,
-            per,
-            pixels,
-            channels,
-            KIND1=kinds[0],
-            KIND2=kinds[1],
-            ACC=accumulate,
-            BLOCK_N=_BLOCK_N,
-            BLOCK_C=_BLOCK_C,
-        )
-        passes.spread_kernel[grid(images, pixels, channels, block_r, block_c)](
-            dout,
-            more,
-            act,
-            y1,
-            y2,
-            gates,
-            rows,
-            qr,
-            dy1,
-            dy2,
-            large[-1],
-            images,
-            groups,
-            pixels,
-            channels,
-            stride_dout,
-            stride_out,
-            stride1,
-            stride2,
-            stride_dy,
-            KIND1=kinds[0],
-            KIND2=kinds[1],
-            MORE=dmean is not None,
-            RELU=out is not None,
-            RESIDUAL=want_residual,
-            ACC=accumulate,
-            BLOCK_R=block_r,
-            BLOCK_C=block_c,
-            enable_fp_fusion=True,
-        )
+    layout2 = None if y2 is None else y2.stride()
+    layout_out = None if out is None else out.stride()
+    layouts = (y1.stride(), layout2, dout.stride(), layout_out)
+    how = (tuple(kinds), groups, want_residual, dmean is not None)
+    plan = plans.gradients(y1.shape, layouts, gates.shape[1], y1.dtype, *how)
+    if plan is None:
+        dout, out, y1, y2 = _copied(dout), _copied(out), _copied(y1), _copied(y2)
+        more = (affine, rows, kinds, groups, want_residual)
+        return _layer_gradients(dout, dmean, out, y1, y2, gates, *more)
+    place = here(y1)
+    # Results, and the sums over pixels with what follows from them.
+    new, channels = rows.new_empty, plan.channels
+    dgates, dweight1, dbias1 = new(plan.gates), new(channels), new(channels)
+    dweight2, dbias2 = new(channels), new(channels)
+    dy1 = y1.new_empty_strided(*plan.dy)
+    results = [dgates, dweight1, dbias1, dweight2, dbias2, dy1]
+    dy2, dresidual = dy1, dy1
+    if y2 is not None:
+        dy2 = y1.new_empty_strided(*plan.dy)
+        results.append(dy2)
+    if want_residual:
+        dresidual = y1.new_empty_strided(*plan.residual)
+        results.append(dresidual)
+    work = new(plan.work)
+
+    second, act = y1 if y2 is None else y2, dout if out is None else out
+    more_dout = rows if dmean is None else _contiguous(dmean)
+    gates = _contiguous(gates)
+    plan.sums(place, dout, more_dout, act, y1, second, rows, work)
+    of_affine = (dweight1, dbias1, dweight2, dbias2)
+    plan.small(place, gates, work, rows, *affine, dgates, *of_affine)
+    dys = (dy1, dy2, dresidual)
+    plan.spread(place, dout, more_dout, act, y1, second, gates, rows, work, *dys)
     return results
 
 
@@ -301,28 +163,10 @@ def _like_gradients(
     groups: int,
     want_residual: bool,
 ) -> list[Tensor]:
-    return _empty_gradients(y1, y2, gates, rows, want_residual)
-
-
-def _empty_gradients(
-    y1: Tensor, y2: Tensor | None, gates: Tensor, rows: Tensor, want_residual: bool
-) -> list[Tensor]:
-    """Of gates and both affine pairs, dy (stacked) or dy1 and dy2, perhaps of the residual."""
     channels = gates.shape[1]
     small = [rows.new_empty(gates.shape), *(rows.new_empty(channels) for _ in range(4))]
     widths = [2 * channels] if y2 is None else [channels, channels]
     return small + [empty_rows(y1, each) for each in widths + [channels] * want_residual]
-
-
-def _halves(y1: Tensor, y2: Tensor | None, channels: int) -> tuple[Tensor, Tensor, int, int]:
-    """Both branches' outputs as rows of pixels, and the strides from pixel to pixel."""
-    if y2 is None:
-        y1, stride = pixel_rows(y1)
-        y1, y2 = y1.split(channels, 1)
-        return y1, y2, stride, stride
-    y1, stride1 = pixel_rows(y1)
-    y2, stride2 = pixel_rows(y2)
-    return y1, y2, stride1, stride2
 
 
 def _forward(
@@ -341,6 +185,15 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = _statistics(y1, y2, gates, norms, sums1, sums2, kinds, eps, groups, prior)
     return rows, *_choose(y1, y2, gates, rows, residual, groups, relu)
+
+
+def _copied(y: Tensor | None) -> Any:
+    """y in a layout of its kernels, a copy where its own is none."""
+    return None if y is None else pixel_rows(y)[0]
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() else x.contiguous()
 
 
 _SUMS = ("sums1", "sums2")

@@ -25,6 +25,9 @@ def operator(
     makes empty results for torch.compile; without it the operator cannot be compiled. Results may
     be views of each other, not of arguments. `mutates` names the arguments that it writes to.
     `torch.library.custom_op` does the same, but its checks take three times as long as a call.
+
+    What is returned calls `body` itself where nobody would see the operator: no mode, no compiler,
+    no profiler. The operator is `torch.ops.adafilter.<name>.default`.
     """
     full = f"adafilter::{name}"
     _LIBRARY.define(
@@ -35,4 +38,23 @@ def operator(
     if fake is not None:
         torch.library.register_fake(full, fake, lib=_LIBRARY)
     BODIES[full] = body
-    return getattr(torch.ops.adafilter, name).default
+    dispatched = getattr(torch.ops.adafilter, name).default
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or _seen():
+            return dispatched(*arguments)
+        with _below_autograd():  # as the dispatcher calls it
+            return body(*arguments)
+
+    return call
+
+
+def _seen() -> bool:
+    """Whether a mode or a profiler watches what is dispatched."""
+    return _modes() > 0 or _transforms() is not None or _profiled()
+
+
+_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+_profiled: Callable[[], bool] = torch._C._autograd._profiler_enabled
+_below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd

@@ -3,7 +3,9 @@
 A tile is BLOCK_R rows (pixels) by BLOCK_C columns (channels). Names: r pixels, c channels, n
 images; stride, from a pixel to the next. Row numbers are int64, as an offset may pass 2^31. Images
 come in groups, the micro-batches of a forward, each with statistics of its own: `rows` and `qr` are
-those of `coefficients_kernels`. What the kernels must equal: `passes_reference`, group by group.
+those of `coefficients_kernels`. `second` is where the frozen branch begins in its tensor: at
+channel C of what holds both, else at 0. What the kernels must equal: `passes_reference`, group by
+group.
 """
 
 from __future__ import annotations
@@ -49,18 +51,22 @@ def _row(tensor: tl.tensor, at: tl.tensor, in_c: tl.tensor, ACC: tl.constexpr) -
 @triton.jit
 def moments_kernel(
     y: tl.tensor,
-    means: tl.tensor,
-    squares: tl.tensor,
+    moments: tl.tensor,
     pixels: tl.int64,
     channels: int,
     stride: int,
     splits: int,
     share: int,
+    begin: tl.int64,
+    apart: tl.int64,
     ACC: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """Mean and sum of squared distances from it, over `share` pixels of one image."""
+    """Mean and sum of squared distances from it, over `share` pixels of one image.
+
+    They go to moments from `begin` on, the sums `apart` from the means.
+    """
     c, in_c, part = _columns(channels, BLOCK_C)
     start = (part % splits).to(tl.int64) * share
     first = (part // splits).to(tl.int64) * pixels + start
@@ -86,21 +92,22 @@ def moments_kernel(
     common = tl.sum(mean * count[:, None], 0) / total
     away = mean - common[None, :]
     square = tl.sum(square + count[:, None] * away * away, 0)
-    at = part.to(tl.int64) * channels + c
-    tl.store(means + at, pivot.to(tl.float64) + common, mask=in_c)
-    tl.store(squares + at, square, mask=in_c)
+    at = begin + part.to(tl.int64) * channels + c
+    tl.store(moments + at, pivot.to(tl.float64) + common, mask=in_c)
+    tl.store(moments + apart + at, square, mask=in_c)
 
 
 @triton.jit
 def choose_kernel(
     y1: tl.tensor, y2: tl.tensor, gates: tl.tensor, rows: tl.tensor, residual: tl.tensor,
     out: tl.tensor, partial: tl.tensor, images: int, groups: int, pixels: int, channels: int,
-    stride1: int, stride2: int, stride_residual: int, splits: int, share: int,
+    stride1: int, stride2: int, second: int, stride_residual: int, splits: int, share: int,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
     """Normalise, choose, add and rectify `share` pixels of an image; their part of its mean."""
     c, in_c, rest = _columns(channels, BLOCK_C)
+    y2 += second
     split = (rest % splits).to(tl.int64)
     n = (rest // splits).to(tl.int64)
     apart = groups * channels
@@ -137,17 +144,17 @@ def sums_kernel(
     out: tl.tensor,
     y1: tl.tensor,
     y2: tl.tensor,
-    m1: tl.tensor,
-    m2: tl.tensor,
-    partial: tl.tensor,
+    rows: tl.tensor,
+    work: tl.tensor,
     images: int,
-    group: int,
+    groups: int,
     pixels: int,
     channels: int,
     stride_dout: int,
     stride_out: int,
     stride1: int,
     stride2: int,
+    second: int,
     splits: int,
     share: int,
     MORE: tl.constexpr,
@@ -156,16 +163,17 @@ def sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """The three sums over `share` pixels of one image.
+    """The three sums over `share` pixels of one image, to `work` (splits, 3, images, C).
 
-    Each `group` images have their own m1 and m2; `more` is the gradient of the output's mean.
+    `more` is the gradient of the output's mean.
     """
     c, in_c, rest = _columns(channels, BLOCK_C)
+    y2 += second
     split = (rest % splits).to(tl.int64)
     n = (rest // splits).to(tl.int64)
-    at = n // group * channels + c
-    mean1 = tl.load(m1 + at, mask=in_c, other=0).to(ACC)[None, :]
-    mean2 = tl.load(m2 + at, mask=in_c, other=0).to(ACC)[None, :]
+    at = n // (images // groups) * channels + c
+    mean1 = _row(rows, at, in_c, ACC)[None, :]
+    mean2 = _row(rows, 5 * groups * channels + at, in_c, ACC)[None, :]
     if MORE:
         also = (_row(more, n * channels + c, in_c, ACC) / pixels)[None, :]
     lane = tl.arange(0, BLOCK_R)
@@ -175,17 +183,17 @@ def sums_kernel(
     for step in range(0, tl.cdiv(share, BLOCK_R)):
         within = step * BLOCK_R + lane
         r = split * share + within
-        rows = n * pixels + r
+        row = n * pixels + r
         mask = ((within < share) & (r < pixels))[:, None] & in_c[None, :]
-        dz = _load_rows(dout, rows, stride_dout, c, mask, ACC)
+        dz = _load_rows(dout, row, stride_dout, c, mask, ACC)
         if MORE:
             dz = tl.where(mask, dz + also, 0)
         if RELU:
-            dz = tl.where(_load_rows(out, rows, stride_out, c, mask, ACC) > 0, dz, 0)
+            dz = tl.where(_load_rows(out, row, stride_out, c, mask, ACC) > 0, dz, 0)
         s0 += dz
-        s1 += dz * (_load_rows(y1, rows, stride1, c, mask, ACC) - mean1)
-        s2 += dz * (_load_rows(y2, rows, stride2, c, mask, ACC) - mean2)
-    at = partial + (split * 3 * images + n) * channels + c
+        s1 += dz * (_load_rows(y1, row, stride1, c, mask, ACC) - mean1)
+        s2 += dz * (_load_rows(y2, row, stride2, c, mask, ACC) - mean2)
+    at = work + (split * 3 * images + n) * channels + c
     apart = tl.cast(images, tl.int64) * channels
     tl.store(at, tl.sum(s0, 0), mask=in_c)
     tl.store(at + apart, tl.sum(s1, 0), mask=in_c)
@@ -214,14 +222,21 @@ def _of_branch(
 @triton.jit
 def spread_kernel(
     dout: tl.tensor, more: tl.tensor, out: tl.tensor, y1: tl.tensor, y2: tl.tensor,
-    gates: tl.tensor, rows: tl.tensor, qr: tl.tensor, dy1: tl.tensor, dy2: tl.tensor,
+    gates: tl.tensor, rows: tl.tensor, work: tl.tensor, dy1: tl.tensor, dy2: tl.tensor,
     dz_out: tl.tensor, images: int, groups: int, pixels: int, channels: int, stride_dout: int,
-    stride_out: int, stride1: int, stride2: int, stride_dy: int, KIND1: tl.constexpr,
-    KIND2: tl.constexpr, MORE: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    stride_out: int, stride1: int, stride2: int, second: int, stride_dy: int, second_dy: int,
+    at_qr: tl.int64, KIND1: tl.constexpr, KIND2: tl.constexpr, MORE: tl.constexpr,
+    RELU: tl.constexpr, RESIDUAL: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The gradients of both convolutions' outputs, and the residual's; `more` is the mean's."""
+    """The gradients of both convolutions' outputs, and the residual's; `more` is the mean's.
+
+    qr begins at `at_qr` in `work`.
+    """
     c, in_c, rest = _columns(channels, BLOCK_C)
+    y2 += second
+    dy2 += second_dy
+    qr = work + at_qr
     blocks = tl.cdiv(pixels, BLOCK_R)
     r = (rest % blocks) * BLOCK_R + tl.arange(0, BLOCK_R)
     n = (rest // blocks).to(tl.int64)

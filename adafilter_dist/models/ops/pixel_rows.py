@@ -12,8 +12,13 @@ def pixel_stride(y: Tensor) -> int | None:
     C for channels-last, 2C for the channel halves of a stacked (N, 2C, H, W) tensor. None where
     channels do not lie side by side or pixels overlap.
     """
-    images, channels, height, width = y.shape
-    by_image, by_channel, by_row, by_pixel = y.stride()
+    return row_stride(y.shape, y.stride())
+
+
+def row_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """`pixel_stride` of a tensor with this shape and these strides."""
+    images, channels, height, width = shape
+    by_image, by_channel, by_row, by_pixel = strides
     if width > 1:
         stride = by_pixel
     elif height > 1:

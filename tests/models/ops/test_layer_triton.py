@@ -262,6 +262,7 @@ def test_micro_batches_have_the_bits_of_forwards_of_their_own(run: Run) -> None:
 def check_operators(device: str) -> None:
     from adafilter_dist.models.ops import layer_operators
 
+    operators = torch.ops.adafilter
     of = tensors(device, (4, 5, 4, 3), torch.float32, fractions=False)
     both = torch.cat((of["y1"], of["y2"]), 1).contiguous(memory_format=torch.channels_last)
     norms = [of[name] for name in ("w1", "b1", "m1", "v1", "w2", "b2", "m2", "v2")]
@@ -271,15 +272,15 @@ def check_operators(device: str) -> None:
     rows = layer_operators.statistics(both, None, of["gates"], norms, *sums, *how)
     apart = (of["y1"], of["y2"])
     calls: list[Any] = [
-        (layer_operators.statistics, (both, None, of["gates"], norms, *sums, *how)),
-        (layer_operators.choose, (both, None, of["gates"], rows, None, 2, True)),
-        (layer_operators.choose, (*apart, of["gates"], rows, of["residual"], 2, False)),
+        (operators.layer_statistics.default, (both, None, of["gates"], norms, *sums, *how)),
+        (operators.choose.default, (both, None, of["gates"], rows, None, 2, True)),
+        (operators.choose.default, (*apart, of["gates"], rows, of["residual"], 2, False)),
         (
-            layer_operators.layer_gradients,
+            operators.layer_gradients.default,
             *[(of["dout"], of["dmean"], of["residual"], both, None, of["gates"], affine, rows)],
         ),
         (
-            layer_operators.layer_gradients,
+            operators.layer_gradients.default,
             *[(of["dout"], None, None, *apart, of["gates"], affine, rows)],
         ),
     ]
