@@ -36,11 +36,28 @@ inline void put(bf16 *to, float v) {
 // Sums run in the tensors' own precision over this many pixels, then in double.
 constexpr int64_t RUN = 64;
 constexpr int64_t WIDEST = 256;
+// Pixels whose values are added to a channel's sums before these are stored again, one after the
+// other.
+constexpr int TURN = 2, LONG_TURN = 4;
+constexpr int64_t AHEAD = 2048; // bytes
 
 // Channels summed up together: wide rows, unless that left threads without work.
 int64_t width(int64_t N, int64_t C, int threads) {
     int64_t wide = std::min(C, WIDEST);
     return N * ((C + wide - 1) / wide) >= 2 * threads ? wide : std::min<int64_t>(C, 64);
+}
+
+// How many pixels ahead memory is asked for. A processor does not look beyond a page by itself, nor
+// far where the rows of half a stacked tensor lie apart.
+template <class T>
+int64_t pixels_ahead(int64_t W) {
+    return std::max<int64_t>(2, AHEAD / (W * int64_t(sizeof(T))));
+}
+
+// Asks for a row of W channels. It may lie behind the last one: nothing is read.
+template <class T>
+inline void prefetch(const T *row, int64_t W) {
+    for (int64_t c = 0; c < W; c += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + c);
 }
 
 // Mean and variance of all images from those of each, which have the same number of pixels.
@@ -60,6 +77,21 @@ void combine(const A *means, const A *vars, int64_t N, int64_t C, A *mean, A *va
     for (int64_t c = 0; c < C; ++c) mean[c] = A(middle[c]), var[c] = A(spread[c] / N);
 }
 
+template <int PIXELS, class T, class A>
+inline void moments_rows(const T *rows, int64_t stride, const A *pivot, int64_t W, A *sum,
+                         A *square) {
+#pragma omp simd
+    for (int64_t c = 0; c < W; ++c) {
+        A first = sum[c], second = square[c];
+        for (int i = 0; i < PIXELS; ++i) {
+            const A off = get(rows[i * stride + c]) - pivot[c];
+            first += off;
+            second += off * off;
+        }
+        sum[c] = first, square[c] = second;
+    }
+}
+
 template <class T, class A>
 void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *means, A *vars,
              A *mean, A *var, int threads) {
@@ -75,15 +107,11 @@ void moments(const T *y, int64_t stride, int64_t N, int64_t P, int64_t C, A *mea
         for (int64_t from = 0; from < P; from += RUN) {
             std::fill(sum, sum + W, A(0));
             std::fill(square, square + W, A(0));
-            for (int64_t p = from; p < std::min(P, from + RUN); ++p) {
-                const T *row = rows + p * stride;
-#pragma omp simd
-                for (int64_t c = 0; c < W; ++c) {
-                    const A off = get(row[c]) - pivot[c];
-                    sum[c] += off;
-                    square[c] += off * off;
-                }
-            }
+            const int64_t end = std::min(P, from + RUN);
+            int64_t p = from;
+            for (; p + LONG_TURN <= end; p += LONG_TURN)
+                moments_rows<LONG_TURN>(rows + p * stride, stride, pivot, W, sum, square);
+            for (; p < end; ++p) moments_rows<1>(rows + p * stride, stride, pivot, W, sum, square);
             for (int64_t c = 0; c < W; ++c) all[c] += sum[c], squares[c] += square[c];
         }
         for (int64_t c = 0; c < W; ++c) {
@@ -199,27 +227,47 @@ void gradients(const A *g, const A *s0, const A *s1, const A *s2, const A *w1, c
     input_gradient(g, false, w2, rstd2, dw2, db2, batch2, total2, pixels, N, C, q2, r2);
 }
 
+template <bool RESIDUAL, bool RELU, int PIXELS, class T, class A>
+inline void blend_turn(const T *row1, int64_t stride1, const T *row2, int64_t stride2, const A *a1,
+                       const A *a2, const A *b, const T *third, int64_t C, int64_t W, T *to,
+                       A *sum) {
+#pragma omp simd
+    for (int64_t c = 0; c < W; ++c) {
+        A all = sum[c];
+        for (int i = 0; i < PIXELS; ++i) {
+            // The branch that was not chosen stays out, even if it is not finite. Both are read and
+            // multiplied: reading one or the other takes twice as long.
+            const A one = a1[c] * get(row1[i * stride1 + c]);
+            const A two = a2[c] * get(row2[i * stride2 + c]);
+            A value = (a1[c] == 0 ? A(0) : one) + (a2[c] == 0 ? A(0) : two) + b[c];
+            if (RESIDUAL) value += get(third[i * C + c]);
+            if (RELU) value = value < 0 ? A(0) : value; // not max(): a NaN stays one
+            T stored;
+            put(&stored, value);
+            to[i * C + c] = stored;
+            all += get(stored);
+        }
+        sum[c] = all;
+    }
+}
+
 template <bool RESIDUAL, bool RELU, class T, class A>
 void blend_rows(const T *y1, int64_t stride1, const T *y2, int64_t stride2, const A *a1,
                 const A *a2, const A *b, const T *residual, int64_t rows, int64_t C, int64_t W,
                 T *out, A *sum) {
-    for (int64_t p = 0; p < rows; ++p) {
-        const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2, *third = residual + p * C;
-        T *to = out + p * C;
-#pragma omp simd
-        for (int64_t c = 0; c < W; ++c) {
-            // The branch that was not chosen stays out, even if it is not finite.
-            const A one = a1[c] == 0 ? A(0) : a1[c] * get(row1[c]);
-            const A two = a2[c] == 0 ? A(0) : a2[c] * get(row2[c]);
-            A value = one + two + b[c];
-            if (RESIDUAL) value += get(third[c]);
-            if (RELU) value = value < 0 ? A(0) : value; // not max(): a NaN stays one
-            T stored;
-            put(&stored, value);
-            to[c] = stored;
-            sum[c] += get(stored);
+    const int64_t ahead = pixels_ahead<T>(W);
+    int64_t p = 0;
+    for (; p + TURN <= rows; p += TURN) {
+        for (int64_t next = p + ahead; next < p + ahead + TURN; ++next) {
+            prefetch(y1 + next * stride1, W), prefetch(y2 + next * stride2, W);
+            if (RESIDUAL) prefetch(residual + next * C, W);
         }
+        blend_turn<RESIDUAL, RELU, TURN>(y1 + p * stride1, stride1, y2 + p * stride2, stride2, a1,
+                                         a2, b, residual + p * C, C, W, out + p * C, sum);
     }
+    for (; p < rows; ++p)
+        blend_turn<RESIDUAL, RELU, 1>(y1 + p * stride1, stride1, y2 + p * stride2, stride2, a1, a2,
+                                      b, residual + p * C, C, W, out + p * C, sum);
 }
 
 template <class T, class A>
@@ -247,36 +295,66 @@ void blend(const T *y1, int64_t stride1, const T *y2, int64_t stride2, const A *
     }
 }
 
+template <bool RELU, int PIXELS, class T, class A>
+inline void sums_turn(const T *of, const A *also, const T *kept, const T *row1, int64_t stride1,
+                      const T *row2, int64_t stride2, const A *m1, const A *m2, int64_t C,
+                      int64_t W, A *t0, A *t1, A *t2) {
+#pragma omp simd
+    for (int64_t c = 0; c < W; ++c) {
+        A all0 = t0[c], all1 = t1[c], all2 = t2[c];
+        for (int i = 0; i < PIXELS; ++i) {
+            const A added = get(of[i * C + c]) + also[c];
+            const A z = !RELU || get(kept[i * C + c]) > 0 ? added : A(0);
+            all0 += z;
+            all1 += z * (get(row1[i * stride1 + c]) - m1[c]);
+            all2 += z * (get(row2[i * stride2 + c]) - m2[c]);
+        }
+        t0[c] = all0, t1[c] = all1, t2[c] = all2;
+    }
+}
+
+template <bool RELU, class T, class A>
+void sums_rows(const T *grad, const A *also, const T *out, const T *y1, int64_t stride1,
+               const T *y2, int64_t stride2, const A *m1, const A *m2, int64_t rows, int64_t C,
+               int64_t W, A *t0, A *t1, A *t2) {
+    const int64_t ahead = pixels_ahead<T>(W);
+    const T *kept = RELU ? out : grad;
+    int64_t p = 0;
+    for (; p + TURN <= rows; p += TURN) {
+        for (int64_t next = p + ahead; next < p + ahead + TURN; ++next) {
+            prefetch(grad + next * C, W);
+            if (RELU) prefetch(out + next * C, W);
+            prefetch(y1 + next * stride1, W), prefetch(y2 + next * stride2, W);
+        }
+        sums_turn<RELU, TURN>(grad + p * C, also, kept + p * C, y1 + p * stride1, stride1,
+                              y2 + p * stride2, stride2, m1, m2, C, W, t0, t1, t2);
+    }
+    for (; p < rows; ++p)
+        sums_turn<RELU, 1>(grad + p * C, also, kept + p * C, y1 + p * stride1, stride1,
+                           y2 + p * stride2, stride2, m1, m2, C, W, t0, t1, t2);
+}
+
 template <class T, class A>
 void sums(const T *grad, const A *more, const T *out, const T *y1, int64_t stride1, const T *y2,
           int64_t stride2, const A *m1, const A *m2, int64_t N, int64_t P, int64_t C, A *s0, A *s1,
           A *s2, int threads) {
+    const auto rows = out ? sums_rows<true, T, A> : sums_rows<false, T, A>;
     const int64_t wide = width(N, C, threads), blocks = (C + wide - 1) / wide;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t item = 0; item < N * blocks; ++item) {
         const int64_t n = item / blocks, first = item % blocks * wide, W = std::min(wide, C - first);
         const int64_t here = n * C + first;
-        const A *mean1 = m1 + first, *mean2 = m2 + first;
         A also[WIDEST] = {}, t0[WIDEST], t1[WIDEST], t2[WIDEST];
         if (more) std::copy(more + here, more + here + W, also);
         double all0[WIDEST] = {}, all1[WIDEST] = {}, all2[WIDEST] = {};
         for (int64_t from = 0; from < P; from += RUN) {
+            const int64_t at = n * P + from, to = at * C + first;
             std::fill(t0, t0 + W, A(0));
             std::fill(t1, t1 + W, A(0));
             std::fill(t2, t2 + W, A(0));
-            for (int64_t p = from; p < std::min(P, from + RUN); ++p) {
-                const int64_t at = n * P + p;
-                const T *of = grad + at * C + first, *kept = out ? out + at * C + first : of;
-                const T *row1 = y1 + at * stride1 + first, *row2 = y2 + at * stride2 + first;
-                const bool relu = out != nullptr;
-#pragma omp simd
-                for (int64_t c = 0; c < W; ++c) {
-                    const A z = !relu || get(kept[c]) > 0 ? get(of[c]) + also[c] : A(0);
-                    t0[c] += z;
-                    t1[c] += z * (get(row1[c]) - mean1[c]);
-                    t2[c] += z * (get(row2[c]) - mean2[c]);
-                }
-            }
+            rows(grad + to, also, out ? out + to : nullptr, y1 + at * stride1 + first, stride1,
+                 y2 + at * stride2 + first, stride2, m1 + first, m2 + first,
+                 std::min(RUN, P - from), C, W, t0, t1, t2);
             for (int64_t c = 0; c < W; ++c)
                 all0[c] += t0[c], all1[c] += t1[c], all2[c] += t2[c];
         }
@@ -290,7 +368,11 @@ void spread_rows(const T *grad, const A *more, const T *out, const T *y1, int64_
                  const T *y2, int64_t stride2, const A *m1, const A *q1, const A *r1, const A *m2,
                  const A *q2, const A *r2, const A *p1, const A *p2, int64_t rows, int64_t C,
                  T *dy1, T *dy2, int64_t stride, T *dz) {
+    const int64_t ahead = pixels_ahead<T>(C);
     for (int64_t p = 0; p < rows; ++p) {
+        prefetch(grad + (p + ahead) * C, C);
+        if (RELU) prefetch(out + (p + ahead) * C, C);
+        prefetch(y1 + (p + ahead) * stride1, C), prefetch(y2 + (p + ahead) * stride2, C);
         const T *of = grad + p * C, *kept = RELU ? out + p * C : of;
         const T *row1 = y1 + p * stride1, *row2 = y2 + p * stride2;
         T *to1 = dy1 + p * stride, *to2 = dy2 + p * stride, *too = RESIDUAL ? dz + p * C : nullptr;
