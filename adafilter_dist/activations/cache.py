@@ -30,7 +30,7 @@ from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.system.disk import gib, size_of
 
-_EXAMPLES = 4
+_EXAMPLES = 4  # pictures by which it is seen where the frozen part ends
 
 
 @runtime_checkable
@@ -283,7 +283,7 @@ class ActivationCache:
 
     def _computes_the_same(self, model: nn.Module, part: FrozenPart, modes: Sequence[bool]) -> bool:
         context = partial(autocast, self._transfer.device, self._recipe.train.precision)
-        example = _example(self._transfer)
+        example = _example(self._transfer, self._recipe)
         return computes_the_same(model, part, example, context, self._penalty, modes)
 
 
@@ -311,7 +311,7 @@ def open_cache(
     if recipe.engine.name != "ddp":
         return none(f"engine={recipe.engine.name} moves the weights about; use engine=ddp")
     context = partial(autocast, transfer.device, recipe.train.precision)
-    example = _example(transfer)
+    example = _example(transfer, recipe)
     try:
         part = find_frozen_part(model, trainable.head, example, context, trainable.penalty)
     except NotFrozen as reason:
@@ -330,9 +330,10 @@ def open_cache(
     return cache, [line]
 
 
-def _example(transfer: BatchTransfer) -> Tensor:
-    side = transfer.preprocess.crop
+def _example(transfer: BatchTransfer, recipe: Recipe) -> Tensor:
+    """Noise, no more than a global batch of it: Bi-Tuning has no room for more keys."""
+    pictures, side = min(_EXAMPLES, recipe.train.global_batch), transfer.preprocess.crop
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(_EXAMPLES, 3, side, side, generator=generator)
+    noise = torch.randn(pictures, 3, side, side, generator=generator)
     layout: Any = torch.channels_last if transfer.channels_last else torch.contiguous_format
     return noise.to(transfer.device, transfer.dtype).contiguous(memory_format=layout)

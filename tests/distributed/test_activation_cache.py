@@ -124,3 +124,17 @@ def test_weights_of_a_checkpoint_are_not_those_on_disk(words: list[str], tmp_pat
         with session.whole_model() as model:
             session.evaluator.evaluate(model, "test")
         assert session.cache.counts.computed == 2 * evaluated
+
+
+def test_batches_may_be_smaller_than_what_the_frozen_part_is_tried_on(
+    words: list[str], tmp_path: Path
+) -> None:
+    """Bi-Tuning keeps a key for each picture of a global batch, and has no room for more."""
+    bi_tuning = ("method=bi_tuning", "method.layers=layer4", "augment.mixup=0", "augment.flip=0")
+    batch = ("train.global_batch=2", "train.micro_batch=2", f"train.cache={tmp_path}")
+    recipe = load_recipe([*words, *SHORT, *bi_tuning, *batch])
+    with join_world(recipe) as world:
+        session = build_session(recipe, world)
+        assert session.cache is not None
+        with session.epoch(0) as batches:
+            assert len(next(batches).images) == 2
