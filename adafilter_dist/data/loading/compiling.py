@@ -47,7 +47,10 @@ _DEPENDS_ON = [
 def compiled(function: Callable[..., Any], signature: Any = None) -> Any:
     """The function, compiled by numba, without Python's lock; for one ``signature``, if given.
 
-    Compiled on its first call, or now for a signature.
+    Compiled on its first call, or now for a signature. Then it is for callers that are compiled
+    too: they find it by the types of arguments. For a call from Python numba looks by the numbers
+    that it gives to types, and two threads may make it give one type two numbers: then it converts
+    no arguments, and raises TypeError.
     """
     dispatcher = numba.njit(nogil=True)(function)
     dispatcher._cache = _Kept(function)

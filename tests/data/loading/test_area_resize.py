@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numba
 import numpy as np
 import pytest
+from numba.core.types import abstract
 from numpy.typing import NDArray
 
 from adafilter_dist.data.loading.area_resize import resize_box
+from adafilter_dist.data.loading.libjpeg import LIBRARY
+from adafilter_dist.data.loading.numba_backend import _fill
 from tests.data.conftest import needs_ffcv, picture
 
 
@@ -17,7 +25,7 @@ def scaled(
     top, left, height, width = box
     stride = source.strides[0]
     rows = source.reshape(-1)
-    rows.flags.writeable = False  # as the records of a store are
+    rows.flags.writeable = False  # the type that it is compiled for: see `compiled`
     resize_box(rows, top * stride + 3 * left, stride, height, width, target, mirrored)
     return target
 
@@ -62,3 +70,41 @@ def test_mirrored() -> None:
     for source, box, size in boxes(50):
         plain, mirrored = scaled(source, box, size), scaled(source, box, size, mirrored=True)
         assert np.array_equal(mirrored, plain[:, ::-1])
+
+
+@contextmanager
+def another_number(array: NDArray[np.uint8]) -> Iterator[None]:
+    """Inside, numba gives the type of ``array`` another number than it remembers where C asks.
+
+    So it is where two threads have made the type at the same moment (`numba.core.types.abstract`).
+    """
+    cache = abstract._typecache
+    type_of = numba.typeof(array)
+    cache.pop(weakref.ref(type_of))
+    try:
+        assert numba.typeof(array)._code != type_of._code
+        yield
+    finally:
+        cache.pop(weakref.ref(numba.typeof(array)), None)
+        known = weakref.ref(type_of, abstract._on_type_disposal)
+        cache[known] = known
+
+
+def test_compiled_code_calls_it_whatever_numbers_numba_gives_to_types() -> None:
+    size, (source, (top, left, height, width), _) = 32, boxes(2)[1]
+    rows = source.reshape(-1)
+    index = np.array([[0, rows.size, source.shape[0], source.shape[1], 1]])
+    box = np.array([[top, left, height, width, 0]])
+
+    def filled() -> NDArray[np.uint8]:
+        pixels = np.empty((1, size, size, 3), np.uint8)
+        assert _fill(LIBRARY, rows, index, box, pixels) == -1
+        return pixels[0]
+
+    wanted = scaled(source, (top, left, height, width), size)
+    assert np.array_equal(filled(), wanted)
+    with another_number(rows.copy()):
+        target = np.empty((size, size, 3), np.uint8)
+        with pytest.raises(TypeError, match="No matching definition"):
+            resize_box(source.copy().reshape(-1), 0, source.strides[0], 32, 32, target, False)
+        assert np.array_equal(filled(), wanted)
