@@ -4,7 +4,8 @@ numba can keep code too, with an index that points to numbered files. Processes 
 may mix them up, and one that is killed between the two writes leaves an index that points to older
 code: then a process runs code of another CPU, or of the sources before an update. A torn file or a
 full disk ends the process there. Here a file's name is a hash of all that its code depends on, and
-the file has a checksum: what is damaged is compiled again, what cannot be written is not kept.
+the file has a checksum: what is damaged is compiled again, what cannot be written is not kept. What
+no process has read for 90 days, that of earlier versions, is removed when new code is kept.
 
 Importing this module imports numba; ImportError where NUMBA_DISABLE_JIT is set.
 """
@@ -15,7 +16,9 @@ import hashlib
 import os
 import pickle
 import platform
+import re
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +45,10 @@ _DEPENDS_ON = [
     *(numba.__version__, llvmlite.__version__, platform.python_implementation()),
     platform.python_version(),
 ]
+
+_DAY = 86400.0
+_UNREAD_DAYS = 90
+_NAME = re.compile(r"[\w.]+-[0-9a-f]{32}\.code(\.[0-9a-f]{16}\.tmp)?")
 
 
 def compiled(function: Callable[..., Any], signature: Any = None) -> Any:
@@ -77,7 +84,9 @@ class _Kept:
         name = self._name(signature, target.codegen())
         for folder in _folders():
             with suppress(OSError):
-                content = (folder / name).read_bytes()
+                path = folder / name
+                content = path.read_bytes()
+                _note_read(path)
                 checksum, code = content[:32], content[32:]
                 if hashlib.sha256(code).digest() == checksum:
                     return CompileResult._rebuild(target, *pickle.loads(code))
@@ -98,6 +107,7 @@ class _Kept:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
             else:
+                _remove_unread(folder)
                 return
 
     def _name(self, signature: Any, codegen: Any) -> str:
@@ -105,6 +115,23 @@ class _Kept:
         parts = [self._function, *_DEPENDS_ON, repr(signature), repr(codegen.magic_tuple())]
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return f"{self._function}-{digest[:32]}.code"
+
+
+def _note_read(path: Path) -> None:
+    """Date the file today, if that may be done."""
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _DAY:
+            os.utime(path)
+
+
+def _remove_unread(folder: Path) -> None:
+    """Delete what no process has read or written for long; who reads it now has it open."""
+    with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            with suppress(OSError):
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age > _UNREAD_DAYS * _DAY and _NAME.fullmatch(entry.name):
+                    os.unlink(entry.path)
 
 
 def _folders() -> Iterator[Path]:

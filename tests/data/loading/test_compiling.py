@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import time
 from pathlib import Path
 
 import numba
@@ -56,6 +58,34 @@ def test_code_depends_on_processor_and_sources(
         other.setattr(compiling, "_DEPENDS_ON", ["other sources"])
         assert not was_kept() and was_kept()
     assert was_kept() and len(list((tmp_path / "adafilter").iterdir())) == 3
+
+
+def test_code_that_is_not_read_any_more_is_removed_when_new_code_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    folder, long_ago = tmp_path / "adafilter", time.time() - 91 * 86400
+
+    def keep(version: str) -> bool:
+        with monkeypatch.context() as other:
+            other.setattr(compiling, "_DEPENDS_ON", [version])
+            return was_kept()
+
+    assert not keep("old")
+    left = {kept(tmp_path).name}
+    assert not keep("in use")
+    (folder / "module.cpython-311.pyc").touch()  # not one of ours
+    left.add(f"{min(left)}.{'0' * 16}.tmp")  # of a process that was killed
+    (folder / max(left)).touch()
+    for path in folder.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    before = {path.name for path in folder.iterdir()}
+    assert keep("in use")  # reading dates it anew, and removes nothing
+    assert {path.name for path in folder.iterdir()} == before
+    assert not keep("new")
+    names = {path.name for path in folder.iterdir()}
+    assert before - names == left and len(names - before) == 1
+    assert keep("in use") and not keep("old")
 
 
 def test_code_that_cannot_be_kept_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
