@@ -73,6 +73,7 @@ class ConsoleProgress:
         self._began = clock()
         self._due = self._began + SECONDS_BETWEEN_LINES
         self._row: Mapping[str, Any] = {}
+        self._newest = step, 0  # the step and epoch that were shown last
         self._live: Progress | None = None
         self._task = TaskID(0)
         if console.is_terminal:
@@ -90,6 +91,7 @@ class ConsoleProgress:
 
     def advance(self, step: int, epoch: int) -> None:
         """``step`` steps are done, the last of them in ``epoch`` (from 0)."""
+        self._newest = step, epoch
         head = f"epoch {min(epoch + 1, self._epochs)}/{self._epochs}  step {step}/{self._total}"
         figures = "  ".join(part for part in (describe(self._row), self._eta(step)) if part)
         if self._live is not None:
@@ -99,11 +101,14 @@ class ConsoleProgress:
             self.say(f"{head}  {figures}")
 
     def train(self, step: int, epoch: int, row: Mapping[str, Any]) -> None:
-        """Newer figures; shown with the next line, which is now for the first of them."""
+        """Newer figures; shown with the next line, which is now for the first of them.
+
+        They may be of a step before the one that was shown last: the line then keeps that number.
+        """
         if not self._row:
             self._due = self._clock()
         self._row = row
-        self.advance(step, epoch)
+        self.advance(*max(self._newest, (step, epoch)))
 
     def evaluation(self, step: int, epoch: int, split: str, row: Mapping[str, Any]) -> None:
         """One line that stays."""

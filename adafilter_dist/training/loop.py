@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Literal
 
 from adafilter_dist.checkpoint.store import Position
@@ -65,6 +66,7 @@ class Trainer:
         self._row_at = time.monotonic()
         self._row_step = position.step
         self._row_wait = 0.0
+        self._started = False
         # A short run has its curve too.
         self._row_every = min(session.recipe.log.every, max(1, session.total_steps // _ROWS))
         self._step_seconds = 0.0
@@ -99,7 +101,8 @@ class Trainer:
             # The steps that are left of this epoch. A wish to save or to stop travels with the
             # figures of a step, so all ranks see it after the same step and act together.
             self._progress.begin_epoch()
-            with self.session.epoch(epoch, first) as batches:
+            with self.session.epoch(epoch, first) as coming:
+                batches = self._started_loader(coming)
                 for _ in range(first, until):
                     began = time.monotonic()
                     with self.clock.step():
@@ -116,6 +119,15 @@ class Trainer:
         with self._progress.apart("saving"):
             self._save_schedule.note(wait=True)
         return "stopped"
+
+    def _started_loader(self, batches: Iterator[DeviceBatch]) -> Iterator[DeviceBatch]:
+        """Await the attempt's first batch here: starting is no part of what steps take and wait."""
+        if self._started:
+            return batches
+        self._progress.move("waiting for a batch", self.position.step)
+        first = next(batches)
+        self._started, self._row_at = True, time.monotonic()
+        return chain([first], batches)
 
     def _train_step(self, epoch: int, batches: Iterator[DeviceBatch]) -> None:
         session, step = self.session, self.position.step

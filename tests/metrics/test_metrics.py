@@ -191,6 +191,18 @@ def test_plain_lines_come_every_30_seconds_and_after_an_evaluation() -> None:
     assert lines[4] == "epoch 1/2  step 50  val: loss 1.000  top-1 50.0%"
 
 
+def test_lines_stay_in_order_where_figures_come_later() -> None:
+    console, clock = plain_console(), Clock()
+    progress = ConsoleProgress(console, epochs=2, total_steps=100, step=4, clock=clock)
+    for step in (5, 6):
+        clock.now += 20.0  # the first steps of an attempt are slow
+        progress.advance(step, 0)
+    progress.train(5, 0, {"loss": 1.5})
+    lines = text(console).splitlines()
+    assert [line.split()[3] for line in lines] == ["6/100", "6/100"]
+    assert "loss" not in lines[0] and "loss 1.500" in lines[1]
+
+
 def test_a_terminal_gets_a_live_line() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     progress = ConsoleProgress(console, epochs=2, total_steps=10, clock=Clock())
