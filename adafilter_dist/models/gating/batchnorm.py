@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,26 +174,26 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
     @classmethod
     @torch.no_grad()
     def apply_together(
-        cls, modules: Sequence[MicroBatchNorm2d], parts: Sequence[list[Tensor]]
+        cls, modules: Sequence[MicroBatchNorm2d], flat: Tensor, places: Sequence[int]
     ) -> None:
         """Update all modules in a dozen operations instead of a dozen each, to the same bits."""
-        if not _alike(modules):
-            return super().apply_together(modules, parts)
-        torch._foreach_zero_([m.step_sums for m in modules])
+        # Their dictionaries: asking a module for an attribute takes ten times as long.
+        tensors: list[dict[str, Any]] = [m._buffers for m in modules]
+        if not _alike(modules, tensors):
+            return super().apply_together(modules, flat, places)
+        torch._foreach_zero_([each["step_sums"] for each in tensors])
         # A row for the means of all modules, one for their variances, and what else there is.
-        widths = tuple(m.num_features for m in modules)
+        widths = tuple([m.num_features for m in modules])
         width = sum(widths)
-        ordered = [part for row in zip(*parts, strict=True) for part in row]
-        both, *more, counts = torch.cat(ordered).split(
-            [2 * width, *[width] * (cls._rows - 2), len(modules)]
-        )
-        tracked = [m.num_batches_tracked for m in modules if m.num_batches_tracked is not None]
+        ordered = flat[_by_row(widths, tuple(places), cls._rows, flat.device)]
+        sizes = [2 * width, *[width] * (cls._rows - 2), len(modules)]
+        both, *more, counts = ordered.split(sizes)
+        tracked = [t for each in tensors if (t := each["num_batches_tracked"]) is not None]
         torch._foreach_add_(tracked, list((counts > 0).long().unbind()))
-        rates = tuple(m.momentum or 0.0 for m in modules)
-        places, kept, rate = _by_channel(widths, rates, counts.dtype, counts.device)
-        weight, *by_filter = cls._rates(more, counts[places], kept, rate)
-        names = ("running_mean", "running_var")
-        buffers = [getattr(m, name) for name in names for m in modules]
+        rates = tuple([m.momentum or 0.0 for m in modules])
+        numbers, kept, rate = _by_channel(widths, rates, counts.dtype, counts.device)
+        weight, *by_filter = cls._rates(more, counts[numbers], kept, rate)
+        buffers = [each[name] for name in ("running_mean", "running_var") for each in tensors]
         moved = _moved(torch.cat(buffers).view(2, -1), both.view(2, -1), weight, *by_filter)
         torch._foreach_copy_(buffers, list(moved.flatten().split(widths * 2)))
         return None
@@ -201,9 +202,14 @@ class MicroBatchNorm2d(nn.BatchNorm2d, StepStatistics):
         self.step_sums.zero_()
 
 
-def _alike(modules: Sequence[MicroBatchNorm2d]) -> bool:
-    usual = [m.running_mean is not None and m.momentum is not None for m in modules]
-    return all(usual) and len({(m.step_sums.dtype, m.step_sums.device) for m in modules}) == 1
+def _alike(modules: Sequence[MicroBatchNorm2d], tensors: Sequence[dict[str, Any]]) -> bool:
+    if any(m.momentum is None for m in modules):
+        return False
+    if any(each["running_mean"] is None for each in tensors):
+        return False
+    return (
+        len({(t.dtype, t.device) for each in tensors if (t := each["step_sums"]) is not None}) == 1
+    )
 
 
 def _moved(running: Tensor, value: Tensor, weight: Tensor, kept: Rate, rate: Rate) -> Tensor:
@@ -222,6 +228,23 @@ def _by_channel(
     rate = torch.tensor(rates, dtype=torch.float64)
     kept, rate = (1 - rate)[places], rate[places]
     return places.to(device), kept.to(device, dtype), rate.to(device, dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _by_row(
+    widths: tuple[int, ...], places: tuple[int, ...], rows: int, device: torch.device
+) -> Tensor:
+    """Where in the flat means each module's first row is, then each one's second, at last counts.
+
+    A module's means begin at its place: `rows` of its width, and a count.
+    """
+    of_rows = [
+        torch.arange(place + row * width, place + (row + 1) * width)
+        for row in range(rows)
+        for width, place in zip(widths, places, strict=True)
+    ]
+    ends = [place + rows * width for width, place in zip(widths, places, strict=True)]
+    return torch.cat([*of_rows, torch.tensor(ends)]).to(device)
 
 
 class MicroBatchNormAct2d(MicroBatchNorm2d):
@@ -257,7 +280,8 @@ def is_plain(module: nn.Module) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks are registered on the module's forward or backward."""
-    return any(getattr(module, name) for name in _HOOKS)
+    own = module.__dict__
+    return any([own[name] for name in _HOOKS])
 
 
 def replace_batchnorm(model: nn.Module) -> nn.Module:

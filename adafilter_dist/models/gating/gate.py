@@ -56,6 +56,25 @@ class GateDecisions:
         return GateDecisions, ()
 
 
+@dataclass(slots=True)
+class _Walk:
+    """The fused steps of a forward: what they share, and the LSTM's state after the last of them.
+
+    Not attributes of the module, which takes ten times as long to set one.
+    """
+
+    forward: GateForward
+    token: Tensor
+    state: tuple[Tensor, Tensor] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        # Of a forward that an exception ended: its tensors cannot be copied.
+        return None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+
 class RecurrentGate(nn.Module, StepStatistics):
     """One LSTM shared by all gated layers, a projection in and one out for each.
 
@@ -120,7 +139,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         self._in_forward = False
         self._state: tuple[Tensor, Tensor] | None = None
         self._picture_logits: Tensor | None = None
-        self._fused: tuple[GateForward, Tensor] | None = None
+        self._walk: _Walk | None = None
         self._means = PooledMeans()
         self.filters = FilterStack()
 
@@ -151,7 +170,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         """
         self.decisions = GateDecisions(features=features)
         self._in_forward, self._state, self._picture_logits = True, None, None
-        self._fused = None
+        self._walk = None
         self._means.clear()
         if self.training and not torch.compiler.is_compiling():
             self.filters.refresh(self.running_mean.device)
@@ -164,7 +183,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         if self._in_forward and self.training and self.decisions.gates:
             self._gather(self.decisions.gates)
         self._in_forward, self._state, self._picture_logits = False, None, None
-        self._fused = None
+        self._walk = None
         self._means.clear()
         self.filters.forget()
 
@@ -189,7 +208,8 @@ class RecurrentGate(nn.Module, StepStatistics):
             )
         settings = self.settings
         with _outside_autocast(x.device):
-            if self._steps_are_fused():
+            # What was so for the forward's first layer is so for all.
+            if self._walk is not None or self._steps_are_fused():
                 gates, logits = self._fused_step(index, x)
             elif self.control is None:
                 logits = self._logits(index, x)
@@ -223,12 +243,12 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def _fused_step(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and logits (N, C_out)."""
-        settings = self.settings
-        if self._fused is None:
+        settings, walk = self.settings, self._walk
+        if walk is None:
             forward = GateForward(*self._fused_weights(), gate_step.pick(x))
-            self._fused = forward, forward.token()
-        forward, token = self._fused
-        pooled = self._means.of(x, self.running_mean.dtype)
+            self._walk = walk = _Walk(forward, forward.token())
+        forward = walk.forward
+        pooled = self._means.of(x, forward.cell.weight_ih.dtype)
         noise = None
         if settings.estimator == "gumbel":
             like = pooled.new_empty(len(pooled), forward.layers[index].weight_out.shape[0])
@@ -236,15 +256,18 @@ class RecurrentGate(nn.Module, StepStatistics):
         shift = None
         if self._picture_logits is not None:
             shift = self._picture_logits, self.group_of_layer[index]
-        state = self._state if settings.recurrent else None
-        gates, logits, self._state = forward.step(token, index, pooled, state, shift, noise)
+        state = walk.state if settings.recurrent else None
+        gates, logits, walk.state = forward.step(walk.token, index, pooled, state, shift, noise)
         return gates, logits
 
     def _fused_weights(self) -> tuple[list[Layer], Cell, Rule]:
         settings, cell = self.settings, self.cell
+        # Their dictionaries: asking a module for an attribute takes ten times as long.
+        pairs = zip(self.inputs, self.outputs, strict=True)
+        parameters = ((into._parameters, out._parameters) for into, out in pairs)
         layers = [
-            Layer(into.weight, into.bias, out.weight, out.bias)  # type: ignore[arg-type]
-            for into, out in zip(self.inputs, self.outputs, strict=True)
+            Layer(into["weight"], into["bias"], out["weight"], out["bias"])  # type: ignore[arg-type]
+            for into, out in parameters
         ]
         rule = Rule(
             normalise=settings.input_norm == "layer_norm",

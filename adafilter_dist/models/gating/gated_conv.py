@@ -113,16 +113,17 @@ class GatedConvBN(nn.Module):
         return out.relu_() if relu else out
 
     def _convolve(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        if self.training and (self.bn1.frozen or self.bn2.frozen):
-            return self._convolve_selected(x, gates)
-        fused = self.training and self.kernels == "auto"
-        if fused and can_stack(self.conv) and stacking_is_faster(self.conv, x):
-            frozen = self.frozen_weight
-            filters = self._gate[0].filters.of(
-                self.index, self.conv.weight, frozen, compute_dtype(x)
-            )
-            both = stacked_conv(self.conv, x, frozen, self.frozen_bias, filters)
-            return both, None, gates
+        if self.training:
+            modules, buffers = self._modules, self._buffers
+            conv: Any = modules["conv"]
+            if modules["bn1"].frozen or modules["bn2"].frozen:  # type: ignore[union-attr]
+                return self._convolve_selected(x, gates)
+            if self.kernels == "auto" and can_stack(conv) and stacking_is_faster(conv, x):
+                frozen, frozen_bias = self.frozen_weight, buffers["frozen_bias"]
+                weight = conv._parameters["weight"]
+                filters = self._gate[0].filters.of(self.index, weight, frozen, compute_dtype(x))
+                both = stacked_conv(conv, x, frozen, frozen_bias, filters)
+                return both, None, gates
         return self.conv(x), self._frozen_conv(x), gates
 
     def _fused(
@@ -152,18 +153,9 @@ class GatedConvBN(nn.Module):
         count = micro_batches.current.count
         if len(gates) % count:
             micro_batches.current.split(gates)  # which says what is wrong
-        norms = (
-            layer.BranchNorm(
-                _kind(layer, norm),
-                *norm.affine_pair(),
-                norm.running_mean,
-                norm.running_var,
-                norm.step_sums,
-                norm.eps,
-            )
-            for norm in (self.bn1, self.bn2)
-        )
-        out, mean = layer.gated_layer(y1, y2, gates, *norms, count, PRIOR, residual, relu)
+        norms = self._modules
+        first, second = _branch_norm(layer, norms["bn1"]), _branch_norm(layer, norms["bn2"])
+        out, mean = layer.gated_layer(y1, y2, gates, first, second, count, PRIOR, residual, relu)
         return out, mean
 
     def _fuses(self, y1: Tensor, gates: Tensor, residual: Tensor | None) -> bool:
@@ -203,6 +195,18 @@ class GatedConvBN(nn.Module):
         if self.frozen_bias is not None:
             state["conv.bias"] = self.frozen_bias
         return state
+
+
+def _branch_norm(layer: Any, norm: Any) -> Any:
+    """A BatchNorm in training as `layer_triton` takes it."""
+    # Its dictionaries: asking a module for an attribute takes ten times as long.
+    parameters, buffers = norm._parameters, norm._buffers
+    weight, bias = parameters["weight"], parameters["bias"]
+    if weight is None or bias is None:
+        weight, bias = norm.affine_pair()
+    mean, var = buffers["running_mean"], buffers["running_var"]
+    kind = _kind(layer, norm)
+    return layer.BranchNorm(kind, weight, bias, mean, var, buffers["step_sums"], norm.eps)
 
 
 def _kind(layer: Any, norm: MicroBatchNorm2d) -> int:

@@ -33,10 +33,11 @@ class PooledMeans:
 
     def of(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The mean of x over its pixels, in `dtype`."""
-        if not torch.compiler.is_compiling() and id(x) in self._means:
-            tensor, version, mean = self._means[id(x)]
+        kept = None if torch.compiler.is_compiling() else self._means.get(id(x))
+        if kept is not None:
+            tensor, version, mean = kept
             if tensor() is x and x._version == version:
-                return mean.to(dtype)
+                return mean if mean.dtype == dtype else mean.to(dtype)
         return x.mean((2, 3), dtype=dtype)
 
     # Copies start empty: after a failed forward, tensors of its graph may still be in here.

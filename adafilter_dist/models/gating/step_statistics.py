@@ -34,10 +34,15 @@ class StepStatistics(ABC):
         """Take the means over the global batch's micro-batches (same shapes); clear the sums."""
 
     @classmethod
-    def apply_together(cls, modules: Sequence[Any], parts: Sequence[list[Tensor]]) -> None:
-        """`apply_step_statistics` for several modules of this class, faster where it can be."""
-        for module, means in zip(modules, parts, strict=True):
-            module.apply_step_statistics(means)
+    def apply_together(cls, modules: Sequence[Any], flat: Tensor, places: Sequence[int]) -> None:
+        """`apply_step_statistics` for several modules of this class, faster where it can be.
+
+        The means of each begin at its place in `flat`.
+        """
+        for module, place in zip(modules, places, strict=True):
+            sizes = module.statistic_sizes()
+            own = flat[place : place + sum(sizes)]
+            module.apply_step_statistics(list(own.split(sizes)))
 
     @abstractmethod
     def discard_step_statistics(self) -> None:
@@ -49,24 +54,26 @@ def gathering_modules(model: nn.Module) -> list[StepStatistics]:
     # Each step asks, and `modules()` takes a few milliseconds for a thousand modules.
     seen: set[nn.Module] = set()
     members: list[StepStatistics] = []
-
-    def visit(module: nn.Module) -> None:
-        if module in seen:
-            return
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is None or module in seen:
+            continue
         seen.add(module)
         if StepStatistics in type(module).__mro__:
             members.append(cast(StepStatistics, module))
-        for child in module._modules.values():
-            if child is not None:
-                visit(child)
-
-    visit(model)
+        if children := module._modules:
+            waiting += reversed(children.values())
     return members
 
 
 def collect(model: nn.Module) -> Tensor:
     """All sums as one flat vector (empty where nothing gathers); the sums stay as they are."""
-    sums = [module.flat_statistics() for module in gathering_modules(model)]
+    return _collect(gathering_modules(model), model)
+
+
+def _collect(modules: Sequence[StepStatistics], model: nn.Module) -> Tensor:
+    sums = [module.flat_statistics() for module in modules]
     if sums:
         return torch.cat(sums)
     reference = next(model.parameters(), torch.empty(0))
@@ -75,17 +82,21 @@ def collect(model: nn.Module) -> Tensor:
 
 def apply(model: nn.Module, flat_means: Tensor) -> None:
     """Hand each module its part of the reduced vector of `collect`."""
-    modules = gathering_modules(model)
-    shapes = [module.statistic_sizes() for module in modules]
-    expected = sum(map(sum, shapes))
-    if flat_means.numel() != expected:
-        raise ValueError(f"got {flat_means.numel()} statistics for a model with {expected}")
-    parts = iter(flat_means.split([size for sizes in shapes for size in sizes]))
-    kinds: dict[type[StepStatistics], list[tuple[StepStatistics, list[Tensor]]]] = {}
-    for module, sizes in zip(modules, shapes, strict=True):
-        kinds.setdefault(type(module), []).append((module, [next(parts) for _ in sizes]))
-    for kind, members in kinds.items():
-        kind.apply_together([module for module, _ in members], [means for _, means in members])
+    _apply(gathering_modules(model), flat_means)
+
+
+def _apply(modules: Sequence[StepStatistics], flat_means: Tensor) -> None:
+    place = 0
+    kinds: dict[type[StepStatistics], tuple[list[StepStatistics], list[int]]] = {}
+    for module in modules:
+        members, places = kinds.setdefault(type(module), ([], []))
+        members.append(module)
+        places.append(place)
+        place += sum(module.statistic_sizes())
+    if flat_means.numel() != place:
+        raise ValueError(f"got {flat_means.numel()} statistics for a model with {place}")
+    for kind, (members, places) in kinds.items():
+        kind.apply_together(members, flat_means, places)
 
 
 def discard(model: nn.Module) -> None:
@@ -99,8 +110,9 @@ def update_statistics(model: nn.Module) -> None:
 
     Where a process group exists, the means are those over all its ranks: call it on every rank.
     """
-    flat = collect(model)
+    modules = gathering_modules(model)
+    flat = _collect(modules, model)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(flat)
     # Each module's sums carry their own count, so that sums may stand in for means here.
-    apply(model, flat)
+    _apply(modules, flat)

@@ -6,8 +6,7 @@ gradients, those of both convolutions' outputs. Importing this needs triton.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from adafilter_dist.models.ops.passes_reference import cast
 ALL, CHOSEN, FIXED = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class BranchNorm:
+class BranchNorm(NamedTuple):
     """A branch's BatchNorm: whose statistics it takes (ALL, CHOSEN, FIXED), and its tensors.
 
     Affine pair and running statistics (C,); ALL needs no running ones. To `sums` are added, for
