@@ -28,10 +28,10 @@ demo: setup  ## AdaFilter beside tuned fine-tuning where choosing filters pays; 
 	@cd "$(ROOT)" && $(BIN)/adafilter train $(CONTROL) evaluate.control=$(FINETUNED) \
 		"evaluate.oracle={original: 0, inverted+turned: 1}"
 
-# Slow tests wait for a third of their time: three share two cores. A cluster's jobs are interrupted
+# Tests wait for disks and processes: three share two cores. A cluster's jobs are interrupted
 # at a step: they come last, with the cores to themselves.
 test: lint  ## style, types, every test: the fast ones, those that start processes, a SLURM cluster
-	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder \
+	@cd "$(ROOT)" && $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "not slow and not distributed and not cluster"
 	@cd "$(ROOT)" && $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "(slow or distributed) and not cluster"
@@ -43,7 +43,7 @@ test-long: setup  ## 500 kills (ADAFILTER_KILLS), and what else can happen on a 
 	@cd "$(ROOT)" && $(PYTEST) -m long tests/data tests/distributed tests/launch tests/models tests/training
 
 test-fast: setup  ## the fast tests only
-	@cd "$(ROOT)" && $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder \
+	@cd "$(ROOT)" && $(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "not slow and not distributed and not cluster"
 
 test-versions: setup  ## Python 3.11 to 3.13, oldest and newest torch (docs/versions.md); an hour

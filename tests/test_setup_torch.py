@@ -29,7 +29,7 @@ def index(tmp_path: Path) -> Iterator[str]:
         make_wheel(tmp_path / "index" / name, name, "1.0+cpu", ["torch==1.0"][: name != "torch"])
     handler = partial(Quiet, directory=str(tmp_path / "index"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()

@@ -25,7 +25,7 @@ from adafilter_dist.system.disk import gib
 from adafilter_dist.system.json_files import read_object
 from adafilter_dist.system.sealed_files import sha256_of
 
-_REMEMBERED = 200  # files; above that, what is gone from the disk is forgotten
+_REMEMBERED = 200  # files; at each multiple of it, what is gone from the disk is forgotten
 
 Beat = Callable[[int, int], None]
 """Called every few MiB with (bytes done, bytes in all); what it raises ends the reading."""
@@ -133,7 +133,7 @@ def _place(path: Path) -> Path:
 
 def _forget_what_is_gone(folder: Path) -> None:
     notes = list(folder.glob("*.json"))
-    if len(notes) >= _REMEMBERED:
+    if notes and len(notes) % _REMEMBERED == 0:  # not at each note: all are read for it
         for place in _gone(notes):
             place.unlink(missing_ok=True)
 
