@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import is_alive, newest_owner
-from tests.distributed.launch import Process, start, wait
+from tests.compare import forked_server
+from tests.distributed.forked import Forked
+from tests.distributed.launch import ROOT, Process, start, wait
 
 WORDS = [
     *("recipe=control/mixed-domains", "methods=finetune,linear_probe", "seeds=0", "tune=2"),
@@ -30,7 +33,14 @@ PATIENCE = 240.0
 
 
 def compare(folder: Path, *words: str) -> Process:
-    return start(["compare", *words, *WORDS, f"compare_dir={folder}"], folder=folder.parent)
+    """The command, whose fork server of runs is forked as well: it need not import anything."""
+    return Forked(
+        ["compare", *words, f"compare_dir={folder}"],
+        folder=folder.parent,
+        environment=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        figures=False,
+        before=[forked_server.__name__, forked_server.install.__name__],
+    )
 
 
 def until(true: Callable[[], bool], what: str, process: Process | None = None) -> None:
@@ -76,10 +86,12 @@ def test_killed_and_interrupted_it_comes_to_the_same_bits(tmp_path: Path) -> Non
         pytest.skip(str(error))
     WORDS.append(f"data.prepared={tmp_path / 'data'}")
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "disturbed"
-    alone = compare(undisturbed, "--workers", "1")
+    # This one starts its fork server as it does for a user.
+    words = ["--workers", "1", *WORDS, f"compare_dir={undisturbed}"]
+    alone = start(["compare", *words], folder=tmp_path)
 
     # Killed during a trial: its runs die with it, and another command finds them free.
-    command = compare(folder, "--workers", "2")
+    command = compare(folder, "--workers", "2", *WORDS)
     until(lambda: (folder / "plan.json").is_file(), "a plan", command)
     runs = list(all_runs(Plan.read(folder), folder))
     until(lambda: at_work(runs, "trial"), "a trial at work", command)
@@ -88,11 +100,11 @@ def test_killed_and_interrupted_it_comes_to_the_same_bits(tmp_path: Path) -> Non
     until(lambda: not any(map(alive, runs)), "the end of all runs")
     begun = [run for run in runs if RunFiles(run.path).checkpoint_folders()]
     assert not all(map(_finished, begun)), "no run was killed half-way"
-    other = wait(compare(undisturbed), PATIENCE)
+    other = wait(compare(undisturbed, *WORDS), PATIENCE)
     assert other.code == 2 and "is in use by another `adafilter compare`" in other.output
 
     # Interrupted during a final run: all save, and the command says how to go on.
-    command = compare(folder, "--workers", "2")
+    command = compare(folder, "--workers", "2", *WORDS)
     until(lambda: at_work(runs, "final"), "a final run at work", command)
     command.send_signal(signal.SIGINT)
     ended = wait(command, PATIENCE)
@@ -104,7 +116,7 @@ def test_killed_and_interrupted_it_comes_to_the_same_bits(tmp_path: Path) -> Non
 
     # By its folder alone; what is done is not run again.
     done = {run: len(RunFiles(run.path).read_events()) for run in runs if _finished(run)}
-    ended = wait(start(["compare", f"compare_dir={folder}"], folder=tmp_path), PATIENCE)
+    ended = wait(compare(folder), PATIENCE)
     assert ended.code == 0, ended.output
     assert done and done == {run: len(RunFiles(run.path).read_events()) for run in done}
     ended = wait(alone, PATIENCE)
@@ -113,9 +125,9 @@ def test_killed_and_interrupted_it_comes_to_the_same_bits(tmp_path: Path) -> Non
     assert not any((run.path / "checkpoints").exists() for run in runs)
 
     # A run that diverges stops no other, and is told of at the end.
-    words = ["methods=finetune", "tune=0", "seeds=0", "compare_dir=diverged"]
+    words = ["methods=finetune", "tune=0", "seeds=0"]
     words += ["optim.lr=10000", "optim.weight_decay=10000"]
-    ended = wait(start(["compare", *WORDS, *words], folder=tmp_path), PATIENCE)
+    ended = wait(compare(tmp_path / "diverged", *WORDS, *words), PATIENCE)
     assert ended.code == 1, ended.output
     assert "failed: finetune seed 0: diverged" in ended.output
 

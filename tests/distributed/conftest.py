@@ -27,6 +27,12 @@ def server() -> ForkServer:
     return forked.server()
 
 
+@pytest.fixture(scope="session")
+def deepspeed_server() -> ForkServer:
+    """Forks ranks that need not wait for DeepSpeed's imports, either."""
+    return forked.server("tests.distributed.with_deepspeed")
+
+
 def run_folder(folder: Path) -> Path:
     """The only run in ``folder``."""
     (run,) = (folder / "runs").glob("*/*")

@@ -21,15 +21,18 @@ from tests.kills.attempts import Attempt, ForkServer
 
 
 @cache
-def server() -> ForkServer:
-    """This test process's server, started at the first call."""
-    started = ForkServer.start()
+def server(*more: str) -> ForkServer:
+    """This test process's server, started at the first call; another one for ``more`` modules."""
+    started = ForkServer.start(*more)
     atexit.register(started.close)
     return started
 
 
 class Forked:
-    """A command in a forked process; ``stdout`` is a pipe with all that it prints."""
+    """A command in a forked process; ``stdout`` is a pipe with all that it prints.
+
+    ``before`` names a module and its function, which the process calls first.
+    """
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class Forked:
         folder: Path,
         environment: Mapping[str, str],
         figures: bool,
+        before: Sequence[str] = (),
     ) -> None:
         read_end, write_end = os.pipe()
         try:
@@ -48,6 +52,7 @@ class Forked:
                 output=Path(f"/proc/{os.getpid()}/fd/{write_end}"),
                 clean=True,
                 figures=figures,
+                before=before,
             )
         finally:
             os.close(write_end)

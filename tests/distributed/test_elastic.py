@@ -17,7 +17,7 @@ from tests.kills.attempts import ForkServer
 
 pytestmark = pytest.mark.distributed
 LOADERS = ("numba", "ffcv")
-FAST = ("train.epochs=1",)
+FAST = ("train.epochs=1", "evaluate.gates=false")
 Consumed = dict[tuple[int, int], dict[str, Any]]
 Train = Callable[..., Consumed]
 

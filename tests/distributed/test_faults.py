@@ -24,7 +24,7 @@ from tests.kills.same import differences
 from tests.kills.tracing import attach
 
 pytestmark = pytest.mark.distributed
-SHORT = ["checkpoint.every=3", "train.epochs=1"]
+SHORT = ["checkpoint.every=3", "train.epochs=1", "evaluate.gates=false"]
 BOUND = 120.0
 """Seconds within which ranks must have ended after one of them did, on a busy machine."""
 

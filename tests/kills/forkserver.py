@@ -5,7 +5,8 @@ forked child runs the real command, ``adafilter_dist.__main__.main``, and leaves
 does, but for taking its modules apart: a second of work that nobody sees. Only imports may happen
 before: a thread that was started there would not exist in a child.
 
-One JSON object a line on the socket whose number is the only argument. Asked is ``words``,
+One JSON object a line on the socket whose number is the first argument; names of modules to import
+as well follow it. Asked is ``words``,
 ``folder``, ``environment``, ``clean`` (without the server's own environment), ``output`` (a file),
 ``stopped`` (begin with SIGSTOP, for a tracer), ``figures`` (whether they are drawn) and ``before``
 (empty, or a module and its function, called with the words after them; the whole attempt where
@@ -41,7 +42,10 @@ IMPORTS = (
     *(f"adafilter_dist.commands.{verb}" for verb in ("prepare", "train", "resume", "evaluate")),
 )
 # Where they are installed. ffcv itself starts numba's threads: it is left to the child.
-EXTRAS = ("timm", "numba", "llvmlite.binding", "cv2")
+EXTRAS = (
+    *("timm", "numba", "llvmlite.binding", "cv2"),
+    "adafilter_dist.data.loading.numba_backend",  # its compiled code is read meanwhile
+)
 _SET_CHILD_SUBREAPER = 36
 
 
@@ -49,7 +53,7 @@ def main() -> NoReturn:
     """Serve until the other end closes the socket; a child runs a command and leaves."""
     control = socket.socket(fileno=int(sys.argv[1]))
     gc.disable()  # or a fifth of the time goes into looking for garbage in what is imported
-    for name in IMPORTS:
+    for name in (*IMPORTS, *sys.argv[2:]):
         importlib.import_module(name)
     for name in EXTRAS:
         with suppress(ImportError):
@@ -116,7 +120,8 @@ def _reap(control: socket.socket, running: set[int]) -> set[int]:
         if pid == 0:
             return attempts
         if os.WIFSTOPPED(status):
-            _say(control, stopped=pid)
+            if pid in running:  # or it is an orphan
+                _say(control, stopped=pid)
         elif pid in running:
             attempts.add(pid)
             _say(control, ended=pid, code=os.waitstatus_to_exitcode(status))

@@ -59,10 +59,9 @@ class Shell:
         assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def submit(self, *more: str, ends_at_once: bool = False) -> dict[str, str]:
-        """Submit; the lines it prints by their first word."""
-        said = self.run(f"{PROGRAM} {shlex.join(more)}")
-        # Said as the user typed it from a clone.
+    def submit(self, *more: str, typed: bool = False, ends_at_once: bool = False) -> dict[str, str]:
+        """Submit, ``typed`` or with all imports made; the lines it prints by their first word."""
+        said = self.run(f"{PROGRAM} {shlex.join(more)}") if typed else self.again(*more)
         lines = dict(line.split(maxsplit=1) for line in said.splitlines() if line)
         found = re.search(r"submitted process (\d+)", said)
         if found:
@@ -73,7 +72,7 @@ class Shell:
         return {**lines, "all": said}
 
     def again(self, *more: str) -> str:
-        """Submit what is there already, with all imports made; what it says."""
+        """Submit with all imports made; what it says."""
         before = [by_hand.__name__, "run", str(SCRIPT), *more]
         attempt = forked.server().fork(
             [],
@@ -83,7 +82,8 @@ class Shell:
             before=before,
             clean=True,
         )
-        assert attempt.wait() == 0, attempt.printed()
+        # What it has submitted goes on.
+        assert attempt.ended_within(240) and attempt.code == 0, attempt.printed()
         return attempt.printed()
 
     def wait(self, run: Path, state: str) -> None:
@@ -144,7 +144,7 @@ def test_submitted_cancelled_resumed_finished(
 ) -> None:
     more = [*words(prepared), "launch.nodes=1", f"launch.tasks_per_node={processes}"]
     more += ["launch.cluster=auto", "train.epochs=2", NO_REPORT]
-    lines = shell.submit(*more)
+    lines = shell.submit(*more, typed=True)
     assert "no SLURM here (sbatch does not answer)" in lines["all"]
     run = shell.place / lines["run"]
     assert Path(lines["log"]).parent == run / "jobs"
