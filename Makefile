@@ -71,7 +71,7 @@ ffcv:  ## try again to install FFCV
 	@"$(ROOT)/tools/setup.sh" --ffcv
 
 lint: setup  ## ruff and mypy
-	@cd "$(ROOT)" && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@cd "$(ROOT)" && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy -n 2
 
 format: setup  ## let ruff rewrite the code
 	@cd "$(ROOT)" && $(BIN)/ruff check --fix . && $(BIN)/ruff format .
