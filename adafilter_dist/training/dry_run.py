@@ -54,8 +54,9 @@ def _steps(session: Session) -> float:
     times: list[float] = []
     with session.epoch(0) as batches:
         for step in range(min(STEPS, session.steps_per_epoch)):
-            if session.world.device.type == "cuda":
-                # Peaks of the warm-up and of the first step hold what cuDNN tried.
+            if session.world.device.type == "cuda" and not session.step.recorded:
+                # Peaks of the warm-up and of the first step hold what cuDNN tried. (Those of a
+                # replay do not hold its activations.)
                 torch.cuda.reset_peak_memory_stats(session.world.device)
             began = time.perf_counter()
             figures, _ = session.step.run(
@@ -102,7 +103,8 @@ def _save_and_load(session: Session, state: FullState) -> tuple[int, float]:
 
 def _tell(session: Session, console: Console, step: float, size: int, took: float) -> None:
     world, recipe = session.world, session.recipe
-    peak = peak_memory(world.device)
+    graph = session.step.memory_to_come
+    peak = peak_memory(world.device) + graph
     if world.device.type == "cuda":
         where = f"of {gib(torch.cuda.get_device_properties(world.device).total_memory)} on the GPU"
     else:
@@ -115,6 +117,7 @@ def _tell(session: Session, console: Console, step: float, size: int, took: floa
         f"disk     {gib(size)} a checkpoint ({took:.1f} s to save), up to "
         f"{gib(size * (recipe.checkpoint.keep + 1))} a run",
         f"memory   {gib(peak)} at the peak {where}, micro_batch {recipe.train.micro_batch}, "
-        f"{recipe.train.together} in a forward",
+        f"{recipe.train.together} in a forward"
+        + (f"; {gib(graph)} of it for train.graph" if graph else ""),
     ]
     print_plain(console, *lines)

@@ -97,6 +97,16 @@ class TrainingStep:
         lines, self._graphs.notices = self._graphs.notices, []
         return lines
 
+    @property
+    def recorded(self) -> bool:
+        """Whether forwards are replayed by now (``train.graph``)."""
+        return self._graphs is not None and self._graphs.recorded
+
+    @property
+    def memory_to_come(self) -> int:
+        """Bytes that recording will add to what the steps so far have taken."""
+        return 0 if self._graphs is None else self._graphs.memory_to_come(len(self._forwards))
+
     def network_changed(self) -> None:
         """To be called where the network computes something else from now on."""
         if self._graphs is not None:

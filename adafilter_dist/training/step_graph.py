@@ -101,6 +101,21 @@ class StepGraphs:
         self._seen: dict[tuple[object, ...], int] = {}
         self._refused = False
 
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a recording."""
+        return bool(self._recordings)
+
+    def memory_to_come(self, forwards: int) -> int:
+        """Bytes that the first recording will add, in steps of so many forwards; 0 once it is made.
+
+        Its gradients, and their sums where several forwards add up.
+        """
+        if self._refused or self._recordings:
+            return 0
+        sets = 2 if forwards > 1 else 1
+        return sets * sum(p.numel() * p.element_size() for p in self._engine.trained)
+
     def forget(self) -> None:
         """Record anew: the network computes something else from now on."""
         self._recordings.clear()

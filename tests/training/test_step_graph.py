@@ -138,6 +138,25 @@ def test_other_methods(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("together", "sets"), [(MICRO_BATCHES, 1), (1, 2)])
+def test_what_a_recording_will_add_to_memory(together: int, sets: int, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, f"train.micro_batches_per_forward={together}")
+    forwards, seen = MICRO_BATCHES // together, []
+
+    def note(number: int, trainable: TrainableModel, step: TrainingStep) -> None:
+        trained = [p for p in trainable.model.parameters() if p.requires_grad]
+        gradients = sum(p.numel() * p.element_size() for p in trained)
+        made = number * forwards > 2  # two forwards are eager
+        assert step.recorded == made
+        assert step.memory_to_come == (0 if made else sets * gradients)
+        seen.append(made)
+
+    with join_world(recipe) as world:
+        train(recipe, world, TapeRecorder(), note)
+    assert {True, False} == set(seen)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_graph, "agree", nearly)  # as where kernels are not deterministic
     require_same_bits(recipe_of(tmp_path, "train.precision=bf16", "train.channels_last=false"))
