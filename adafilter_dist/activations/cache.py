@@ -28,6 +28,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.methods.base import TrainableModel
 from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.system.counted import counted
 from adafilter_dist.system.disk import gib, size_of
 
 _EXAMPLES = 4  # pictures by which it is seen where the frozen part ends
@@ -106,7 +107,7 @@ class ActivationCache:
         """What was read and computed so far, and the size of all that is kept."""
         counts = self.counts
         ranks = " by this rank" if world_size > 1 else ""
-        damaged = f", {counts.damaged} files were damaged" if counts.damaged else ""
+        damaged = f", {counted(counts.damaged, 'file')} damaged" if counts.damaged else ""
         return (
             f"train.cache: {counts.read} batches read and {counts.computed} computed{ranks}"
             f"{damaged}; {self._root} now holds {gib(size_of(self._root))}"

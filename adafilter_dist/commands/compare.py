@@ -14,6 +14,7 @@ from adafilter_dist.compare.plan import Plan
 from adafilter_dist.compare.request import OWN_WORDS
 from adafilter_dist.errors import UserError
 from adafilter_dist.system.console import Console, print_plain
+from adafilter_dist.system.counted import counted
 from adafilter_dist.system.disk import gib
 from adafilter_dist.system.progress import duration
 
@@ -96,8 +97,9 @@ def run(words: list[str]) -> int:
 def _size(plan: Plan) -> str:
     count = len(plan.contenders)
     return (
-        f"{count} methods x {plan.tune} trials and {len(plan.seeds)} seeds, "
-        f"{count * (plan.tune + len(plan.seeds))} runs"
+        f"{counted(count, 'method')} x {counted(plan.tune, 'trial')} and "
+        f"{counted(len(plan.seeds), 'seed')}, "
+        f"{counted(count * (plan.tune + len(plan.seeds)), 'run')}"
     )
 
 

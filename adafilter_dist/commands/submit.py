@@ -16,6 +16,7 @@ from adafilter_dist.recipe.hints import wrong_words
 from adafilter_dist.recipe.keys import means_recipe
 from adafilter_dist.run.submission import rank_log
 from adafilter_dist.system.console import Console, print_plain
+from adafilter_dist.system.counted import counted
 
 if TYPE_CHECKING:
     from adafilter_dist.launch.target import Target
@@ -110,7 +111,7 @@ def _train(
     job = done.jobs[0].partition("_")[0]
     kind = "job" if cluster == "slurm" else "process"
     size = f"{launch.nodes} x {launch.processes_per_node} processes, {launch.time} a turn"
-    count = f"{len(left)} runs" if folder is not None else str(left[0].run)
+    count = counted(len(left), "run") if folder is not None else str(left[0].run)
     say(f"submitted {kind} {job}: {count}, {size if cluster == 'slurm' else 'on this machine'}")
     if folder is not None:
         _show_members(console, left, done.jobs)

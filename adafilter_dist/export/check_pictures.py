@@ -18,6 +18,7 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.preprocess import Preprocess, pixels_of
 from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.recipe import Recipe
+from adafilter_dist.system.counted import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ def from_files(paths: Sequence[Path], preprocess: Preprocess, count: int) -> Che
                 pictures.append(pixels_of(path, preprocess))
             except BadPicture as error:
                 raise UserError(f"--pictures: {path} cannot be used: {error}") from None
-    return CheckPictures(torch.from_numpy(np.stack(pictures)), f"{len(paths)} files")
+    return CheckPictures(torch.from_numpy(np.stack(pictures)), counted(len(paths), "file"))
 
 
 def from_data(

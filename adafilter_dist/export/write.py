@@ -37,6 +37,7 @@ from adafilter_dist.models.gating.convert import AdaFilterNet, GatedNet
 from adafilter_dist.models.inference.exportable import ForExport, gate_logits
 from adafilter_dist.models.inference.selected_conv import for_inference
 from adafilter_dist.run.files import CLASS_GATES
+from adafilter_dist.system.counted import counted
 from adafilter_dist.system.files import write_json, write_text
 from adafilter_dist.system.sealed_files import sha256_of
 from adafilter_dist.version import __version__
@@ -118,7 +119,7 @@ def write_program_of(
     }
     with _new_folder(out) as new:
         path = new / FILES[form]
-        say(f"{form}: writing, and checking on {len(inputs)} pictures")
+        say(f"{form}: writing, and checking on {counted(len(inputs), 'picture')}")
         if form == "onnx":
             both = new / "both.onnx"
             write_onnx(program, both, name)

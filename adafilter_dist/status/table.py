@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from adafilter_dist.status.model import RunStatus, ago
 from adafilter_dist.status.sweep import Sweep, best_of, percent, shown, summary
+from adafilter_dist.system.counted import counted
 from adafilter_dist.system.json_files import text
 
 _HEAD = (
@@ -160,7 +161,7 @@ def _facts(status: RunStatus) -> list[tuple[str, str]]:
         ("speed", ", ".join(speed) or "-"),
         ("heartbeat", heartbeat),
         ("nodes", ", ".join(status.nodes) or "-"),
-        ("restarts", f"{status.restarts}, {status.steps_lost} steps lost"),
+        ("restarts", f"{status.restarts}, {counted(status.steps_lost, 'step')} lost"),
         *(("problem", problem) for problem in status.problems),
     ]
     if status.job:

@@ -9,6 +9,7 @@ from adafilter_dist.data.loading.backend import SAME_PIXELS
 from adafilter_dist.errors import resume_line
 from adafilter_dist.metrics import Metrics
 from adafilter_dist.run.folder import RunFolder
+from adafilter_dist.system.counted import counted
 from adafilter_dist.system.files import write_json
 from adafilter_dist.training.plan import AttemptPlan
 from adafilter_dist.training.run_data import keep_run_data
@@ -62,8 +63,9 @@ def announce_start(
         if line:
             metrics.say(line)
     metrics.say(
-        f"{recipe.name}: {recipe.method.name} on {recipe.model.name}, {session.total_steps} "
-        f"steps of {recipe.train.global_batch} images in {recipe.train.epochs} epochs, "
+        f"{recipe.name}: {recipe.method.name} on {recipe.model.name}, "
+        f"{counted(session.total_steps, 'step')} of {counted(recipe.train.global_batch, 'image')} "
+        f"in {counted(recipe.train.epochs, 'epoch')}, "
         f"{world.world_size} x {world.device.type} ({world.threads} threads), "
         f"loader {session.loader.kind}, run {run.path}"
     )
@@ -72,11 +74,11 @@ def announce_start(
     if loaded is None:
         if lost:
             metrics.say(
-                f"warning: there is no checkpoint in {run.checkpoints}: all {lost} steps are done "
-                "again"
+                f"warning: there is no checkpoint in {run.checkpoints}: {counted(lost, 'step')} of "
+                "before done again"
             )
         return
-    repeated = f", {lost} steps are done again" if lost else ""
+    repeated = f", {counted(lost, 'step')} done again" if lost else ""
     metrics.say(f"going on from step {step} ({loaded.folder}){repeated}")
     # The first checkpoints do not name their engine, nor how many micro-batches shared a forward.
     before = {"engine": "ddp", "micro_batches_per_forward": 1}

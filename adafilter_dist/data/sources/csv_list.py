@@ -18,6 +18,7 @@ from adafilter_dist.data.sources.listing import MOST_DOMAINS, Sample, SourceList
 from adafilter_dist.data.sources.split import SplitName
 from adafilter_dist.data.sources.split_names import WORDS, split_of_word
 from adafilter_dist.errors import UserError, nearest, printable
+from adafilter_dist.system.counted import counted
 
 _COLUMNS = ("path", "label", "split", "domain")
 _WORDS = [word for word in WORDS if word not in ("trn", "tst")]
@@ -235,5 +236,7 @@ def _reading(rows: Sequence[_Row]) -> list[str]:
     words = sorted(counts, key=lambda key: (order.index(str(key[1])), key[0]))
     return [
         "column split: "
-        + ", ".join(f"{word} -> {split} ({counts[word, split]} rows)" for word, split in words)
+        + ", ".join(
+            f"{word} -> {split} ({counted(counts[word, split], 'row')})" for word, split in words
+        )
     ]

@@ -12,6 +12,7 @@ from adafilter_dist.data.sources.walk import Walk
 from adafilter_dist.errors import UserError, nearest, no_such, printable
 from adafilter_dist.pictures.formats import unread_by_suffix
 from adafilter_dist.recipe.sections.data import Data
+from adafilter_dist.system.counted import counted
 
 
 def find(data: Data) -> SourceListing:
@@ -43,7 +44,7 @@ def find(data: Data) -> SourceListing:
     notes = [*layout.notes, *walk.notes()]
     if walk.others:
         notes.append(
-            f"{len(walk.others):,} files below {printable(root)} are not read, e.g. "
+            f"{counted(len(walk.others), 'file')} below {printable(root)} not read, e.g. "
             f"{printable(min(walk.others))}: {printable(unread_by_suffix(walk.others))}"
         )
     if None in splits:

@@ -30,6 +30,7 @@ from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.command import prepare_line
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.recipe.sections.data import Data
+from adafilter_dist.system.counted import counted
 
 _COUNT = "data.train_per_class"
 
@@ -150,8 +151,8 @@ def open_prepared(recipe: Recipe, *, known: str | None = None) -> Prepared:
         require_origin(folder, manifest, recipe)
     if manifest.skipped and recipe.data.on_bad == "error":
         raise UserError(
-            f"{folder}: {manifest.skipped} bad pictures were skipped (listed in skipped.csv there)"
-            "; mend them and prepare again, or accept it with data.on_bad=skip"
+            f"{folder}: {counted(manifest.skipped, 'bad picture')} skipped (listed in skipped.csv "
+            "there); mend them and prepare again, or accept it with data.on_bad=skip"
         )
     damage = damage_of(folder, manifest)
     if damage:

@@ -10,8 +10,9 @@ import numpy as np
 from adafilter_dist.report.page import charts
 from adafilter_dist.report.page.blocks import Block, Cell, Column, Figure, Note, Section, Table
 from adafilter_dist.report.page.classes import gallery, missing_pictures
-from adafilter_dist.report.page.intervals import counted, percent
+from adafilter_dist.report.page.intervals import percent
 from adafilter_dist.report.page.run_record import RunRecord
+from adafilter_dist.system.counted import counted
 
 _PICTURES = 12
 

@@ -18,11 +18,6 @@ def points(low: float, high: float) -> str:
     return f"{100 * low:+.1f} to {100 * high:+.1f}"
 
 
-def counted(number: int, thing: str) -> str:
-    """``1 restart``, ``2,000 restarts``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
 def span(seconds: float) -> str:
     """``42 s``, ``12 min``, ``3 h 20 min``."""
     if seconds < 120:

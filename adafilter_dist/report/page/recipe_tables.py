@@ -13,9 +13,9 @@ from adafilter_dist.recipe import Recipe, dump_recipe
 from adafilter_dist.recipe.identity import flat
 from adafilter_dist.recipe.word import as_word
 from adafilter_dist.report.page.blocks import Cell, Column, Section, Table, Text
-from adafilter_dist.report.page.intervals import counted
 from adafilter_dist.report.page.run_record import RunRecord
 from adafilter_dist.run.attempts import Attempt
+from adafilter_dist.system.counted import counted
 
 _ENVIRONMENT = {
     "adafilter_dist": "adafilter-dist",

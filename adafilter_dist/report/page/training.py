@@ -16,8 +16,9 @@ from adafilter_dist.report.page.blocks import (
     Section,
     Table,
 )
-from adafilter_dist.report.page.intervals import counted, percent, span
+from adafilter_dist.report.page.intervals import percent, span
 from adafilter_dist.report.page.run_record import RunRecord
+from adafilter_dist.system.counted import counted
 from adafilter_dist.system.json_files import number
 
 

@@ -223,9 +223,9 @@ def test_bad_pictures_may_be_skipped_and_are_recorded(root: Path) -> None:
     assert not listed & {row["path"] for row in rows}
     # The second run leaves them be; who does not accept bad pictures is told, twice over.
     assert "already prepared" in prepared(root, on_bad="skip")[1]
-    with pytest.raises(UserError, match=r"3 bad pictures were skipped .* data.on_bad=skip"):
+    with pytest.raises(UserError, match=r"3 bad pictures skipped .* data.on_bad=skip"):
         open_prepared(recipe(root))
-    assert "3 bad pictures were skipped" in refused(root)
+    assert "3 bad pictures skipped" in refused(root)
 
 
 def test_mended_pictures_are_taken_in(root: Path) -> None:
