@@ -58,8 +58,9 @@ def run(words: list[str]) -> int:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="also which layers were fine-tuned for the picture, and how far that is from its "
-        "class (as a mean over the run's validation pictures, measured the first time)",
+        help="also how many of the filters that a picture went through are fine-tuned, in which "
+        "layers, and how that compares with pictures of the class (validation pictures of the run, "
+        "measured the first time)",
     )
     options = parser.parse_intermixed_args(words)
     for option in ("top", "batch", "workers"):

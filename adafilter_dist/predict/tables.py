@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ _WIDEST = 60
 class Table:
     """A line a picture: its path, and the likeliest classes with their probabilities.
 
-    With an ``explainer`` a second line says what was fine-tuned. Bad pictures are left out: they
-    are reported elsewhere.
+    With an ``explainer`` two more lines say which filters were used. Bad pictures are left out:
+    they are reported elsewhere.
     """
 
     def __init__(self, paths: Sequence[Path], explainer: Explainer | None) -> None:
@@ -41,17 +41,22 @@ class Table:
         line = f"{printable(prediction.path):<{self._width}}  {'   '.join(guesses)}\n"
         if self._explainer is None:
             return line
-        return f"{line}    {_in_words(self._explainer.explain(prediction), prediction)}\n"
+        explanation = self._explainer.explain(prediction)
+        return line + "".join(f"    {words}\n" for words in _in_words(explanation, prediction))
 
 
-def _in_words(explanation: Explanation, prediction: Prediction) -> str:
-    line = f"fine-tuned: {explanation.tuned:.0%} of the filters, layers {explanation.mostly()}"
-    if explanation.distance is None:
-        return line
-    return (
-        f"{line}; {100 * explanation.distance:.0f} points from {prediction.classes[0]} "
-        f"({explanation.class_tuned:.0%}; its own pictures: {100 * (explanation.usual or 0):.0f})"
+def _in_words(explanation: Explanation, prediction: Prediction) -> Iterator[str]:
+    yield (
+        f"{explanation.tuned:.0%} of its filters are fine-tuned, the others pre-trained; "
+        f"mostly fine-tuned: layers {explanation.mostly()}"
     )
+    if explanation.distance is not None:
+        name = printable(prediction.classes[0])
+        own, usual = 100 * explanation.distance, 100 * (explanation.usual or 0)
+        yield (
+            f"pictures of {name}: {explanation.class_tuned:.0%} on average. By layer this picture "
+            f"is {own:.0f} points from that average, theirs are {usual:.0f}"
+        )
 
 
 class Csv:

@@ -153,7 +153,17 @@ def test_a_picture_is_explained_by_its_gates_and_its_class(
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert kept.stat().st_mtime_ns == before
-    assert len(shown.splitlines()) == 4 and " of 15; " in shown and "points from" in shown
+    lines = shown.splitlines()
+    assert len(lines) == 6
+    for row, (_, used, compared) in zip(rows, (lines[:3], lines[3:]), strict=True):
+        gates, name = row["gates"], row["predictions"][0]["class"]
+        assert used.startswith(f"    {gates['tuned']:.0%} of its filters are fine-tuned, ")
+        assert used.endswith(" of 15") and "mostly fine-tuned: layers " in used
+        assert compared == (
+            f"    pictures of {name}: {gates['class_tuned']:.0%} on average. By layer this picture "
+            f"is {100 * gates['distance']:.0f} points from that average, theirs are "
+            f"{100 * gates['usual_distance']:.0f}"
+        )
 
 
 def test_an_export_without_class_figures_says_so(
@@ -164,7 +174,7 @@ def test_an_export_without_class_figures_says_so(
     assert main(words) == 0
     shown = capsys.readouterr()
     assert "distances from classes are not known" in shown.err and "1 picture in" in shown.err
-    assert "fine-tuned: " in shown.out and "points from" not in shown.out
+    assert "filters are fine-tuned" in shown.out and "points from" not in shown.out
 
 
 @pytest.mark.parametrize(
