@@ -67,15 +67,17 @@ def _classes(recipe: Recipe, wanted: int | None, console: Console) -> int:
         if prepared.validation:
             print_plain(console, own_validation(prepared.validation))
         return len(prepared.classes)
-    except UserError:
-        named = recipe.data.classes
-        known = len(named) if named is not None else _CLASSES.get(recipe.data.name)
-        if known is not None:
-            return known
-    print_plain(
-        console, f"data not prepared: {_UNKNOWN_CLASSES} classes assumed; --classes N says how many"
-    )
-    return _UNKNOWN_CLASSES
+    except UserError as error:
+        why = str(error).partition("; ")[0]
+    named, name = recipe.data.classes, recipe.data.name
+    if named is not None:
+        number, source = len(named), "as data.classes has"
+    elif name in _CLASSES:
+        number, source = _CLASSES[name], f"as {name} has"
+    else:
+        number, source = _UNKNOWN_CLASSES, "--classes N says how many"
+    print_plain(console, f"{why}: {number} classes assumed, {source}")
+    return number
 
 
 def _random(recipe: Recipe) -> Recipe:

@@ -14,6 +14,7 @@ from torch import nn
 from adafilter_dist.__main__ import main
 from adafilter_dist.recipe import Recipe
 from adafilter_dist.report.costs import Costs, estimate_memory, measure_costs
+from tests.data import trees
 
 SIDE = 64
 
@@ -149,10 +150,46 @@ def test_what_is_not_gated_is_listed_with_its_reason(
     recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = inspect(capsys, f"recipe={recipe_file}", "method.layers=layer[34]")
-    assert "data not prepared: 10 classes assumed; --classes N says how many" in lines
+    assert "; 10 classes; " in "".join(lines)
     start = lines.index("convolutions left out")
     left = [line for line in lines[start:] if line.startswith(("conv1 ", "layer1.0.conv1 "))]
     assert len(left) == 2 and all("method.layers" in line or "match" in line for line in left)
+
+
+@pytest.mark.parametrize(
+    ("words", "assumed"),
+    [
+        ([], "10 classes assumed, --classes N says how many"),
+        (["data.classes=[a, b, c]"], "3 classes assumed, as data.classes has"),
+        (["data.name=food101"], "101 classes assumed, as food101 has"),
+    ],
+)
+def test_classes_that_are_assumed_are_told(
+    recipe_file: Path, capsys: pytest.CaptureFixture[str], words: list[str], assumed: str
+) -> None:
+    lines = inspect(capsys, f"recipe={recipe_file}", "method=linear_probe", *words)
+    assert lines[0].endswith(assumed), lines[0]
+    assert "prepared" in lines[0] or "data.root" in lines[0]
+
+
+def test_classes_are_those_of_the_prepared_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("auk", "owl", "wren")
+    root = trees.folders(
+        tmp_path / "birds", {f"{s}/{c}": 4 for s in ("train", "test") for c in names}
+    )
+    words = ["recipe=imagefolder", f"data.root={root}", "data.stored_size=32", "model=resnet18"]
+    words += [
+        "data.val_fraction=0",
+        "data.resolution=32",
+        "model.weights=null",
+        "method=linear_probe",
+    ]
+    assert main(["prepare", *words]) == 0
+    capsys.readouterr()
+    lines = inspect(capsys, *words)
+    assert "; 3 classes; " in lines[0] and "assumed" not in "".join(lines)
 
 
 def test_a_baseline_has_no_gates(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
