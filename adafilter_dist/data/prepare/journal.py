@@ -1,7 +1,8 @@
 """What has been stored of a split so far: a row a picture on disk, beside the unfinished store.
 
 A `prepare` that was killed goes on behind the last good row. Rows are not synced: each has a
-checksum, also of the picture in the store, and what a machine lost when it stopped is made again.
+checksum, also of the picture in the store, as has each reason why a picture is left out. What a
+machine lost when it stopped is made again.
 With the rows on disk, the hashes of millions of pictures are not in memory.
 """
 
@@ -165,14 +166,15 @@ class Journal:
         return places
 
     def _known_reasons(self) -> dict[int, str]:
-        """Why pictures are left out, by their position; a torn line is none."""
+        """Why pictures are left out, by their position; a torn or wrong line is none."""
         known: dict[int, str] = {}
         if not self._reasons_path.exists():
             return known
         for line in self._reasons_path.read_bytes().split(b"\n"):
             with suppress(ValueError, TypeError, IndexError, AttributeError):  # torn, garbage
-                at, why = json.loads(line)
-                if not readable_again(self._samples[at], why):
+                at, why, check = json.loads(line)
+                right = check == _reason_check(at, why)
+                if right and not readable_again(self._samples[at], why):
                     known[at] = why
         return known
 
@@ -196,4 +198,8 @@ def _check(entry: bytes | memoryview) -> int:
 
 
 def _line(position: int, reason: str) -> str:
-    return json.dumps([position, reason]) + "\n"
+    return json.dumps([position, reason, _reason_check(position, reason)]) + "\n"
+
+
+def _reason_check(position: int, reason: str) -> int:
+    return zlib.crc32(f"{position} {reason}".encode("utf-8", "surrogatepass"))

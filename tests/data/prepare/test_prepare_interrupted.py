@@ -216,6 +216,11 @@ def _without_reason(scratch: Path) -> None:
     (scratch / "train.reasons").write_text('[5, "not a pic')
 
 
+def _flipped_reason(scratch: Path) -> None:
+    path = scratch / "train.reasons"
+    path.write_bytes(path.read_bytes().replace(b"not a picture", b"got a picture", 1))
+
+
 def _old_reason(scratch: Path) -> None:
     with (scratch / "train.reasons").open("a") as file:
         file.write('[7, "of an earlier attempt"]\n[7]\n7\n')
@@ -242,12 +247,13 @@ def _lost_store(scratch: Path) -> None:
         (_torn, 49),
         (_zeroed, 49),
         (_without_reason, 5),
+        (_flipped_reason, 5),
         (_old_reason, 50),
         (_half_written, 50),
         (_lost_pixels, 48),
         (_lost_store, 0),
     ],
-    ids=["torn", "zeroed", "reason", "old reason", "half", "pixels", "store"],
+    ids=["torn", "zeroed", "reason", "flipped", "old reason", "half", "pixels", "store"],
 )
 def test_what_a_stopped_machine_lost_is_stored_again(
     root: Path,
