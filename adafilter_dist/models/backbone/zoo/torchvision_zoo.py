@@ -25,6 +25,18 @@ _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
+def downloaded() -> list[str]:
+    """The networks of which torch's cache holds the default weights."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    published = {name: models.get_model_weights(name) for name in models.list_models(models)}
+    return [
+        name
+        for name, entries in published.items()
+        if len(entries) and entries["DEFAULT"].url.rpartition("/")[2] in there
+    ]
+
+
 class TorchvisionZoo(Zoo):
     """A network of `torchvision.models`, by the name that `get_model` takes."""
 
