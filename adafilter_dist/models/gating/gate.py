@@ -29,7 +29,7 @@ from adafilter_dist.models.gating.pooled_means import PooledMeans
 from adafilter_dist.models.gating.step_statistics import StepStatistics
 from adafilter_dist.models.ops import gate_step
 from adafilter_dist.models.ops.filter_stack import FilterStack
-from adafilter_dist.models.ops.gate_step import GateForward
+from adafilter_dist.models.ops.gate_step import GateForward, GateStep, Made
 from adafilter_dist.models.ops.gate_step_reference import Cell, Layer, Rule
 from adafilter_dist.recipe.sections.model import Gate
 
@@ -223,12 +223,32 @@ class RecurrentGate(nn.Module, StepStatistics):
                 logits = torch.logit(gates, eps=1e-6) * settings.temperature
             for override in self.overrides:
                 gates = override(index, gates)
-
-            # Keep them for the penalty, the step's statistics and whoever observes the gates.
-            self.decisions.gates[index], self.decisions.logits[index] = gates, logits
-            for observer in self.observers:
-                observer(index, self.names[index], gates, self.probabilities(logits))
+            self._note(index, gates, logits)
         return gates
+
+    def _note(self, index: int, gates: Tensor, logits: Tensor) -> None:
+        """Keep them for the penalty, the step's statistics and whoever observes the gates."""
+        self.decisions.gates[index], self.decisions.logits[index] = gates, logits
+        for observer in self.observers:
+            observer(index, self.names[index], gates, self.probabilities(logits))
+
+    def next_step(self, index: int, x: Tensor) -> GateStep | None:
+        """What layer `index` computes its own gates from, in its one node (`layer_node`).
+
+        None where the gate computes them: outside of a forward, in a first step, where steps are
+        not fused, and where gates are overridden or somebody has hooks on the gate.
+        """
+        walk = self._walk
+        if walk is None or self.overrides or self._forward_hooks or self._forward_pre_hooks:
+            return None
+        return self._step_inputs(walk, index, x)
+
+    def note_step(self, index: int, made: Made) -> None:
+        """The step that was computed there."""
+        assert self._walk is not None
+        self._walk.state = made.h, made.c
+        self._means.add(made.out, made.mean)
+        self._note(index, made.gates, made.logits)
 
     def _steps_are_fused(self) -> bool:
         """Whether a step is one operation, whose gradients are written out: in training."""
@@ -243,11 +263,16 @@ class RecurrentGate(nn.Module, StepStatistics):
 
     def _fused_step(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and logits (N, C_out)."""
-        settings, walk = self.settings, self._walk
+        walk = self._walk
         if walk is None:
             forward = GateForward(*self._fused_weights(), gate_step.pick(x))
             self._walk = walk = _Walk(forward, forward.token())
-        forward = walk.forward
+        of, token, *inputs = self._step_inputs(walk, index, x)
+        gates, logits, walk.state = of.step(token, index, *inputs)  # type: ignore[arg-type]
+        return gates, logits
+
+    def _step_inputs(self, walk: _Walk, index: int, x: Tensor) -> GateStep:
+        settings, forward = self.settings, walk.forward
         pooled = self._means.of(x, forward.cell.weight_ih.dtype)
         noise = None
         if settings.estimator == "gumbel":
@@ -257,8 +282,7 @@ class RecurrentGate(nn.Module, StepStatistics):
         if self._picture_logits is not None:
             shift = self._picture_logits, self.group_of_layer[index]
         state = walk.state if settings.recurrent else None
-        gates, logits, walk.state = forward.step(walk.token, index, pooled, state, shift, noise)
-        return gates, logits
+        return GateStep(forward, walk.token, pooled, state, shift, noise)
 
     def _fused_weights(self) -> tuple[list[Layer], Cell, Rule]:
         settings, cell = self.settings, self.cell

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from adafilter_dist.models.gating.selected_batchnorm import (
     BatchNormKind,
     SelectedBatchNorm2d,
 )
+from adafilter_dist.models.ops.gate_step import Made
 from adafilter_dist.models.ops.gated_norm import gated_norm
-from adafilter_dist.models.ops.passes import Kernels, Passes, pick, whole_layer
+from adafilter_dist.models.ops.passes import Kernels, Passes, layer_node, pick, whole_layer
 from adafilter_dist.models.ops.selected_filters import selected_filters
 from adafilter_dist.models.ops.stacked_conv import (
     can_stack,
@@ -87,6 +88,8 @@ class GatedConvBN(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """The layer, and what followed it in the block's code: + residual, then ReLU."""
+        if self.training and (whole := self._as_one_node(x, residual, relu)) is not None:
+            return whole
         y1, y2, gates = self._convolve(x, self.gates(x))
         fuses = self._fuses(y1, gates, residual)
         if fuses and (layer := whole_layer(y1)) is not None:
@@ -111,6 +114,56 @@ class GatedConvBN(nn.Module):
         if residual is not None:
             out = out + residual
         return out.relu_() if relu else out
+
+    def _as_one_node(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor | None:
+        """The whole layer as one node of autograd's graph; None where that cannot be.
+
+        On a GPU with Triton, from a forward's second layer on, and once the gate knows the layers
+        whose filters it stacks.
+        """
+        node = layer_node(x) if self.kernels == "auto" else None
+        if node is None:
+            return None
+        # Dictionaries: asking a module for an attribute takes ten times as long.
+        modules = self._modules
+        conv, bn1, bn2 = cast("Any", (modules["conv"], modules["bn1"], modules["bn2"]))
+        if bn1.frozen or bn2.frozen or conv._parameters["bias"] is not None or not can_stack(conv):
+            return None
+        gate, weight, dtype = self._gate[0], conv._parameters["weight"], compute_dtype(x)
+        filters = gate.filters.of(self.index, weight, self.frozen_weight, dtype)
+        count = micro_batches.current.count
+        if filters is None or len(x) % count or not self._adds(conv, x, residual, dtype):
+            return None
+        step = gate.next_step(self.index, x)
+        if step is None:
+            return None
+        how = (list(conv.stride), list(conv.padding), list(conv.dilation))
+        made: Made = node.gated_layer(
+            x if x.dtype == dtype else x.to(dtype),
+            step,
+            self.index,
+            node.Convolution(weight, filters, *how),
+            (_branch_norm(node, bn1), _branch_norm(node, bn2)),
+            count,
+            PRIOR,
+            residual,
+            relu,
+        )
+        gate.note_step(self.index, made)
+        return made.out
+
+    @staticmethod
+    def _adds(conv: nn.Conv2d, x: Tensor, residual: Tensor | None, dtype: torch.dtype) -> bool:
+        """Whether the residual, if any, is like the output of the convolution."""
+        if residual is None:
+            return True
+        (height, width), (k1, k2), (s1, s2) = x.shape[2:], conv.kernel_size, conv.stride
+        (p1, p2), (d1, d2) = cast("tuple[int, int]", conv.padding), conv.dilation
+        made = (
+            (height + 2 * p1 - d1 * (k1 - 1) - 1) // s1 + 1,
+            (width + 2 * p2 - d2 * (k2 - 1) - 1) // s2 + 1,
+        )
+        return residual.dtype == dtype and residual.shape == (len(x), conv.out_channels, *made)
 
     def _convolve(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         if self.training:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -98,6 +98,28 @@ class GateForward:
         h, c = (None, None) if state is None else state
         gates, logits, h, c = _Step.apply(token, pooled, h, c, self, index, shift, noise)
         return gates, logits, (h, c)
+
+
+class GateStep(NamedTuple):
+    """What the gate's next step is computed from (`GateForward.step`)."""
+
+    forward: GateForward
+    token: Tensor
+    pooled: Tensor
+    state: tuple[Tensor, Tensor] | None
+    shift: tuple[Tensor, int] | None
+    noise: Tensor | None
+
+
+class Made(NamedTuple):
+    """Of a layer: output, its mean over pixels, gates, logits and the gate's next state."""
+
+    out: Tensor
+    mean: Tensor
+    gates: Tensor
+    logits: Tensor
+    h: Tensor
+    c: Tensor
 
 
 class _Step(torch.autograd.Function):

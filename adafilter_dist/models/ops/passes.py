@@ -90,6 +90,20 @@ def whole_layer(y: Tensor) -> Any:
     return _layer_triton() if device_kind.on_gpu(y) else None
 
 
+def layer_node(x: Tensor) -> Any:
+    """`layer_node`, where a GPU computes x and Triton works; None elsewhere, and for a compiler."""
+    if not device_kind.on_gpu(x) or torch.compiler.is_compiling() or _layer_triton() is None:
+        return None
+    return _layer_node()
+
+
+@functools.cache
+def _layer_node() -> Any:
+    from adafilter_dist.models.ops import layer_node
+
+    return layer_node
+
+
 def name(device: torch.device, kernels: Kernels) -> str:
     """Which passes training on `device` takes: triton, native or reference."""
     if kernels == "reference":

@@ -114,6 +114,8 @@ class _StackedConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, again, filters if again is None else None)
         if ctx.product:
             return _pixels(F.linear(_rows(x), filters.flatten(1), both), x)
+        if not torch.is_autocast_enabled(x.device.type):
+            return F.conv2d(x, filters, both, stride, padding, dilation)
         with torch.autocast(x.device.type, enabled=False):
             return F.conv2d(x, filters, both, stride, padding, dilation)
 
@@ -126,7 +128,7 @@ class _StackedConv(torch.autograd.Function):
             filters = torch.cat((weight, frozen)) if need_x else weight
         # In one operation on a GPU, where each takes the host as long as the GPU.
         in_one = device_kind.on_gpu(x) and not torch.compiler.is_compiling()
-        gradients = _conv_gradients if in_one else _gradients
+        gradients = conv_gradients if in_one else _gradients
         stride, padding, dilation = ctx.shape
         wanted = [need_x, need_weight, need_bias]
         grads = iter(gradients(dy, x, weight, filters, stride, padding, dilation, wanted))
@@ -174,7 +176,7 @@ def _gradients(
     return results
 
 
-_conv_gradients = operator("stacked_conv_gradients", _gradients)
+conv_gradients = operator("stackedconv_gradients", _gradients)
 
 
 def _is_product(weight: Tensor, stride: Any, padding: Any) -> bool:

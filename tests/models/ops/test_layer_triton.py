@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from adafilter_dist.models.gating import step_statistics
+from adafilter_dist.models.gating import gated_conv, step_statistics
 from adafilter_dist.models.gating.convert import convert
 from adafilter_dist.models.gating.gated_conv import set_kernels
 from adafilter_dist.models.gating.micro_batches import in_micro_batches
-from adafilter_dist.models.ops import device_kind, passes_reference
+from adafilter_dist.models.ops import device_kind, passes, passes_reference
 from adafilter_dist.models.ops.gated_norm import gated_norm
 from adafilter_dist.models.ops.norm import Choosers, Norm
+from adafilter_dist.recipe.sections.model import Gate
 from tests.models.networks import images, pairs
 from tests.models.ops.conftest import Run
 from tests.models.ops.worker import Worker
@@ -328,12 +329,13 @@ def test_they_compile_for_nvidia_s_gpus_without_one(
     compiler.run(check_cubins, capability, shape, dtype)
 
 
-def steps_of(micro: int, kind: str, reference: bool) -> list[Tensor]:
+def steps_of(micro: int, kind: str, reference: bool, **gate: Any) -> list[Tensor]:
     """Losses, gradients and statistics of two steps with `micro` micro-batches each.
 
     From the second on, the filters of all layers are stacked together.
     """
-    net = convert(pairs().double(), size=12, batchnorm=kind)  # type: ignore[arg-type]
+    settings = Gate(**{"decision": "filter"} | gate)
+    net = convert(pairs().double(), size=12, gate=settings, batchnorm=kind)  # type: ignore[arg-type]
     if reference:
         set_kernels(net, "reference")
     with torch.no_grad():
@@ -374,6 +376,30 @@ def check_network(device: str, micro: int, kind: str) -> None:
 @pytest.mark.parametrize(("micro", "kind"), [(1, "selected"), (3, "selected"), (2, "all")])
 def test_a_network_by_a_gpu_s_code_path(interpreter: Worker, micro: int, kind: str) -> None:
     interpreter.run(check_network, "cpu", micro, kind)
+
+
+def check_one_node(device: str, estimator: str) -> None:
+    """A layer that is one node of autograd's graph has the bits of three nodes."""
+    from adafilter_dist.models.ops import layer_node
+
+    results = []
+    with patch.object(device_kind, "on_gpu", lambda x: True):
+        for pick in (passes.layer_node, lambda x: None):
+            with (
+                patch.object(gated_conv, "layer_node", pick),
+                patch.object(layer_node, "gated_layer", wraps=layer_node.gated_layer) as node,
+            ):
+                torch.manual_seed(0)
+                results.append(steps_of(2, "selected", reference=False, estimator=estimator))
+            # From the second layer of the second step on: then the gate knows the filters.
+            assert (node.call_count > 0) == (pick is passes.layer_node)
+    for number, (one, other) in enumerate(zip(*results, strict=True)):
+        assert torch.equal(one, other), number
+
+
+@pytest.mark.parametrize("estimator", ["straight_through", "gumbel"])
+def test_a_layer_of_one_node_has_the_bits_of_three(interpreter: Worker, estimator: str) -> None:
+    interpreter.run(check_one_node, "cpu", estimator)
 
 
 def check_compiled(device: str) -> None:
