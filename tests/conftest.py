@@ -70,20 +70,28 @@ def strace() -> None:
         pytest.skip("system calls are watched by strace: apt-get install strace")
 
 
-@pytest.fixture
-def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """A machine on which no program of SLURM is found, until the test puts it there."""
-    found = Cluster(tmp_path / "bin")
-    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
-    beside = [folder for folder in folders if (folder / "sbatch").exists()]
-    for folder in beside:  # what else lies there stays
+@pytest.fixture(scope="session")
+def path_without_slurm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """PATH without the programs of SLURM; what else lies in their folders stays."""
+    links = tmp_path_factory.mktemp("without-slurm")
+    kept = [str(links)]
+    for folder in map(Path, os.environ["PATH"].split(os.pathsep)):
+        if not (folder / "sbatch").exists():
+            kept.append(str(folder))
+            continue
         for program in folder.iterdir():
-            link = found.folder / program.name
+            link = links / program.name
             if program.name not in _SLURM and not link.exists():
                 link.symlink_to(program)
-    kept = [str(folder) for folder in folders if folder not in beside]
-    monkeypatch.setenv("PATH", os.pathsep.join([str(found.folder), *kept]))
-    return found
+    return os.pathsep.join(kept)
+
+
+@pytest.fixture
+def no_slurm(path_without_slurm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A machine on which no program of SLURM is found, until the test puts it there."""
+    cluster = Cluster(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{cluster.folder}{os.pathsep}{path_without_slurm}")
+    return cluster
 
 
 _SLURM = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel", "sinfo")

@@ -74,14 +74,14 @@ def test_each_update_is_plain_sgd_at_the_scaled_rate(scaling: str) -> None:
 
 
 def test_batchnorms_are_not_trained_but_on_request() -> None:
-    trainable, _ = build({"name": "auto_rgn"})
+    trainable, _ = build({"name": "auto_rgn"}, "resnet18")
     assert not any("bn" in name or "downsample.1" in name for name in named(trainable))
     backward(trainable, 0)
     trainable.model.train()(torch.randn(4, 3, 32, 32))
     step_statistics.update_statistics(trainable.model)
     assert int(trainable.model.get_buffer("bn1.num_batches_tracked")) == 1
-    everything, _ = build({"name": "auto_rgn", "train_batchnorm": True})
-    assert len(named(everything)) == len(named(build({"name": "finetune"})[0]))
+    everything, _ = build({"name": "auto_rgn", "train_batchnorm": True}, "resnet18")
+    assert len(named(everything)) == len(named(build({"name": "finetune"}, "resnet18")[0]))
 
 
 def test_what_has_no_relative_norm_keeps_the_rate() -> None:

@@ -55,7 +55,7 @@ def test_each_micro_batch_of_a_forward_has_its_own() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_penalty_of_a_forward_is_that_of_the_classifiers_input(dtype: torch.dtype) -> None:
-    trainable, _ = build({"name": "bss", "eta": 0.5, "k": 2})
+    trainable, _ = build({"name": "bss", "eta": 0.5, "k": 2}, "resnet18")
     classifier = trainable.model.get_submodule(trainable.classifier)
     seen: list[Tensor] = []
     classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))

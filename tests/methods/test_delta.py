@@ -55,8 +55,8 @@ def moved(trainable: TrainableModel) -> TrainableModel:
 
 def test_the_penalty_is_the_formula_and_so_is_its_gradient() -> None:
     alpha, beta = 0.3, 0.2
-    trainable = moved(build({"name": "delta", "alpha": alpha, "beta": beta})[0])
-    start, _ = build({"name": "finetune"})
+    trainable = moved(build({"name": "delta", "alpha": alpha, "beta": beta}, "resnet18")[0])
+    start, _ = build({"name": "finetune"}, "resnet18")
     source = start.model.double().eval()
     x = noise(0, n=2)
     own = outputs(trainable.model.train(), x)
@@ -203,6 +203,6 @@ def test_the_last_convolution_of_each_stage(network: str, wanted: list[str]) -> 
 
 def test_what_cannot_be_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^method\.maps=stage5: no convolution of resnet18 mat"):
-        build({"name": "delta", "maps": "stage5"})
-    few, _ = build({"name": "delta", "maps": r"layer[34]\.0\.conv1"})
+        build({"name": "delta", "maps": "stage5"}, "resnet18")
+    few, _ = build({"name": "delta", "maps": r"layer[34]\.0\.conv1"}, "resnet18")
     assert sum(name.startswith("reference.attention") for name, _ in few.model.named_buffers()) == 2

@@ -27,7 +27,7 @@ def test_the_last_layers_in_order_of_execution(ungated: str) -> None:
 
 
 def test_all_others_keep_their_bits_over_a_step() -> None:
-    trainable, _ = build({"name": "finetune_last", "last": 1})
+    trainable, _ = build({"name": "finetune_last", "last": 1}, "resnet18")
     model = trainable.model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(trainable.groups, momentum=0.9)
@@ -51,5 +51,5 @@ def test_scales_before_the_last_layers_are_frozen_too() -> None:
 
 def test_more_than_there_are() -> None:
     with pytest.raises(UserError, match=r"^method\.last=21: resnet18 has 20 convolutions"):
-        build({"name": "finetune_last", "last": 21})
-    assert len(trained(build({"name": "finetune_last", "last": 20})[0])) == 62
+        build({"name": "finetune_last", "last": 21}, "resnet18")
+    assert len(trained(build({"name": "finetune_last", "last": 20}, "resnet18")[0])) == 62

@@ -26,7 +26,7 @@ def rates(trainable: TrainableModel) -> dict[str, tuple[float, float]]:
 
 def test_rates_are_the_formula() -> None:
     """resnet18: the stem is at depth 0, its eight blocks at 1 to 8, the head at 9."""
-    trainable, _ = build({"name": "layerwise_decay", "decay": 0.5})
+    trainable, _ = build({"name": "layerwise_decay", "decay": 0.5}, "resnet18")
     found = rates(trainable)
     for name, parameter in trainable.model.named_parameters():
         stage, _, rest = name.removeprefix("layer").partition(".")

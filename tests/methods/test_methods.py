@@ -17,7 +17,9 @@ from adafilter_dist.models.gating.convert import AdaFilterNet
 from adafilter_dist.recipe.schema import Recipe
 
 
-def build(method: Any, network: str = "resnet18", **model: Any) -> tuple[TrainableModel, Recipe]:
+def build(
+    method: Any, network: str = "timm/test_resnet", **model: Any
+) -> tuple[TrainableModel, Recipe]:
     recipe = Recipe.model_validate(
         {
             "name": "t",
@@ -84,6 +86,7 @@ def test_adafilter_follows_the_recipe() -> None:
             "sparsity": {"kind": "l1", "weight": 0.5},
             "layers": "layer4",
         },
+        "resnet18",
         ungated="freeze",
     )
     model = trainable.model
@@ -108,7 +111,7 @@ def test_baselines_have_no_gates_and_no_penalty(method: str) -> None:
 
 
 def test_finetune_uses_the_same_batchnorm() -> None:
-    trainable, _ = build({"name": "finetune"})
+    trainable, _ = build({"name": "finetune"}, "resnet18")
     norms = [m for m in trainable.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 20 and all(isinstance(norm, MicroBatchNorm2d) for norm in norms)
 

@@ -13,8 +13,8 @@ from tests.methods.test_trained_layers import SOME, in_the_source, trained
 
 @pytest.mark.parametrize("ungated", ["train", "freeze"])
 def test_fine_tuned_blocks_train_what_adafilter_trains(ungated: str) -> None:
-    routed, _ = build({"name": "spottune", "layers": SOME}, ungated=ungated)
-    gated, _ = build({"name": "adafilter", "layers": SOME}, ungated=ungated)
+    routed, _ = build({"name": "spottune", "layers": SOME}, "resnet18", ungated=ungated)
+    gated, _ = build({"name": "adafilter", "layers": SOME}, "resnet18", ungated=ungated)
     assert isinstance(routed.model, SpotTuneNet) and isinstance(gated.model, AdaFilterNet)
     # layer2.0 has a projection that matches.
     assert routed.model.block_names == [
@@ -47,4 +47,4 @@ def test_other_networks_are_one_clear_line() -> None:
     ):
         build({"name": "spottune"}, "shufflenet_v2_x0_5")
     with pytest.raises(UserError, match=r"matches no convolution of the 8 residual blocks.*layer1"):
-        build({"name": "spottune", "layers": "^conv1"})
+        build({"name": "spottune", "layers": "^conv1"}, "resnet18")

@@ -64,7 +64,7 @@ def test_other_methods_train_what_fine_tuning_does(method: str) -> None:
 
 
 def test_what_is_frozen_keeps_its_bits_over_a_step() -> None:
-    trainable, _ = build({"name": "finetune", "layers": SOME}, ungated="freeze")
+    trainable, _ = build({"name": "finetune", "layers": SOME}, "resnet18", ungated="freeze")
     model = trainable.model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(trainable.groups, momentum=0.9)
