@@ -54,12 +54,12 @@ def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture
                 confusion[label, model(transform(picture)[None]).argmax()] += 1
     assert int(confusion.sum()) == found["evaluation"]["n"] == 10
     assert found["evaluation"]["confusion"] == confusion.tolist()
-    assert len(found["gates"]["layers"]) == 20
+    assert len(found["gates"]["layers"]) == 15
     kept = read_test_pictures(run_dir)
     assert kept is not None and kept.gates is not None
     assert kept.data == open_prepared(recipe).fingerprint and kept.confidences.shape == (10,)
     assert (kept.confidences >= 0.5).all() and (kept.confidences <= 1).all()  # of two classes
-    assert kept.gates.fine_tuned.shape == (10, 20)
+    assert kept.gates.fine_tuned.shape == (10, 15)
     for shares, layer in zip(kept.gates.shares().T, found["gates"]["layers"], strict=True):
         assert shares.mean() == pytest.approx(layer["mean"])
     assert found["probe"]["test"]["n"] == 10 and found["probe"]["train_images"] == 24
@@ -68,9 +68,9 @@ def test_the_best_model_is_measured(run_dir: Path, capsys: pytest.CaptureFixture
     assert "adafilter resume" not in shown
     assert f"numbers     {run_dir / 'evaluation-test.json'}" in shown.splitlines()
     assert shown.index("AdaFilter") < shown.index("\ngates ")
-    assert "layer4.1.conv2" not in shown  # freshly converted, it is like the others
+    assert "layer4.0.conv2" not in shown  # freshly converted, it is like the others
     assert main(["evaluate", str(run_dir), "--gates"]) == 0
-    assert "layer4.1.conv2" in capsys.readouterr().out
+    assert "layer4.0.conv2" in capsys.readouterr().out
 
 
 def test_validation_without_gates_by_the_recipes_words(

@@ -28,7 +28,7 @@ EXPORTERS = ("onnx", "onnxscript", "onnx_ir")
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = tmp_path_factory.mktemp("pictures")
-    run = small_run(pictures, tmp_path_factory.mktemp("runs") / "small", "timm/test_resnet")
+    run = small_run(pictures, tmp_path_factory.mktemp("runs") / "small")
     keep_run_data(run, open_prepared(load_recipe([f"recipe={run / 'recipe.yaml'}"])))
     return run
 

@@ -26,7 +26,7 @@ from tests.shared.small_run import small_run
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = tmp_path_factory.mktemp("pictures")
-    return small_run(pictures, tmp_path_factory.mktemp("runs") / "small", "timm/test_resnet")
+    return small_run(pictures, tmp_path_factory.mktemp("runs") / "small")
 
 
 @pytest.fixture(scope="module")

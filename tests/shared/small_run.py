@@ -16,7 +16,7 @@ from adafilter_dist.recipe import dump_recipe, load_recipe
 from tests.shared.real_pictures import thumbnails
 
 
-def small_run(root: Path, folder: Path, model: str = "resnet18") -> Path:
+def small_run(root: Path, folder: Path, model: str = "timm/test_resnet") -> Path:
     """``folder``: a run of two classes of thumbnails, copied to ``root`` and prepared.
 
     Its best model is freshly converted from ``model`` with random weights; the recipe lies beside

@@ -70,7 +70,12 @@ def test_starting_the_loader_is_no_wait_of_the_first_steps(
     )
     words = [
         *("recipe=imagefolder", f"data.root={root}", "data.stored_size=32", "data.resolution=32"),
-        *("data.eval_resize=32", "data.num_workers=1", "model.name=resnet18", "model.weights=null"),
+        *(
+            "data.eval_resize=32",
+            "data.num_workers=1",
+            "model.name=timm/test_resnet",
+            "model.weights=null",
+        ),
         *(f"train.global_batch={BATCH}", f"train.micro_batch={BATCH}", "train.epochs=20"),
         *("method=finetune", "log.every=2", "engine.device=cpu", "engine.threads=1"),
     ]

@@ -41,7 +41,12 @@ def write_list(path: Path, rows: int) -> None:
 def words(place: Path, *more: str) -> list[str]:
     return [
         *("recipe=imagefolder", f"data.csv={place / 'list.csv'}", "data.stored_size=32"),
-        *("model.name=resnet18", "model.weights=null", "data.resolution=32", "data.eval_resize=32"),
+        *(
+            "model.name=timm/test_resnet",
+            "model.weights=null",
+            "data.resolution=32",
+            "data.eval_resize=32",
+        ),
         *("train.global_batch=8", "train.micro_batch=4", "data.val_fraction=0.2", *more),
     ]
 

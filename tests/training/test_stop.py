@@ -31,7 +31,12 @@ def test_a_stop_is_heard_whatever_the_length_of_an_epoch(
     batch = 12 // steps_per_epoch
     words = [
         *("recipe=imagefolder", f"data.root={root}", "data.stored_size=32", "data.resolution=32"),
-        *("data.eval_resize=32", "data.num_workers=1", "model.name=resnet18", "model.weights=null"),
+        *(
+            "data.eval_resize=32",
+            "data.num_workers=1",
+            "model.name=timm/test_resnet",
+            "model.weights=null",
+        ),
         *(f"train.global_batch={batch}", f"train.micro_batch={batch}", "train.epochs=20"),
         *("train.kernels=reference", "engine.device=cpu", "engine.threads=1"),
     ]
