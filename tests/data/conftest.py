@@ -79,7 +79,11 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return stored(tmp_path_factory.mktemp("raw"), "raw")
 
 
-@pytest.fixture(params=["numba", "ffcv", "torchvision", "nvjpeg"])
+# Importing it takes two seconds of a core.
+FFCV = pytest.param("ffcv", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["numba", FFCV, "torchvision", "nvjpeg"])
 def kind(request: pytest.FixtureRequest) -> str:
     """Who decodes."""
     if request.param == "ffcv":

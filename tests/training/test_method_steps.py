@@ -86,7 +86,10 @@ def _parts(state: FullState) -> tuple[dict[str, Tensor], ...]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.slow if m == "spottune" else ()) for m in METHODS],
+)
 def test_resumed_and_with_more_at_once(method: str, tmp_path: Path) -> None:
     recipe = of_method(tmp_path, method)
     with join_world(recipe) as world:

@@ -56,6 +56,7 @@ def test_pixels_of_opencv() -> None:
         assert np.array_equal(found, wanted), (height, width, size)
 
 
+@pytest.mark.slow
 def test_pixels_of_the_opencv_that_ffcv_calls() -> None:
     needs_ffcv()
     from adafilter_dist.data.loading.ffcv_backend import _scale_into
@@ -90,6 +91,7 @@ def another_number(array: NDArray[np.uint8]) -> Iterator[None]:
         cache[known] = known
 
 
+@pytest.mark.slow
 def test_compiled_code_calls_it_whatever_numbers_numba_gives_to_types() -> None:
     size, (source, (top, left, height, width), _) = 32, boxes(2)[1]
     rows = source.reshape(-1)

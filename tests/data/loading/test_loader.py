@@ -98,7 +98,12 @@ def test_what_a_micro_batch_is(kind: str, loaders: Loaders) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "format"),
-    [("nvjpeg", "jpg"), *itertools.product(["numba", "ffcv", "torchvision"], ["jpg", "raw"])],
+    [
+        ("nvjpeg", "jpg"),
+        *itertools.product(["numba", "torchvision"], ["jpg", "raw"]),
+        pytest.param("ffcv", "jpg", marks=pytest.mark.slow),
+        pytest.param("ffcv", "raw", marks=pytest.mark.slow),
+    ],
 )
 def test_pixels_are_those_of_the_box(kind: str, format: str, loaders: Loaders) -> None:
     if kind == "ffcv":
@@ -123,6 +128,7 @@ def test_pixels_are_those_of_the_box(kind: str, format: str, loaders: Loaders) -
     assert 0 < mirrored < STEPS * 12
 
 
+@pytest.mark.slow
 def test_numba_gives_the_pixels_of_ffcv(format: str, loaders: Loaders) -> None:
     needs_ffcv()
     assert same(read(loaders["numba", format], 2), read(loaders["ffcv", format], 2))
