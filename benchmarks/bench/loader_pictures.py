@@ -109,6 +109,27 @@ def picture(number: int, side: int) -> NDArray[np.uint8]:
     return pixels.clip(0, 255).astype(np.uint8)
 
 
+def photograph(number: int, shortest: int, longest: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) with the spectrum of photographs: amplitude falls with the frequency.
+
+    At quality 90 those of 512 px have 24 to 84 kB, 50 on average, as Food-101's.
+    """
+    draws = np.random.default_rng(number)
+    shape = (shortest, longest) if number % 4 < 2 else (longest, shortest)
+    down, across = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])
+    frequency = np.hypot(down, across).clip(1 / longest)
+    falls_by = draws.uniform(1.3, 1.9)
+
+    def field(exponent: float) -> NDArray[np.float64]:
+        real, imaginary = draws.normal(size=(2, *frequency.shape))
+        values = np.fft.irfft2((real + 1j * imaginary) / frequency**exponent, shape)
+        return values / values.std()
+
+    colours = np.stack([field(falls_by + 0.2) for _ in range(3)], axis=2)
+    pixels = 128 + 50 * field(falls_by)[..., None] + 18 * colours
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
 def _write_jpeg(store: Store, number: int, file: Path) -> None:
     encoded = store.encoded(number)
     if encoded[:2].tobytes() == b"\xff\xd8":

@@ -36,6 +36,7 @@ _ENTRY = np.dtype(
         ("check", "<u4"),
     ]
 )
+ENTRY_BYTES = _ENTRY.itemsize  # a row on disk
 _AT_ONCE = 1 << 14  # rows
 
 
@@ -68,7 +69,7 @@ class Journal:
         self._length = len(self.done)
         left_out = set(np.flatnonzero(self.done["kept"] == 0).tolist())
         self._reasons = {at: why for at, why in self._reasons.items() if at in left_out}
-        self._file = _open(self._path, self._length * _ENTRY.itemsize)
+        self._file = _open(self._path, self._length * ENTRY_BYTES)
         lines = "".join(_line(at, why) for at, why in self._reasons.items()).encode()
         self._reasons_path.write_bytes(lines)
         self._reasons_file = _open(self._reasons_path, len(lines))
@@ -140,16 +141,16 @@ class Journal:
     def _entries(self, first: int = 0, end: int | None = None) -> Iterator[NDArray[Any]]:
         end = self._length if end is None else end
         with self._path.open("rb") as file:
-            file.seek(first * _ENTRY.itemsize)
+            file.seek(first * ENTRY_BYTES)
             for start in range(first, end, _AT_ONCE):
                 count = min(_AT_ONCE, end - start)
-                yield np.frombuffer(file.read(count * _ENTRY.itemsize), _ENTRY)
+                yield np.frombuffer(file.read(count * ENTRY_BYTES), _ENTRY)
 
     def _known_places(self) -> Places:
         """The places of all rows before the first that is torn or wrong."""
         if not self._path.exists():
             return np.zeros(0, PLACE)
-        width = _ENTRY.itemsize
+        width = ENTRY_BYTES
         rows = min(self._path.stat().st_size // width, len(self._samples))
         places = np.zeros(rows, PLACE)
         position = 0
