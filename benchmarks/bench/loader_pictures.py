@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import os
+import shutil
 import tarfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +18,11 @@ from PIL import Image
 
 from adafilter_dist.data.stored.store import Format, Store, write_store
 
-SHARDS = 16
-_CHUNK = "8MB"
+SHARDS = 16  # or one for every 10,000 pictures
+_IN_A_SHARD = 10_000
+
+
+Kind = Literal["store", "files", "shards", "chunks", "raw store", "arrays"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,12 @@ class Pictures:
         return self.folder / "files"
 
     def listed(self) -> list[tuple[str, int]]:
-        """(file, label) of each, by number."""
-        return [(str(path), int(path.parent.name)) for path in sorted(self.files.glob("*/*.jpg"))]
+        """(file, label) of each, by label and number."""
+        return [
+            (entry.path, int(folder.name))
+            for folder in sorted(self.files.iterdir())
+            for entry in sorted(os.scandir(folder), key=lambda each: each.name)
+        ]
 
     @property
     def shards(self) -> list[str]:
@@ -46,16 +56,80 @@ class Pictures:
         """LitData's."""
         return self.folder / "chunks"
 
+    @property
+    def raw_store(self) -> Path:
+        """The pixels of the JPEGs, in a store."""
+        return self.folder / "raw.beton"
+
+    @property
+    def arrays(self) -> list[str]:
+        """The same pixels, ``NUMBER-LABEL.npy``, for DALI."""
+        return sorted(map(str, (self.folder / "arrays").glob("*.npy")))
+
+    def of(self, kind: Kind) -> list[Path]:
+        """The files of one kind."""
+        match kind:
+            case "store":
+                return [self.store]
+            case "raw store":
+                return [self.raw_store]
+            case "files":
+                return [Path(file) for file, _ in self.listed()]
+            case "shards":
+                return [Path(file) for file in self.shards]
+            case "chunks":
+                return list(self.chunks.iterdir())
+            case "arrays":
+                return [Path(file) for file in self.arrays]
+
     def every_file(self) -> list[Path]:
         """All that a loader may read."""
-        return [path for path in self.folder.rglob("*") if path.is_file()]
+        return [self.store, *(path for path in self.folder.rglob("*") if path.is_file())]
 
 
-def make_up(path: Path, count: int, side: int, format: Format) -> Path:
+def kept(folder: Path, count: int, side: int, *, distinct: int = 0, raw: bool = True) -> Pictures:
+    """The pictures in ``folder``, made there where they are not yet.
+
+    ``distinct``: after so many they repeat, and their files are hard links. ``raw``: pixels too.
+    """
+    pictures = Pictures(folder / "pictures", folder / "store.beton", count)
+    whole = folder / f"{count} of {side} px"  # written last
+    if not whole.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        store = make_up(pictures.store, count, side, "jpg", distinct)
+        spread(store, pictures.folder, distinct)
+        if raw:
+            _write_raw(pictures)
+        whole.touch()
+    return pictures
+
+
+def copied(folder: Path, store: Path) -> Pictures:
+    """The pictures of a store of JPEGs that is elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    here = Path(shutil.copyfile(store, folder / "store.beton"))
+    pictures = spread(here, folder / "pictures")
+    _write_raw(pictures)
+    return pictures
+
+
+def probes_in(folder: Path, count: int, side: int) -> Pictures:
+    """Square pictures, each with a label of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "pictures").exists():
+        shutil.rmtree(folder / "pictures")
+    pictures = spread(make_probes(folder / "store", count, side), folder / "pictures")
+    _write_raw(pictures)
+    return pictures
+
+
+def make_up(path: Path, count: int, side: int, format: Format, distinct: int = 0) -> Path:
     """A store of pictures with waves, patches and noise, about as hard to decode as photographs."""
+    drawn = [picture(number, side) for number in range(distinct)]
 
     def record(number: int) -> tuple[NDArray[np.uint8], int]:
-        return picture(number, side), number % 10
+        pixels = drawn[number % distinct] if distinct else picture(number, side)
+        return pixels, number % 10
 
     records = [partial(record, number) for number in range(count)]
     return write_store(path, records, format=format, num_workers=2).path
@@ -70,24 +144,29 @@ def make_probes(path: Path, count: int, side: int) -> Path:
     return write_store(path, [partial(record, number) for number in range(count)]).path
 
 
-def spread(store: Path, folder: Path) -> Pictures:
+def spread(store: Path, folder: Path, distinct: int = 0) -> Pictures:
     """The pictures of a store as files and shards too, and as chunks where LitData is installed."""
     stored = Store(store)
     labels = stored.labels.tolist()
     for label in set(labels):
         (folder / "files" / f"{label:05}").mkdir(parents=True)
-    for number, label in enumerate(labels):
-        _write_jpeg(stored, number, folder / "files" / f"{label:05}" / f"{number:07}.jpg")
+    files = [
+        str(folder / "files" / f"{label:05}" / f"{number:07}.jpg")
+        for number, label in enumerate(labels)
+    ]
+    for number, file in enumerate(files):
+        if distinct and number >= distinct:
+            os.link(files[number % distinct], file)
+        else:
+            _write_jpeg(stored, number, Path(file))
     (folder / "shards").mkdir()
-    file_of_label = folder / "label"
-    for first in range(min(SHARDS, len(labels))):
-        with tarfile.open(folder / "shards" / f"{first:03}.tar", "w") as shard:
-            for number in range(first, len(labels), SHARDS):
-                label = labels[number]
-                file_of_label.write_text(str(label))
-                file = folder / "files" / f"{label:05}" / f"{number:07}.jpg"
-                shard.add(file, f"{number:07}.jpg")
-                shard.add(file_of_label, f"{number:07}.cls")
+    shards = min(max(SHARDS, len(labels) // _IN_A_SHARD), len(labels))
+    for first in range(shards):
+        with tarfile.open(folder / "shards" / f"{first:05}.tar", "w") as shard:
+            for number in range(first, len(labels), shards):
+                content = Path(files[number]).read_bytes()
+                _add(shard, f"{number:07}.jpg", content)
+                _add(shard, f"{number:07}.cls", str(labels[number]).encode())
     pictures = Pictures(folder, store, len(labels))
     if importlib.util.find_spec("litdata") is not None:
         _write_chunks(pictures)
@@ -138,6 +217,26 @@ def _write_jpeg(store: Store, number: int, file: Path) -> None:
         Image.fromarray(store.read(number)).save(file, quality=95)
 
 
+def _add(shard: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    shard.addfile(member, io.BytesIO(content))
+
+
+def _write_raw(pictures: Pictures) -> None:
+    stored = Store(pictures.store)
+    labels = stored.labels.tolist()
+
+    def record(number: int) -> tuple[NDArray[np.uint8], int]:
+        return stored.read(number), labels[number]
+
+    records = [partial(record, number) for number in range(len(labels))]
+    write_store(pictures.raw_store, records, format="raw", num_workers=2)
+    (pictures.folder / "arrays").mkdir()
+    for number, label in enumerate(labels):
+        np.save(pictures.folder / "arrays" / f"{number:07}-{label:05}.npy", stored.read(number))
+
+
 def _sample(listed: tuple[str, int]) -> dict[str, Any]:
     file, label = listed
     return {"image": Path(file).read_bytes(), "label": label}
@@ -150,7 +249,7 @@ def _write_chunks(pictures: Pictures) -> None:
         _sample,
         pictures.listed(),
         str(pictures.chunks),
-        chunk_bytes=_CHUNK,
+        chunk_bytes="8MB" if pictures.count < 100_000 else "64MB",
         num_workers=1,
         verbose=False,
     )

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import gc
-import mmap
 import multiprocessing
 import os
 import signal
 import time
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bench.process_tree import cpu_seconds, processes, watched
+from bench.disk import SlowDisk, drop_from_page_cache, has_mapped, unmap
+from bench.process_tree import Peak, cpu_seconds, processes, read_bytes, watched
 
-_DONTNEED = 4  # of madvise
+_LONGEST = 300  # seconds that an answer may take: FFCV compiles for half a minute
+_MOST_OF_A_FORGETTING = 5  # seconds
 
 
 @dataclass(frozen=True)
 class Passed:
-    """An epoch: pictures, seconds, those until the first batch, CPU seconds of all processes."""
+    """An epoch: pictures, seconds, those until the first batch; of all processes CPU seconds, bytes
+    read from disk."""
 
     pictures: int
     seconds: float
     first: float
     cpu: float
+    read: int
 
 
 @dataclass(frozen=True)
@@ -41,26 +44,55 @@ class Memory:
     processes: int
 
 
-class LoaderProcess:
-    """The process of one loader of `bench.loaders.LOADERS`; a context."""
+@dataclass(frozen=True)
+class Started:
+    """From the loader's making to an epoch's first batch; its memory until a few batches later."""
 
-    def __init__(self, name: str) -> None:
+    build: float  # seconds
+    first: float  # seconds, from an epoch's begin
+    cpu: float  # seconds, of both
+    read: int  # bytes from disk, of both
+    memory: Memory
+
+
+class LoaderProcess:
+    """The process of one loader of `bench.loaders.LOADERS`; a context.
+
+    ``folder`` is where all pictures are that it will read.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._folder = folder
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name))
+        self._process = context.Process(target=_serve, args=(theirs, name, folder))
         self._process.start()
         theirs.close()
 
     def ask(self, what: str, *of: Any) -> Any:
         """Have a method of `_Server` called; RuntimeError with its traceback if it fails."""
-        self._pipe.send((what, of))
         try:
+            self._pipe.send((what, of))
+            if not self._pipe.poll(_LONGEST):
+                raise RuntimeError(f"no answer in {_LONGEST} s")
             right, answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, BrokenPipeError):
+            self._process.join(10)
             raise RuntimeError(f"the process ended: {self._process.exitcode}") from None
         if not right:
             raise RuntimeError(answer)
         return answer
+
+    def slowed(self, disk: SlowDisk) -> contextlib.AbstractContextManager[None]:
+        """While the context lasts, this process and its workers read slowly."""
+        return disk.holding(processes(self._process.pid))
+
+    def let_go(self) -> None:
+        """Have the processes that mapped files of the pictures unmap them, each in its time."""
+        for pid in processes(self._process.pid):
+            if has_mapped(pid, self._folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGUSR1)
 
     def __enter__(self) -> LoaderProcess:
         return self
@@ -72,30 +104,16 @@ class LoaderProcess:
         self._process.join()
 
 
-def drop_from_page_cache(paths: Iterable[Path]) -> float:
-    """Have the kernel forget the files; the share of their bytes that it kept all the same."""
-    kept = total = 0
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            size = os.fstat(file.fileno()).st_size
-            if size:
-                kept += _resident(file.fileno(), size)
-                total += -(-size // mmap.PAGESIZE)
-    return kept / max(total, 1)
-
-
-def _resident(descriptor: int, size: int) -> int:
-    """How many pages of a file are in memory."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    with mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) as mapped:
-        first = ctypes.c_char.from_buffer(mapped)
-        if libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), pages):
-            raise OSError(ctypes.get_errno(), "mincore")
-        del first
-    return sum(page & 1 for page in pages)
+def forget(loaders: Iterable[LoaderProcess], paths: Sequence[Path]) -> float:
+    """Empty the page cache of files that the loaders read; the share of their bytes that stays."""
+    until = time.monotonic() + _MOST_OF_A_FORGETTING
+    while True:
+        for loader in loaders:
+            loader.let_go()
+        share = drop_from_page_cache(paths)
+        if not share or time.monotonic() > until:
+            return share
+        time.sleep(0.05)
 
 
 class _Server:
@@ -114,33 +132,37 @@ class _Server:
         gc.collect()
         self._epochs = self._loader.build(work)
 
-    def unmap(self, paths: Iterable[Path]) -> None:
-        """Let go of the pages of files that are mapped: the kernel does not drop them else."""
-        names = {str(path) for path in paths}
-        libc = ctypes.CDLL(None, use_errno=True)
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            of = line.split(maxsplit=5)
-            if of[-1] in names:  # nobody writes to these pages: they are read again
-                begin, end = (int(part, 16) for part in of[0].split("-"))
-                if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED):
-                    raise OSError(ctypes.get_errno(), "madvise")
-
     def epoch(self) -> Passed:
         """Run through the next epoch."""
         self._number += 1
-        before, began = cpu_seconds(), time.perf_counter()
+        before, read, began = cpu_seconds(), read_bytes(), time.perf_counter()
         pictures, first = 0, 0.0
         for images, _ in self._epochs(self._number):
             first = first or time.perf_counter() - began
             pictures += len(images)
         seconds = time.perf_counter() - began
-        return Passed(pictures, seconds, first, cpu_seconds() - before)
+        return Passed(pictures, seconds, first, cpu_seconds() - before, read_bytes() - read)
+
+    def start(self, work: Any, batches: int) -> Started:
+        """Make the loader and run through an epoch's first batches."""
+        before, read, began = cpu_seconds(), read_bytes(), time.perf_counter()
+        with watched() as peak:
+            self.build(work)
+            built = time.perf_counter()
+            stream = iter(self._epochs(1))
+            next(stream)
+            first = time.perf_counter()
+            cpu, read = cpu_seconds() - before, read_bytes() - read
+            for _ in range(batches - 1):
+                next(stream)
+        memory = _memory(peak)
+        return Started(built - began, first - built, cpu, read, memory)
 
     def memory(self) -> Memory:
         """Run through an epoch and watch the memory."""
         with watched() as peak:
             self.epoch()
-        return Memory(peak.total, peak.root, peak.processes)
+        return _memory(peak)
 
     def differences(self, work: Any) -> tuple[int, float]:
         """Most and mean difference in grey levels from Pillow, where crops are whole pictures."""
@@ -160,10 +182,16 @@ class _Server:
         return int(np.max(differences)), float(np.mean(differences))
 
 
-def _serve(pipe: Connection, name: str) -> None:
+def _memory(peak: Peak) -> Memory:
+    return Memory(peak.total, peak.root, peak.processes)
+
+
+def _serve(pipe: Connection, name: str, folder: Path) -> None:
     warnings.filterwarnings("ignore")
     # This process was spawned, and its children would be: theirs is what a user's would be.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    # Workers that are forked have it too.
+    signal.signal(signal.SIGUSR1, lambda *of: unmap(folder))
     server: _Server | None = None
     while True:
         try:

@@ -11,7 +11,7 @@ import importlib.util
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from adafilter_dist.data.stored.prepared import Prepared
 from adafilter_dist.data.stored.store import Store
 from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe.schema import Recipe
-from bench.loader_pictures import Pictures
+from bench.loader_pictures import Kind, Pictures
 
 Epochs = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 """Batches of an epoch: uint8 (n, 3, size, size), and labels (n,)."""
@@ -49,19 +49,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Loader:
-    """A loader by name; how it decodes and scales; the modules that it needs, how to get them."""
+    """A loader by name; how it decodes and scales, and draws its order; what it needs installed."""
 
     name: str
     quality: str
+    order: str
+    reads: Kind
     build: Callable[[Work], Epochs]
     modules: tuple[str, ...] = ()
     install: str = ""
+
+    @property
+    def raw(self) -> bool:
+        """Whether it reads pixels instead of JPEGs."""
+        return self.reads in ("raw store", "arrays")
 
     def missing(self) -> str:
         """What to install, empty where all is there."""
         if all(importlib.util.find_spec(module) is not None for module in self.modules):
             return ""
-        return f"{self.name}: not installed; {self.install}"
+        return f"not installed: {self.install}"
 
 
 def ours(work: Work, kind: str) -> Epochs:
@@ -262,37 +269,95 @@ def dali_cpu(work: Work) -> Epochs:
     return epoch
 
 
+def dali_arrays(work: Work) -> Epochs:
+    """DALI's threads on pixels in files of NumPy."""
+    from nvidia.dali import fn, pipeline_def
+
+    files = work.pictures.arrays
+
+    @pipeline_def(batch_size=work.batch, num_threads=work.workers, device_id=None)
+    def crops() -> tuple[Any, Any]:
+        pixels = fn.readers.numpy(files=files, random_shuffle=True, name="files")
+        name = fn.get_property(pixels, key="source_info")
+        pictures = fn.random_resized_crop(
+            pixels,
+            size=[work.size, work.size],
+            random_area=list(work.scale),
+            random_aspect_ratio=list(work.ratio),
+        )
+        if work.flip:
+            pictures = fn.flip(pictures, horizontal=fn.random.coin_flip(probability=work.flip))
+        return pictures, name
+
+    pipeline = crops()
+    pipeline.build()
+
+    def epoch(number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(len(files) // work.batch):
+            images, names = (np.array(part.as_array()) for part in pipeline.run())
+            labels = [int(bytes(name).decode().rpartition("-")[2][:5]) for name in names]
+            yield torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels)
+
+    return epoch
+
+
+def on_pixels(build: Callable[[Work], Epochs]) -> Callable[[Work], Epochs]:
+    """The same on the store that holds pixels."""
+
+    def raw(work: Work) -> Epochs:
+        pictures = replace(work.pictures, store=work.pictures.raw_store)
+        return build(replace(work, pictures=pictures))
+
+    return raw
+
+
+_FFCV: dict[str, Any] = {"modules": ("ffcv",), "install": "pip install 'adafilter-dist[ffcv]'"}
+_DALI: dict[str, Any] = {
+    "modules": ("nvidia.dali",) if importlib.util.find_spec("nvidia") else ("nvidia",),
+    "install": "pip install nvidia-dali-cuda120",
+}
+_OURS = "any; a function of the seed"
+_LIST_OF_1024 = "1,024 at a time, from a list"
 LOADERS = [
-    Loader("ours, numba", "libjpeg-turbo, the crop alone; area", lambda work: ours(work, "numba")),
+    Loader(
+        "ours, numba",
+        "libjpeg-turbo, the crop alone; area",
+        _OURS,
+        "store",
+        lambda work: ours(work, "numba"),
+    ),
     Loader(
         "ours, FFCV",
         "libjpeg-turbo; area",
+        _OURS,
+        "store",
         lambda work: ours(work, "ffcv"),
-        ("ffcv",),
-        "pip install 'adafilter-dist[ffcv]'",
+        **_FFCV,
     ),
-    Loader("ours, torchvision", "Pillow; area", lambda work: ours(work, "torchvision")),
     Loader(
-        "stock FFCV",
-        "libjpeg-turbo, fast DCT; area",
-        stock_ffcv,
-        ("ffcv",),
-        "pip install 'adafilter-dist[ffcv]'",
+        "ours, torchvision", "Pillow; area", _OURS, "store", lambda work: ours(work, "torchvision")
     ),
+    Loader("stock FFCV", "libjpeg-turbo, fast DCT; area", "any", "store", stock_ffcv, **_FFCV),
     Loader(
         "torchvision v2, workers stay",
         "libjpeg-turbo; bilinear, antialiased",
+        "any",
+        "files",
         lambda work: torchvision_v2(work, True),
     ),
     Loader(
         "torchvision v2, workers anew",
         "libjpeg-turbo; bilinear, antialiased",
+        "any",
+        "files",
         lambda work: torchvision_v2(work, False),
     ),
-    Loader("ImageFolder, Pillow", "Pillow; bilinear, antialiased", image_folder),
+    Loader("ImageFolder, Pillow", "Pillow; bilinear, antialiased", "any", "files", image_folder),
     Loader(
         "WebDataset, Pillow",
         "Pillow; bilinear, antialiased",
+        "shards; 1,000 at a time of each worker's",
+        "shards",
         webdataset,
         ("webdataset",),
         "pip install webdataset",
@@ -300,6 +365,8 @@ LOADERS = [
     Loader(
         "LitData, local",
         "libjpeg-turbo; bilinear, antialiased",
+        "chunks; any within a chunk",
+        "chunks",
         litdata,
         ("litdata",),
         "pip install litdata",
@@ -307,18 +374,48 @@ LOADERS = [
     Loader(
         "SPDL, threads",
         "FFmpeg, scaled in YUV; bilinear",
+        "any, as the list that it is given",
+        "files",
         spdl,
         ("spdl.io", "spdl.pipeline") if importlib.util.find_spec("spdl") else ("spdl",),
         "pip install spdl, and FFmpeg's libraries (apt-get install ffmpeg)",
     ),
     Loader(
-        "DALI, CPU",
-        "nvImageCodec; linear, antialiased",
-        dali_cpu,
-        ("nvidia.dali",) if importlib.util.find_spec("nvidia") else ("nvidia",),
-        "pip install nvidia-dali-cuda120",
+        "DALI, CPU", "nvImageCodec; linear, antialiased", _LIST_OF_1024, "files", dali_cpu, **_DALI
+    ),
+    Loader(
+        "ours, numba, raw",
+        "area",
+        _OURS,
+        "raw store",
+        on_pixels(lambda work: ours(work, "numba")),
+    ),
+    Loader(
+        "ours, FFCV, raw",
+        "area",
+        _OURS,
+        "raw store",
+        on_pixels(lambda work: ours(work, "ffcv")),
+        **_FFCV,
+    ),
+    Loader(
+        "ours, torchvision, raw",
+        "area",
+        _OURS,
+        "raw store",
+        on_pixels(lambda work: ours(work, "torchvision")),
+    ),
+    Loader("stock FFCV, raw", "area", "any", "raw store", on_pixels(stock_ffcv), **_FFCV),
+    Loader(
+        "DALI, CPU, NumPy files",
+        "linear, antialiased",
+        _LIST_OF_1024,
+        "arrays",
+        dali_arrays,
+        **_DALI,
     ),
 ]
+"""The others have no raw records."""
 
 
 def _crop(work: Work) -> Callable[[Any], Any]:

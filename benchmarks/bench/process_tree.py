@@ -1,4 +1,4 @@
-"""What a process and all its descendants use: CPU seconds and memory, read from /proc."""
+"""What a process and all its descendants use: CPU seconds, memory, bytes from disk; from /proc."""
 
 from __future__ import annotations
 
@@ -31,6 +31,16 @@ def cpu_seconds(root: int | None = None) -> float:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += sum(int(ticks) for ticks in fields[11:15])
     return total / _TICK
+
+
+def read_bytes(root: int | None = None) -> int:
+    """Bytes that the tree has had read from disks, also by children that were waited for."""
+    total = 0
+    for pid in processes(root):
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+    return total
 
 
 def memory_bytes(root: int | None = None) -> dict[int, int]:
