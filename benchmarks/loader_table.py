@@ -46,6 +46,7 @@ from bench.loader_pictures import Pictures, copied, kept, probes_in
 from bench.loader_process import LoaderProcess, Memory, Passed, forget
 from bench.loader_starts import starts
 from bench.loaders import LOADERS, Loader, Work
+from bench.process_tree import Others
 from bench.reporting import Column, Table, commit, processor, say, slug
 
 from adafilter_dist.system.files import make_folder, write_text
@@ -115,7 +116,7 @@ def main() -> None:
     for name, why in failed.items():
         say(f"{name}: {why}")
     loaders = [one for one in loaders if one.name not in failed]
-    load = os.getloadavg()[1]
+    others = Others()
     quality = Table("How they decode", QUALITY)
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = (arguments.data or Path(scratch)).resolve()
@@ -140,8 +141,8 @@ def main() -> None:
             quality.add(one.name, one.reads, one.order, failed[one.name], None, None)
     facts = {
         "command": shlex.join(["python", *sys.argv]),
-        "hardware": f"{processor()}, {os.cpu_count()} cores; {load:.1f} processes wanted them at "
-        f"the beginning, {os.getloadavg()[1]:.1f} at the end",
+        "hardware": f"{processor()}, {os.cpu_count()} cores; other processes used "
+        f"{others.share():.0%} of them",
         "pictures": of,
         "versions": ", ".join(
             [

@@ -52,6 +52,7 @@ def starts(
 ) -> Table:
     """Each loader in a new process with each number of records; what fails goes to ``failed``."""
     table = Table(f"Start of an epoch, JPEGs of {SIDE} px, {workers} workers", COLUMNS)
+    loaders = [one for one in loaders if not one.raw]
     rows: dict[str, list[tuple[int, Started, _OnDisk]]] = {}
     for count in counts:
         say(f"making {count:,} pictures of {SIDE} px")
@@ -59,8 +60,6 @@ def starts(
         work = Work(pictures, _SIZE, batch, workers)
         on_disk = {kind: _on_disk(pictures, kind) for kind in {one.reads for one in loaders}}
         for loader in loaders:
-            if loader.raw:
-                continue
             say(f"{loader.name}: an epoch of {count:,} records begins")
             own = on_disk[loader.reads]
             drop_from_page_cache(own.distinct)

@@ -33,6 +33,26 @@ def cpu_seconds(root: int | None = None) -> float:
     return total / _TICK
 
 
+class Others:
+    """The share of the machine's CPU time, since this was made, that went to other processes."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """From 0 to 1."""
+        total, busy, own = (b - a for a, b in zip(self._before, self._now(), strict=True))
+        return max(0.0, busy - own) / total if total else 0.0
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds of all cores, those that were not idle, and those of this process's tree."""
+        line = Path("/proc/stat").read_text().splitlines()[0]
+        ticks = [int(each) for each in line.split()[1:9]]  # guests' are among the user's
+        idle = ticks[3] + ticks[4]
+        return sum(ticks) / _TICK, (sum(ticks) - idle) / _TICK, cpu_seconds()
+
+
 def read_bytes(root: int | None = None) -> int:
     """Bytes that the tree has had read from disks, also by children that were waited for."""
     total = 0
