@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
@@ -21,6 +22,7 @@ from adafilter_dist.models.ops.dtypes import autocast, weights_dtype
 from adafilter_dist.recipe import Recipe
 
 # Running statistics are averaged once a step, by the loop. Newer versions of torch renamed the key.
+_STRIDES = "Grad strides do not match bucket view strides"
 _NO_BUFFER_SYNC: dict[str, Any] = (
     {"forward_sync_buffers": False}
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -64,6 +66,10 @@ class DDPEngine(Replicated):
             world.device.type, enabled=recipe.train.precision == "fp16"
         )
         compiled = torch.compile(self.model) if recipe.train.compile else None
+        # A penalty on the weights gives those of a 1x1 convolution gradients whose strides differ
+        # from theirs where a side is 1, so in name alone: the bytes lie the same, and DDP copies
+        # them into its bucket in either case.
+        warnings.filterwarnings("ignore", _STRIDES, UserWarning)
         self._ddp = DistributedDataParallel(
             _OrGradients(self.model, self.trained) if compiled is None else compiled,
             device_ids=[world.device.index] if world.device.type == "cuda" else None,

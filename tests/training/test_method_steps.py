@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -48,6 +49,19 @@ def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+def test_gradients_of_a_penalty_on_weights_are_no_reason_to_warn(tmp_path: Path) -> None:
+    recipe = of_method(tmp_path, "l2sp", "train.channels_last=true")
+    torch.set_warn_always(True)
+    try:
+        with join_world(recipe) as world, warnings.catch_warnings(record=True) as seen:
+            trainable = build_method(load_backbone(recipe, CLASSES), recipe)
+            engine = build_engine(trainable.model, trainable.groups, recipe, world, trainable.rule)
+            TrainingStep(recipe, trainable, engine, world, None).warm_up(32)
+    finally:
+        torch.set_warn_always(False)
+    assert [str(each.message) for each in seen if "strides" in str(each.message)] == []
 
 
 def go(
