@@ -18,6 +18,7 @@ from adafilter_dist.recipe.site import find_site
 from adafilter_dist.recipe.yaml_loader import Block, YamlError, read_yaml_file, twice_by_dots
 
 _MOST_BASES = 20
+_OVER = "e.g. 'over: {food101: {train: {epochs: 5}}}'"
 
 # The sections that are of one kind or another, and the keys that any kind has.
 KINDS: dict[str, tuple[str, Collection[str]]] = {
@@ -29,7 +30,8 @@ KINDS: dict[str, tuple[str, Collection[str]]] = {
 def read_tree(path: Path, seen: tuple[Path, ...] = (), base: str | None = None) -> dict[str, Any]:
     """The sections of a recipe file, over those of its base; UserError that names the file.
 
-    ``base`` names another recipe than the file's own base, which it must have.
+    ``base`` names another recipe than the file's own base, which it must have. What the block
+    ``over:`` of the file says for the base that it stands over, by name, counts as the file's own.
     """
     path = path.resolve()
     where = shown(str(path))
@@ -48,11 +50,17 @@ def read_tree(path: Path, seen: tuple[Path, ...] = (), base: str | None = None) 
         raise UserError(f"{where}: a recipe is a mapping of sections, e.g. 'optim: {{lr: 0.01}}'")
     if twice:
         raise UserError(f"{where}: {shown(twice)}")
-    own_base = tree.pop("base", None)
+    own_base, by_base = tree.pop("base", None), tree.pop("over", {})
+    trees = isinstance(by_base, dict) and all(isinstance(v, dict) for v in by_base.values())
+    if not trees or (by_base and own_base is None):
+        raise UserError(f"{where}: over: holds sections by name of a base, {_OVER}")
     if base is not None and own_base is None:
         raise UserError(
             f"over={shown(base)}: {where} has no base:, so it does not stand over another recipe"
         )
+    name = own_base if base is None else base
+    if isinstance(name, str):
+        tree = _merge(tree, by_base.get(name, {}))
     over = _merge({}, tree)
     if own_base is None:
         return over

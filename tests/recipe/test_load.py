@@ -107,6 +107,12 @@ def test_another_base_by_over(tmp_path: Path, file: Path, monkeypatch: pytest.Mo
     assert (own.name, other.name) == ("demo", load_recipe([f"recipe={file}"]).name)
     assert other.optim.momentum == 0.5 and other.train.epochs == 1 and other.seed == 3
     assert 0 < load_recipe([f"recipe={child}", "over=food101"]).optim.warmup_epochs < 1
+    # What a recipe has for some bases.
+    child.write_text(child.read_text() + "over:\n  food101: {train: {epochs: 7}}\n")
+    lengths = [load_recipe([f"recipe={child}", *w]).train.epochs for w in ([], ["over=food101"])]
+    assert lengths == [1, 7]
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("base: demo\nover: {food101: 7}\n")
     # Named as recipe= names one: what lies beside the recipe is not looked at.
     (tmp_path / "food101.yaml").write_text("name: beside\n")
     assert load_recipe([f"recipe={child}", "over=food101"]).name == "food101"
@@ -115,6 +121,7 @@ def test_another_base_by_over(tmp_path: Path, file: Path, monkeypatch: pytest.Mo
         ([f"recipe={child}", "over=fod101"], r"over=fod101: no recipe of that name \(did you mean"),
         ([f"recipe={child}", f"over={child}"], "base: leads back to the recipe itself"),
         ([f"recipe={child}", "over="], "over=: which one"),
+        ([f"recipe={wrong}"], "wrong.yaml: over: holds sections by name of a base, e.g."),
         ([f"recipe={child}", "over=demo,food101"], "a comma list is a sweep"),
         (["recipe=demo", "ovr=food101"], "ovr"),
     ):
