@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from torchvision import models
 
 from adafilter_dist.__main__ import main
 from adafilter_dist.evaluate.wilson import wilson
@@ -18,6 +19,8 @@ from adafilter_dist.recipe import load_recipe
 from adafilter_dist.report.page import charts, vega
 from adafilter_dist.report.page.blocks import Figure, Note, Section
 from adafilter_dist.report.page.charts import thinned
+from adafilter_dist.report.page.charts.bars import stacked
+from adafilter_dist.report.page.charts.cells import heat_map
 from adafilter_dist.report.page.gates import color_range, deciding
 from adafilter_dist.report.page.intervals import span
 from adafilter_dist.report.page.recipe_tables import changed_keys
@@ -262,3 +265,15 @@ def test_the_libraries_are_put_together_once(
     (kept,) = (tmp_path / "vega").iterdir()
     kept.write_text("kept")
     assert vega.script() == "kept"
+
+
+def test_the_longest_name_of_a_layer_is_not_cut() -> None:
+    letters = max(len(name) for name, _ in models.densenet121().named_modules())
+    rows = [{"name": "n", "part": "p", "v": 0.1, "o": 0, "say": ""}]
+    map_of = heat_map(
+        {"x": [], "y": [], "v": []}, x="", y="", value="", rows=[], across=[], domain=(0.0, 1.0)
+    )
+    for spec in (map_of, stacked(rows, ["n"], "", "")):
+        axis = spec["encoding"]["y"]["axis"]
+        # A letter of a sans serif is 0.6 of its height at most, on average.
+        assert axis["labelLimit"] >= 0.6 * axis["labelFontSize"] * letters

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adafilter_dist.report.page.blocks import Spec
-from adafilter_dist.report.page.charts.styles import ROW, SERIES, cycled
+from adafilter_dist.report.page.charts.styles import NAME_WIDTH, ROW, SERIES, cycled
 
 
 def stacked(rows: Sequence[dict[str, Any]], names: Sequence[str], x: str, y: str) -> Spec:
@@ -23,7 +23,7 @@ def stacked(rows: Sequence[dict[str, Any]], names: Sequence[str], x: str, y: str
                 "title": y,
                 "scale": {"domain": list(names), "padding": 0.15},
                 "axis": {
-                    "labelLimit": 120,
+                    "labelLimit": NAME_WIDTH,
                     "labelFontSize": 10,
                     "labelOverlap": True,
                     "ticks": False,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adafilter_dist.report.page.blocks import Spec
-from adafilter_dist.report.page.charts.styles import ROW
+from adafilter_dist.report.page.charts.styles import NAME_WIDTH, ROW
 
 
 def heat_map(
@@ -54,7 +54,7 @@ def heat_map(
                 "title": y,
                 "scale": {"domain": list(rows)},
                 "axis": {
-                    "labelLimit": 120,
+                    "labelLimit": NAME_WIDTH,
                     "labelFontSize": 10,
                     "labelOverlap": True,
                     "ticks": False,
