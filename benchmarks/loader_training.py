@@ -4,14 +4,17 @@
     python benchmarks/loader_training.py --store train.beton --model resnet18 --out results
 
 Real steps of a small network on small crops, so that loading shows, on JPEG and on raw records, fed
-by each loader in turn; medians over the repeats. benchmarks/loader_table.py has the loaders alone.
-Stock FFCV compiles its pipelines for each crop size and file, which takes longer than the passes.
+by each loader in turn, and by pictures in memory; medians over the repeats.
+benchmarks/loader_table.py has the loaders alone. Stock FFCV compiles its pipelines for each crop
+size and file, which takes longer than the passes.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
+import itertools
 import os
 import platform
 import shlex
@@ -118,6 +121,16 @@ def of_others(epochs: Epochs, work: Work) -> Epoch:
     return lambda number: nullcontext(micro_batches(number))
 
 
+def of_memory(work: Work, steps: int) -> Epoch:
+    """The same pictures again and again."""
+    quarter = work.batch // 4
+    shape = (quarter, work.size, work.size, 3)
+    images = torch.zeros(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    index = torch.arange(quarter)
+    one = MicroBatch(images.permute(0, 3, 1, 2), torch.zeros_like(index), index)
+    return lambda number: nullcontext(itertools.repeat(one, 4 * steps))
+
+
 def train(
     work: Work, repeats: int, model: str, world: World
 ) -> dict[str, list[tuple[float, float]]]:
@@ -131,7 +144,11 @@ def train(
         "stock FFCV": of_others(stock_ffcv(work), work),
         "ours, torchvision": of_ours(train_loader(work, "torchvision", world.device)),
         "ImageFolder, Pillow": of_others(image_folder(work), work),
+        "in memory": of_memory(work, steps),
     }
+    gpu = world.device.type == "cuda" and importlib.util.find_spec("torchcodec") is not None
+    if gpu and not stored.index[:, 4].any():  # raw pixels need no decoding
+        epochs["ours, nvJPEG"] = of_ours(train_loader(work, "nvjpeg", world.device))
     torch.set_num_threads(world.threads)  # stock FFCV has set another number
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in epochs}
     for repeat in range(repeats + 1):

@@ -8,15 +8,20 @@ import loader_threads
 import pytest
 
 
+@pytest.mark.slow
 def test_costs_of_a_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--pictures", "40", "--steps", "3", "--repeats", "1", "--loaders", "numba"]
-    monkeypatch.setattr(sys, "argv", ["loader_threads.py", *words])
+    words = ["--pictures", "70", "--steps", "2", "--repeats", "1", "--loaders", "numba"]
+    monkeypatch.setattr(sys, "argv", ["loader_threads.py", *words, "--models", "resnet18"])
     loader_threads.main()
-    _, memory, numba = capsys.readouterr().out.splitlines()
-    assert memory.startswith("in memory") and "(1.000), slept" in memory
-    assert numba.startswith("numba")
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| resnet18")]
+    assert [row.split("|")[2].strip() for row in rows] == [
+        loader_threads.MEMORY,
+        loader_threads.ELSEWHERE,
+        "numba",
+    ]
+    assert rows[0].split("|")[4].strip() == "1.000"
 
 
 def test_a_clock_tells_sleep_from_work() -> None:

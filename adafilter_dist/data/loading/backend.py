@@ -22,7 +22,7 @@ class ReadPlan:
     """What to read: samples (micro-batches, m), where each lies in the store, how it is cropped.
 
     ``boxes`` maps samples (n,) to (n, 5): top, left, height, width, mirrored or not. Backends call
-    it from their threads, for what they read next.
+    it from any thread, for what they read next.
     """
 
     samples: NDArray[np.int64]

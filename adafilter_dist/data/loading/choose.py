@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL.Image import fromarray
 
 from adafilter_dist.data.loading.backend import Backend
 from adafilter_dist.data.loading.torchvision_backend import TorchvisionBackend
 from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import UserError
+from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pixels
 from adafilter_dist.recipe.schema import Recipe
 
 _KEPT = (
     "the run goes on with the pixels it began with, which torchvision decodes; data.loader=numba "
     "takes less than half the time, and some of its pixels differ by one grey level"
 )
+_MANY = 1000  # pictures; for fewer, importing numba (0.5 s) takes longer than it saves
 _HERE = "adafilter_dist.data.loading"
 
 
@@ -70,6 +77,25 @@ def choose_backend(
                 "slower"
             )
     return TorchvisionBackend(store, size, workers, pin), notice
+
+
+def choose_reader(
+    recipe: Recipe, store: Store, count: int, preprocess: Preprocess
+) -> Callable[[int], NDArray[np.uint8]]:
+    """What reads a record as evaluation shows it: uint8 (crop, crop, 3), the same by all.
+
+    Compiled code where it can be used and there are many pictures (``count``); otherwise Pillow.
+    """
+
+    def by_pillow(record: int) -> NDArray[np.uint8]:
+        return evaluation_pixels(fromarray(store.read(record)), preprocess)
+
+    worth_it = count >= _MANY or "numba" in sys.modules
+    if recipe.data.loader == "torchvision" or not worth_it or _why_not("evaluation_decoder"):
+        return by_pillow
+    from adafilter_dist.data.loading.evaluation_decoder import EvaluationDecoder
+
+    return EvaluationDecoder(store, preprocess).read
 
 
 def _nvjpeg(store: Store, size: int, workers: int, device: torch.device) -> Backend:

@@ -36,10 +36,11 @@ if numba.config.DISABLE_JIT:
 
 _HERE = Path(__file__).parent
 # numba compiles what a function calls into it: the code depends on all of them.
-_SOURCES = [
-    (_HERE / name).read_bytes()
-    for name in ("area_resize.py", "compiling.py", "libjpeg.py", "numba_backend.py")
-]
+_COMPILED = (
+    *("antialias.py", "area_resize.py", "compiling.py", "evaluation_decoder.py"),
+    *("libjpeg.py", "numba_backend.py"),
+)
+_SOURCES = [(_HERE / name).read_bytes() for name in _COMPILED]
 _DEPENDS_ON = [
     *(hashlib.sha256(source).hexdigest() for source in _SOURCES),
     *(numba.__version__, llvmlite.__version__, platform.python_implementation()),

@@ -13,12 +13,11 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import fromarray
 from torch import Tensor
 
 from adafilter_dist.data.loading.backend import ReadPlan
 from adafilter_dist.data.loading.batch import MicroBatch
-from adafilter_dist.data.loading.choose import choose_backend
+from adafilter_dist.data.loading.choose import choose_backend, choose_reader
 from adafilter_dist.data.loading.crop import crop_boxes, flips
 from adafilter_dist.data.loading.order import (
     batch_share,
@@ -29,7 +28,7 @@ from adafilter_dist.data.loading.policy import policy_of
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.prepared import Domains, Prepared, SplitName
 from adafilter_dist.data.stored.store import Store
-from adafilter_dist.models.backbone.preprocess import Preprocess, evaluation_pixels
+from adafilter_dist.models.backbone.preprocess import Preprocess
 from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.slurm.cpus import cpus_of_rank
 
@@ -178,7 +177,8 @@ class EvalLoader:
         self._pin = recipe.engine.device != "cpu" and torch.cuda.is_available()
         self._known: Callable[[NDArray[np.int64]], bool] | None = None
         self._batch_size = batch_size
-        self._preprocess = preprocess
+        self._crop = preprocess.crop
+        self._read = choose_reader(recipe, self._store, len(self._records), preprocess)
         self.total = len(self._records)
         self._batches = batch_share(self.total, batch_size, rank, world_size)
 
@@ -221,7 +221,7 @@ class EvalLoader:
         return self._filled(index, (self._picture(sample) for sample in index.tolist()))
 
     def _filled(self, index: Tensor, pictures: Iterator[NDArray[np.uint8]] | None) -> MicroBatch:
-        crop, pin = self._preprocess.crop, self._pin
+        crop, pin = self._crop, self._pin
         images = _nothing()
         if pictures is not None:
             shape = (len(index), crop, crop, 3)
@@ -234,8 +234,7 @@ class EvalLoader:
         return MicroBatch(images, labels, index, domain)
 
     def _picture(self, sample: int) -> NDArray[np.uint8]:
-        picture = fromarray(self._store.read(int(self._records[sample])))
-        return evaluation_pixels(picture, self._preprocess)
+        return self._read(int(self._records[sample]))
 
 
 def _nothing() -> Tensor:

@@ -31,15 +31,19 @@ from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.store import Damaged, Store
 
 _AT_ONCE = 32  # pictures that a thread takes at a time
+# For how many boxes are drawn at a time: Python's lock is held for that, and for a few pictures it
+# takes as long as for a hundred.
+_DRAWN_AT_ONCE = 512
 
 
 class _Part(NamedTuple):
-    """Pictures that one thread fills in: samples from ``first`` on, into ``pixels``.
+    """Pictures that one thread fills in: boxes of ``records``, into ``pixels``.
 
     ``images`` are the whole micro-batches of which these are the last pictures, None before.
     """
 
-    first: int
+    records: NDArray[np.int64]
+    boxes: NDArray[np.int64]
     pixels: NDArray[np.uint8]
     images: Tensor | None
 
@@ -57,33 +61,41 @@ class NumbaBackend:
 
     def read(self, plan: ReadPlan) -> Generator[Tensor, None, None]:
         """See :class:`~adafilter_dist.data.loading.backend.Backend`."""
-        samples, records = plan.samples.reshape(-1), plan.records.reshape(-1)
         micro_batch = plan.samples.shape[1]
 
         def decode(part: _Part) -> Tensor | None:
-            which = slice(part.first, part.first + len(part.pixels))
-            self._decode(records[which], plan.boxes(samples[which]), part.pixels)
+            self._decode(part.records, part.boxes, part.pixels)
             return part.images
 
-        parts = self._parts(len(samples), micro_batch)
         ahead = max(2 * self._workers, 2 * micro_batch // _AT_ONCE)
         with WorkerPool(self._workers) as pool:
-            for images in pool.map(decode, parts, ahead):
+            for images in pool.map(decode, self._parts(plan), ahead):
                 if images is not None:
                     yield from images.permute(0, 3, 1, 2).split(micro_batch)
 
-    def _parts(self, count: int, micro_batch: int) -> Iterator[_Part]:
+    def _parts(self, plan: ReadPlan) -> Iterator[_Part]:
         """Memory for whole micro-batches, a few at a time, and its parts."""
+        samples, records = plan.samples.reshape(-1), plan.records.reshape(-1)
+        micro_batch = plan.samples.shape[1]
         together = micro_batch * max(1, _AT_ONCE // micro_batch)
-        for start in range(0, count, together):
-            length = min(together, count - start)
+        drawn = together * max(1, _DRAWN_AT_ONCE // together)
+        for start in range(0, len(samples), together):
+            length = min(together, len(samples) - start)
+            if start % drawn == 0:
+                boxes = plan.boxes(samples[start : start + drawn])
             shape = (length, self._size, self._size, 3)
             images = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
             pixels = images.numpy()
             for first in range(0, length, _AT_ONCE):
-                last = first + _AT_ONCE >= length
-                part = pixels[first : first + _AT_ONCE]
-                yield _Part(start + first, part, images if last else None)
+                some = slice(first, min(first + _AT_ONCE, length))
+                at = start + first
+                count = some.stop - some.start
+                yield _Part(
+                    records[at : at + count],
+                    boxes[at % drawn : at % drawn + count],
+                    pixels[some],
+                    images if some.stop == length else None,
+                )
 
     def _decode(
         self, records: NDArray[np.int64], boxes: NDArray[np.int64], pixels: NDArray[np.uint8]
