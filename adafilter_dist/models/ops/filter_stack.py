@@ -19,6 +19,7 @@ class FilterStack:
 
     def __init__(self) -> None:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._places: list[Any] = []
         self._key: list[Any] = []
         self._stacked: dict[int, Tensor] = {}
         self._halves: list[Tensor] = []
@@ -30,16 +31,25 @@ class FilterStack:
         """Copy the filters as they are now: they stay so until the forward ends."""
         if not self._layers:
             return
-        kinds = {weight.dtype for weight, _ in self._layers.values()}
-        dtype = kinds.pop() if len(kinds) == 1 else torch.float32
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        key = [dtype, *((i, w.shape, w.stride(), w.device) for i, (w, _) in self._layers.items())]
-        if key != self._key:
-            self._take(key, dtype)
+        cast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if cast else None
+        # Weights that lie where they lay are those of the last forward.
+        places = [dtype, *[weight.data_ptr() for weight, _ in self._layers.values()]]
+        if places != self._places:
+            self._places = places
+            self._look_up(dtype)
         sources = [each for pair in self._layers.values() for each in pair]
         torch._foreach_copy_(self._halves, sources)
         self._fresh = True
+
+    def _look_up(self, dtype: torch.dtype | None) -> None:
+        """Memory for the layers as they are; in `dtype`, or that of their weights."""
+        kinds = {weight.dtype for weight, _ in self._layers.values()}
+        if dtype is None:
+            dtype = kinds.pop() if len(kinds) == 1 else torch.float32
+        key = [dtype, *((i, w.shape, w.stride(), w.device) for i, (w, _) in self._layers.items())]
+        if key != self._key:
+            self._take(key, dtype)
 
     def _take(self, key: list[Any], dtype: torch.dtype) -> None:
         """Memory for layers and a dtype like these.

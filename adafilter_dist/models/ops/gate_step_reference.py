@@ -52,7 +52,8 @@ class Rule:
 class Kept(NamedTuple):
     """What backward needs of a step: (N, C_in), (N, 1), (N, H), (N, 4H), (N, H) and (N, H).
 
-    `slope` (N, C_out): the derivative of gates by logits.
+    `slope` (N, C_out): the derivative of gates by logits. `gates` (N, C_out), outside of autograd's
+    graph: for the layer, which keeps them.
     """
 
     normalised: Tensor
@@ -62,6 +63,7 @@ class Kept(NamedTuple):
     tanh_cell: Tensor
     hidden: Tensor
     slope: Tensor
+    gates: Tensor
 
 
 class StepGradients(NamedTuple):
@@ -116,7 +118,8 @@ def step(
         soft = torch.sigmoid(compared)
         slope *= soft * (1 - soft)
     # A copy of h: the output itself belongs to autograd's graph, which would then refer to itself.
-    kept = Kept(normalised, rstd, projected, activations, tanh_cell, h.clone(), slope)
+    of_cell = (projected, activations, tanh_cell, h.clone())
+    kept = Kept(normalised, rstd, *of_cell, slope, gates.detach())
     return gates, logits, h, c, kept
 
 

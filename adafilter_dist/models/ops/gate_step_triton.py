@@ -47,9 +47,11 @@ def step(
     normalise = rule.normalise
     how = (rule.temperature, rule.sigmoid, normalise)
     made = _step(pooled, weights, h, c, values, column, noise, *how)
-    gates, logits, h_next, c_next, projected, activations, tanh_cell, copy, slope, *more = made
+    gates, logits, h_next, c_next = made[:4]
+    projected, activations, tanh_cell, hidden, slope = made[4:9]
+    gates_kept, *more = made[9:]
     normalised, rstd = more if normalise else (pooled, None)
-    kept = Kept(normalised, rstd, projected, activations, tanh_cell, copy, slope)
+    kept = Kept(normalised, rstd, projected, activations, tanh_cell, hidden, slope, gates_kept)
     return gates, logits, h_next, c_next, kept
 
 
@@ -112,9 +114,10 @@ def _step_body(
         tanh_cell,
         slope,
     )
-    # Not h itself: as an output it belongs to autograd's graph, which would then refer to itself.
-    kept = h_next.detach()
-    return [gates, logits, h_next, c_next, projected, activations, tanh_cell, kept, slope, *more]
+    # h and gates once more: as outputs they belong to autograd's graph, which would then refer to
+    # itself.
+    of_cell = [projected, activations, tanh_cell, h_next.detach()]
+    return [gates, logits, h_next, c_next, *of_cell, slope, gates.detach(), *more]
 
 
 def _gradients_body(

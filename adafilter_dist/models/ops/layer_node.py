@@ -104,12 +104,10 @@ class _Layer(torch.autograd.Function):
         norms = [*norm1.tensors(), *norm2.tensors()]
         kinds, eps = [norm1.kind, norm2.kind], [norm1.eps, norm2.eps]
         of_rows = (norms, norm1.sums, norm2.sums, kinds, eps, groups, prior)
-        rows, out, mean = layer_operators.forward(y, None, gates, *of_rows, residual, relu)
-
-        # Not the outputs themselves: autograd would make aliases of them here and in backward.
-        act, bits = out.detach() if relu else None, gates.detach()
+        rows, out, mean, act = layer_operators.forward(y, None, gates, *of_rows, residual, relu)
         affine = (weight1, bias1, weight2, bias2)
-        ctx.save_for_backward(c, x, weight, filters, y, act, bits, *affine, rows)
+        kept_out = act if relu else None
+        ctx.save_for_backward(c, x, weight, filters, y, kept_out, kept.gates, *affine, rows)
         # Not all of `rest`, which holds tensors of autograd's graph.
         ctx.of, ctx.index = of, index
         ctx.how = stride, padding, dilation, kinds, groups

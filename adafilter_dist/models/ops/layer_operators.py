@@ -182,9 +182,10 @@ def _forward(
     prior: float,
     residual: Tensor | None,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = _statistics(y1, y2, gates, norms, sums1, sums2, kinds, eps, groups, prior)
-    return rows, *_choose(y1, y2, gates, rows, residual, groups, relu)
+    out, mean = _choose(y1, y2, gates, rows, residual, groups, relu)
+    return rows, out, mean, out.detach()
 
 
 def _copied(y: Tensor | None) -> Any:
@@ -205,6 +206,9 @@ statistics = operator("layer_statistics", _statistics, _empty_statistics, mutate
 choose = operator("choose", _choose, _empty_choice)
 """The layer's output (N, C, H, W) and its mean over the pixels (N, C)."""
 forward = operator("layer_forward", _forward, mutates=_SUMS)
-"""Both at once: rows, output and mean."""
+"""Both at once: rows, output and mean, and the output again, to be kept for backward.
+
+Autograd would make an alias of the output itself, and one more in backward.
+"""
 layer_gradients = operator("layer_gradients", _layer_gradients, _like_gradients)
 """Of gates and both affine pairs, dy (stacked) or dy1 and dy2, perhaps of the residual."""

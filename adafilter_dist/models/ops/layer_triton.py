@@ -94,12 +94,13 @@ class _GatedLayer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         if isinstance(rows_or_how, tuple):
-            rows, out, mean = layer_operators.forward(y1, y2, gates, *rows_or_how, residual, relu)
+            made = layer_operators.forward(y1, y2, gates, *rows_or_how, residual, relu)
+            rows, out, mean, act = made
         else:
             rows = rows_or_how
             out, mean = layer_operators.choose(y1, y2, gates, rows, residual, groups, relu)
-        # Not the output itself: autograd would make an alias of it here, and one in backward.
-        kept = out.detach() if relu else None
+            act = out.detach()
+        kept = act if relu else None
         ctx.save_for_backward(y1, y2, kept, gates, weight1, bias1, weight2, bias2, rows)
         ctx.how = (kinds, groups)
         return out, mean
