@@ -17,7 +17,8 @@ from tests.cluster.interruptions import Interruptions
 from tests.cluster.scripted import Scripted
 from tests.cluster.slurm import Cluster
 from tests.cluster.submitted import RECIPE, SUBMIT, Run
-from tests.distributed.launch import start, wait
+from tests.compare.forked_server import compare
+from tests.distributed.launch import wait
 from tests.kills.same import differences
 
 EVERY = 10  # checkpoint.every of run.yaml
@@ -308,7 +309,7 @@ def comparison(stage: Stage) -> Ended:
     words += ["launch.nodes=1", "launch.tasks_per_node=1"]
     words += ["data.draw=split_seed"]  # the pictures that are prepared
     here, arrays = stage.folder / "here", stage.folder / "arrays"
-    alone = start(["compare", *words, f"compare_dir={here}"], folder=stage.folder)
+    alone = compare([*words, f"compare_dir={here}"], stage.folder)
     with Cluster(stage.folder / "cluster", Settings(grace=GRACE, kill_wait=15)) as cluster:
         run = stage.run(cluster)
         said = run.type(f"python {SUBMIT} compare {' '.join(words)} compare_dir={arrays}")

@@ -12,7 +12,22 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import util
+from pathlib import Path
 from typing import NoReturn
+
+from tests.distributed.forked import Forked
+from tests.distributed.launch import ROOT
+
+
+def compare(words: Sequence[str], folder: Path) -> Forked:
+    """``adafilter compare WORDS`` in ``folder``, forked, and its fork server as well."""
+    return Forked(
+        ["compare", *words],
+        folder=folder,
+        environment=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        figures=False,
+        before=[__name__, install.__name__],
+    )
 
 
 def install() -> None:

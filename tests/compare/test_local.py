@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -20,8 +19,7 @@ from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.run.ownership import is_alive, newest_owner
 from tests.compare import forked_server
-from tests.distributed.forked import Forked
-from tests.distributed.launch import ROOT, Process, start, wait
+from tests.distributed.launch import Process, start, wait
 
 WORDS = [
     *("recipe=control/mixed-domains", "methods=finetune,linear_probe", "seeds=0", "tune=2"),
@@ -33,14 +31,7 @@ PATIENCE = 240.0
 
 
 def compare(folder: Path, *words: str) -> Process:
-    """The command, whose fork server of runs is forked as well: it need not import anything."""
-    return Forked(
-        ["compare", *words, f"compare_dir={folder}"],
-        folder=folder.parent,
-        environment=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        figures=False,
-        before=[forked_server.__name__, forked_server.install.__name__],
-    )
+    return forked_server.compare([*words, f"compare_dir={folder}"], folder.parent)
 
 
 def until(true: Callable[[], bool], what: str, process: Process | None = None) -> None:

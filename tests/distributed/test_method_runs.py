@@ -26,14 +26,16 @@ Attempt = Callable[..., str]
 
 
 @pytest.fixture
-def attempt(server: ForkServer, words: list[str]) -> Attempt:
+def attempt(server: ForkServer, words: list[str], request: pytest.FixtureRequest) -> Attempt:
     """Attempt a run on some ranks, which get a signal, as in "5:KILL"; what the first printed."""
 
     def of(folder: Path, ranks: int, *more: str, signal: str = "") -> str:
         folder.mkdir(exist_ok=True)
         port = free_port()
+        zero = ZERO2[0] in more
+        parent: ForkServer = request.getfixturevalue("deepspeed_server") if zero else server
         forked = [
-            server.fork(
+            parent.fork(
                 ["train", *words, *SHORT, *more],
                 folder=folder,
                 environment={
