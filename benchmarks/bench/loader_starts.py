@@ -60,7 +60,6 @@ def starts(
         work = Work(pictures, _SIZE, batch, workers)
         on_disk = {kind: _on_disk(pictures, kind) for kind in {one.reads for one in loaders}}
         for loader in loaders:
-            say(f"{loader.name}: an epoch of {count:,} records begins")
             own = on_disk[loader.reads]
             drop_from_page_cache(own.distinct)
             try:
@@ -70,6 +69,11 @@ def starts(
                 failed[loader.name] = str(error).strip().splitlines()[-1]
                 continue
             rows.setdefault(loader.name, []).append((count, started, own))
+            say(
+                f"{loader.name}, {count:,} records: made in {started.build:.2f} s, first batch after "
+                f"{started.first:.2f} s more, CPU {started.cpu:.2f} s, read "
+                f"{started.read / 2**20:.1f} MiB, memory {started.memory.total / 2**20:.0f} MiB"
+            )
     for name, each in rows.items():
         least_count, least, _ = each[0]
         for count, started, own in each:
