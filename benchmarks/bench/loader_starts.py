@@ -70,7 +70,7 @@ def starts(
                 continue
             rows.setdefault(loader.name, []).append((count, started, own))
             say(
-                f"{loader.name}, {count:,} records: made in {started.build:.2f} s, first batch after "
+                f"{loader.name}, {count:,} records: made in {started.build:.2f} s, a batch after "
                 f"{started.first:.2f} s more, CPU {started.cpu:.2f} s, read "
                 f"{started.read / 2**20:.1f} MiB, memory {started.memory.total / 2**20:.0f} MiB"
             )
