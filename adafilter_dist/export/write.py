@@ -44,6 +44,7 @@ from adafilter_dist.version import __version__
 
 Form = Literal["safetensors", "onnx", "torch"]
 _BATCH = 16
+_FULL = 1 << 16  # bytes left on a disk that has refused more
 _NAMES = ("config.json", "README.md", "model.safetensors", *FILES.values())
 
 
@@ -208,10 +209,13 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes ``out`` at the end, or is removed; UserError for one of other use."""
     if out.exists() and not _is_export(out):
         raise UserError(f"--out {out}: there already, and no export; name another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     try:
         yield new
         old = out.with_name(f".{out.name}.{os.getpid()}.gone")
@@ -219,6 +223,12 @@ def _new_folder(out: Path) -> Iterator[Path]:
             out.rename(old)
         new.rename(out)
         shutil.rmtree(old, ignore_errors=True)
+    except Exception as error:
+        # safetensors, torch and onnx each raise something else where the disk is full.
+        if shutil.disk_usage(out.parent).free >= _FULL:
+            raise
+        reason = "No space left on device"
+        raise UserError(f"--out {out}: cannot be written: {reason}; nothing is left") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +201,35 @@ def test_what_is_not_installed_is_one_line(
     monkeypatch.setitem(sys.modules, module, None)
     line = refused(capsys, str(run_dir), "--to", "onnx")
     assert line.endswith(f"{module} is not installed: pip install 'adafilter-dist[export]'")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_is_one_line_and_no_half_file(
+    run_dir: Path, pictures: list[Path], small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def errors(*words: str) -> list[str]:
+        assert main(list(words)) == 2
+        return [line for line in capsys.readouterr().err.splitlines() if "space left" in line]
+
+    run, out = str(run_dir), small_disk / "out"
+    (line,) = errors("export", run, "--to", "safetensors", "--out", str(out))
+    assert line.startswith(f"error: --out {out}: cannot be written: No space left on device")
+    assert list(small_disk.iterdir()) == []
+    (line,) = errors("report", run, "--out", str(out))
+    assert line.startswith(f"error: {out}: cannot be written (No space left on device)")
+    assert list(small_disk.iterdir()) == []
+    (small_disk / "other").write_bytes(bytes(64 << 10))
+    (line,) = errors("predict", run, str(pictures[0]), "--out", str(out))
+    assert line.startswith(f"error: --out {out}: cannot be written: No space left on device")
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
