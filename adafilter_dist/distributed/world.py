@@ -28,6 +28,7 @@ from adafilter_dist.recipe.sections.base import seconds
 from adafilter_dist.recipe.shares import require_shares
 from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.slurm.environment import SlurmEnvironment
+from adafilter_dist.system.freed_memory import keep_freed_memory
 
 _LEAVE_SECONDS = 20.0
 """For leaving the process group after an error."""
@@ -116,6 +117,8 @@ def join_world(recipe: Recipe) -> Iterator[World]:
     device = _device(recipe.engine.device, local_rank)
     threads = recipe.engine.threads or cpus_of_rank()
     torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     timeout = timedelta(seconds=seconds(recipe.engine.timeout))

@@ -15,6 +15,7 @@ import torch
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.backbone.zoo import zoo_of
 from adafilter_dist.slurm.cpus import cpus_of_rank
+from adafilter_dist.system.freed_memory import keep_freed_memory
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -56,8 +57,10 @@ class Settings:
         return self.batch or usual
 
     def pin(self) -> None:
-        """Fix threads, seeds and the choices of kernels that the package makes for its runs."""
+        """Fix threads and seeds; choose kernels and keep freed memory as the package's runs do."""
         torch.set_num_threads(self.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(self.seed)
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

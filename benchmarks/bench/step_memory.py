@@ -7,6 +7,7 @@ give freed blocks back at once.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -123,6 +124,7 @@ def measured(step: TrainingStep, missing: list[str]) -> Memory:
         step.forward()
     step.optimizer.zero_grad(set_to_none=True)
     device = step.settings.device
+    gc.collect()  # what the step would free is not there before it
     before = reset_peak(device)
     step()
     return Memory(at_rest(step), peak(device) - before, sum(sizes.values()), missing)

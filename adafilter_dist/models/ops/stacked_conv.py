@@ -25,13 +25,13 @@ def can_stack(conv: nn.Conv2d) -> bool:
 def stacking_is_faster(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether one stacked convolution is faster than two for this x, given `can_stack`.
 
-    On a CPU that is so for 1x1 convolutions, as one matrix product or one convolution. For others
-    the weight gradient would need a copy of half of the output's gradient.
+    On a CPU that is so where both are one matrix product. As a convolution the weight gradient
+    needs a copy of half of the output's gradient, and two are as fast as one.
     """
     if device_kind.on_gpu(x):
         return True
     wide = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    return wide and _is_product(conv.weight, conv.stride, conv.padding)
+    return wide and _multiplies(x, conv.weight, conv.stride, conv.padding)
 
 
 @functools.cache
