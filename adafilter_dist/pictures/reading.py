@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,22 @@ def read_picture(source: Source, stored_size: int | None = None) -> Reading:
     raise BadPicture(
         f"a {type(source).__name__}; a picture is a path, a file's bytes, a PIL picture or an array"
     )
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file. Raises OSError.
+
+    BadPicture for a pipe or a device: reading one may never end.
+    """
+    # Opening a pipe would wait for somebody who writes to it.
+    with open(path, "rb", opener=_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadPicture("a pipe or a device, and no file")
+        return file.read()
+
+
+def _at_once(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def to_stored_size(picture: Image.Image, stored_size: int) -> Image.Image:

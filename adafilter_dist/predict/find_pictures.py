@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from adafilter_dist.errors import UserError, no_such, shown
+from adafilter_dist.data.sources.walk import contents
+from adafilter_dist.errors import UserError, no_such, printable, shown
 from adafilter_dist.pictures.formats import is_picture, unread_by_suffix
 
 STANDARD_INPUT = "-"
@@ -20,9 +21,10 @@ def find_pictures(words: Sequence[str], lines: Iterable[str] = ()) -> list[Path]
     """The files of all words, in their order.
 
     A word is a file, whatever its name; a folder, of which all pictures are taken, those of folders
-    in it too, by name; a pattern (``*``, ``?``, ``[...]``, ``**``) that matches such; or ``-``, for
-    which the paths in ``lines`` stand, one a line. A path of the list that is not there is kept:
-    it is a bad picture. UserError with a line for each word that names nothing, and for URLs.
+    in it too, by name, then those of folders that links in it lead to, each once; a pattern (``*``,
+    ``?``, ``[...]``, ``**``) that matches such; or ``-``, for which the paths in ``lines`` stand,
+    one a line. A path of the list that is not there is kept: it is a bad picture. UserError with a
+    line for each word that names nothing, for URLs, and for a folder that cannot be read.
     """
     pictures: list[Path] = []
     mistakes: list[str] = []
@@ -44,7 +46,11 @@ def _named(word: str) -> list[Path]:
     _refuse_url(word)
     path = Path(word).expanduser()
     if path.is_dir():
-        return _in_folder(path)
+        pictures, others = _in_folder(path)
+        if not pictures:
+            more = f"; there are {unread_by_suffix(others)}" if others else ""
+            raise UserError(f"{printable(path)}: no pictures in it{more}")
+        return pictures
     if path.exists():
         return [path]
     if glob.has_magic(word):
@@ -52,28 +58,36 @@ def _named(word: str) -> list[Path]:
         files = [match for match in matches if match.is_file() and is_picture(match.name)]
         if "**" not in word:  # which matches what is in the folders, too
             folders = [match for match in matches if match.is_dir()]
-            files += [f for folder in folders for f in _walk(folder) if is_picture(f.name)]
+            files += [file for folder in folders for file in _in_folder(folder)[0]]
         if not files:
             raise UserError(f"{shown(word)}: no picture matches")
         return files
     raise UserError(f"{shown(word)}: {no_such('file', path)}")
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    files = list(_walk(folder))
-    pictures = [file for file in files if is_picture(file.name)]
-    if not pictures:
-        others = f"; there are {unread_by_suffix(f.name for f in files)}" if files else ""
-        raise UserError(f"{folder}: no pictures in it{others}")
-    return pictures
+def _in_folder(top: Path) -> tuple[list[Path], list[str]]:
+    """The pictures below a folder, and the names of other files; each real folder once.
 
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(place, name)
+    Pipes and devices are left out: reading one may never end. UserError where a folder cannot be
+    read.
+    """
+    pictures: list[Path] = []
+    others: list[str] = []
+    waiting, seen = [top], set[str]()
+    linked: list[Path] = []
+    while waiting or linked:
+        place = waiting.pop() if waiting else linked.pop(0)
+        real = os.path.realpath(place)
+        if real in seen:
+            continue
+        seen.add(real)
+        inside = contents(place)
+        # A broken link is a bad picture.
+        pictures += [path for path in inside.pictures if path.is_file() or not path.exists()]
+        others += inside.others
+        for folder in reversed(inside.folders):
+            (linked if folder.is_symlink() else waiting).append(folder)
+    return pictures, others
 
 
 def _listed(lines: Iterable[str]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -46,6 +47,34 @@ def test_a_list_is_taken_as_it_is(folder: Path) -> None:
     assert names("-", lines=lines) == ["pictures/b.jpg", "gone.jpg", "pictures/ a.jpg"]
     os.mkdir("-folder")
     assert names("pictures/b.jpg", "-", lines=("c.jpg",)) == ["pictures/b.jpg", "c.jpg"]
+
+
+def test_folders_behind_links_count_once_and_pipes_not_at_all(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "broken.jpg").symlink_to("nowhere")
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "z.jpg").touch()
+    (folder / "a-link").symlink_to(other)
+    (folder / "circle").symlink_to(folder)
+    (folder / "again").symlink_to(folder / "in")
+    inside = ["a.PNG", "b.jpg", "broken.jpg", "in/c.webp", "in/deep/d.jpeg", "a-link/z.jpg"]
+    assert names("pictures") == [f"pictures/{name}" for name in inside]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(place: Path) -> object:  # root may read everything
+        if Path(place).name == "deep":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"pictures/in/deep: cannot be read \(Permission denied\)"):
+        names("pictures")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,13 @@ from adafilter_dist.data.sources.listing import Sample
 from adafilter_dist.data.stored.layout import MOST_BYTES, Format
 from adafilter_dist.data.stored.store import Record
 from adafilter_dist.pictures.modes import BadPicture
-from adafilter_dist.pictures.reading import Reading, decoding_of, read_picture, to_stored_size
+from adafilter_dist.pictures.reading import (
+    Reading,
+    content_of,
+    decoding_of,
+    read_picture,
+    to_stored_size,
+)
 
 # Cameras and scanners have these; a file that uses 15 bits is as bright as pictures may be.
 _DEPTHS = (8, 10, 12, 14)
@@ -104,7 +110,7 @@ def read(sample: Sample) -> bytes | NDArray[np.uint8]:
     if sample.pixels is not None:
         return sample.pixels
     try:
-        return sample.path.read_bytes()
+        return content_of(sample.path)
     except FileNotFoundError:
         raise BadPicture(_MISSING) from None
     except OSError as error:

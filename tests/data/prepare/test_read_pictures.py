@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,16 @@ def test_a_source_has_one_hash_and_another_where_it_is_read_anew(tmp_path: Path)
         assert learned.content == content_hash(sample), name
         plain = hashlib.sha256(content).digest()
         assert (learned.content != plain) == (name in READ_ANEW), name
+
+
+def test_a_pipe_named_like_a_picture_is_bad_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    samples = [Sample(name, 0, tmp_path) for name in ("pipe.jpg", "zero.jpg")]
+    reader = PictureReader(samples, 32)
+    for position in range(2):
+        assert reader[position]() is None
+        assert reader.take(position) == "a pipe or a device, and no file"
 
 
 def test_a_strip_that_a_jpeg_cannot_hold_is_bad(strip: Sample) -> None:
