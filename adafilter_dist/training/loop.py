@@ -238,7 +238,10 @@ class Trainer:
             f"{decided.tuned_loss:.3f} with fine-tuned ones, {decided.decided_loss:.3f} as decided "
             f"({decided.tuned:.1%} fine-tuned{apart})"
         )
-        self._row_at += time.monotonic() - began  # no time of the steps'
+        # No time of the steps', nor of those whose figures are not yet read.
+        pause = time.monotonic() - began
+        self._row_at += pause
+        self._done_at = {step: at + pause for step, at in self._done_at.items()}
 
     def _on_decision_batch(self) -> None:
         self._progress.move("deciding on pictures")

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from adafilter_dist.__main__ import main
 from adafilter_dist.metrics import read_lines
-from adafilter_dist.recipe import load_recipe
+from adafilter_dist.recipe import Recipe, load_recipe
 from adafilter_dist.recipe.identity import run_dir
 from adafilter_dist.run.files import RunFiles
 from adafilter_dist.training import loop, step
@@ -59,14 +59,11 @@ class Clock:
             monkeypatch.setattr(module, "time", self)
 
 
-@pytest.mark.slow
-def test_starting_the_loader_is_no_wait_of_the_first_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def prepared(folder: Path, *more: str) -> Recipe:
+    """A short run of small pictures, prepared; ``more`` are words of its recipe."""
     counts = {"train": BATCH, "val": 1, "test": 1}
     root = trees.folders(
-        tmp_path / "pictures", {f"{s}/{c}": n for s, n in counts.items() for c in ("owl", "wren")}
+        folder / "pictures", {f"{s}/{c}": n for s, n in counts.items() for c in ("owl", "wren")}
     )
     words = [
         *("recipe=imagefolder", f"data.root={root}", "data.stored_size=32", "data.resolution=32"),
@@ -76,16 +73,54 @@ def test_starting_the_loader_is_no_wait_of_the_first_steps(
             "model.name=timm/test_resnet",
             "model.weights=null",
         ),
-        *(f"train.global_batch={BATCH}", f"train.micro_batch={BATCH}", "train.epochs=20"),
-        *("method=finetune", "log.every=2", "engine.device=cpu", "engine.threads=1"),
+        *(f"train.global_batch={BATCH}", f"train.micro_batch={BATCH}"),
+        *("engine.device=cpu", "engine.threads=1", *more),
     ]
     assert main(["prepare", *words]) == 0
-    recipe, stop_policy = load_recipe(words), StopPolicy()
+    return load_recipe(words)
+
+
+def train_rows(recipe: Recipe) -> list[dict[str, Any]]:
+    rows = read_lines(RunFiles(run_dir(recipe)).metrics)
+    return [row for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_starting_the_loader_is_no_wait_of_the_first_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = prepared(tmp_path, "train.epochs=20", "method=finetune", "log.every=2")
+    stop_policy = StopPolicy()
     stop_policy.stop.ask("a test")
     Clock().install(monkeypatch)
     assert run_attempt(recipe, Console(file=io.StringIO()), stop_policy=stop_policy) == 75
-    rows = [row for row in read_lines(RunFiles(run_dir(recipe)).metrics) if row["kind"] == "train"]
+    rows = train_rows(recipe)
     assert rows[0]["step"] == 2
     # Two forwards, and the second batch.
     assert rows[0]["data_wait"] == pytest.approx(1 / 3)
     assert rows[0]["images_per_second"] == pytest.approx(2 * BATCH / 3)
+
+
+@pytest.mark.slow
+def test_the_decision_on_pictures_is_no_time_of_the_steps_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of the steps before it are read after it."""
+    monkeypatch.chdir(tmp_path)
+    recipe = prepared(tmp_path, "train.epochs=3", "log.every=1", "evaluate.test=false")
+    clock, decide, decided = Clock(), loop.decide_on_pictures, []
+    clock.install(monkeypatch)
+
+    def slow(*values: Any) -> Any:
+        clock.now += STARTING
+        decided.append(clock.now)
+        return decide(*values)
+
+    monkeypatch.setattr(loop, "decide_on_pictures", slow)
+    assert run_attempt(recipe, Console(file=io.StringIO())) == 0
+    assert decided
+    speeds = [row["images_per_second"] for row in train_rows(recipe)]
+    assert len(speeds) == 6
+    # The first step is a forward, later ones a batch and a forward.
+    assert speeds == pytest.approx([BATCH, *[BATCH / 2] * 5])
