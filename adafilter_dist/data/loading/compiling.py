@@ -38,7 +38,7 @@ _HERE = Path(__file__).parent
 # numba compiles what a function calls into it: the code depends on all of them.
 _COMPILED = (
     *("antialias.py", "area_resize.py", "compiling.py", "evaluation_decoder.py"),
-    *("libjpeg.py", "numba_backend.py"),
+    *("libjpeg.py", "numba_backend.py", "read_ahead.py"),
 )
 _SOURCES = [(_HERE / name).read_bytes() for name in _COMPILED]
 _DEPENDS_ON = [

@@ -1,8 +1,9 @@
 """Reading in threads of compiled code: the parts of JPEGs that crops need, or stored pixels.
 
 For `_AT_ONCE` pictures at a time a thread runs code that numba compiled, and does not hold Python's
-lock: the training loop need not wait for it. Pixels are
-those of FFCV to the bit: the same exact decoding, the same resizing.
+lock: the training loop need not wait for it. It has the kernel fetch all of them from the disk
+before it decodes the first. Pixels are those of FFCV to the bit: the same exact decoding, the same
+resizing.
 
 Importing this module imports numba; on a machine's first pass ever its code is compiled (seconds).
 LibraryMissing where Pillow's libjpeg cannot be used.
@@ -27,6 +28,7 @@ from adafilter_dist.data.loading.libjpeg import (
     decode_box,
     open_decoder,
 )
+from adafilter_dist.data.loading.read_ahead import PAGE_SIZE, read_ahead
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.store import Damaged, Store
 
@@ -54,6 +56,7 @@ class NumbaBackend:
     kind: Kind = "numba"
 
     def __init__(self, store: Store, size: int, workers: int, pin: bool) -> None:
+        store.read_at_random()
         self._store = store
         self._size = size
         self._workers = workers
@@ -100,7 +103,9 @@ class NumbaBackend:
     def _decode(
         self, records: NDArray[np.int64], boxes: NDArray[np.int64], pixels: NDArray[np.uint8]
     ) -> None:
-        bad = _fill(LIBRARY, self._store.content, self._store.index[records], boxes, pixels)
+        content, index = self._store.content, self._store.index[records]
+        read_ahead(content, index, PAGE_SIZE)
+        bad = _fill(LIBRARY, content, index, boxes, pixels)
         if bad >= 0:
             self._store.read(int(records[bad]))  # knows what is wrong with it
             raise Damaged(self._store.path, f"record {records[bad]} cannot be decoded")

@@ -23,6 +23,7 @@ from torchcodec.decoders import decode_jpeg
 
 from adafilter_dist.data.loading.backend import Kind, ReadPlan
 from adafilter_dist.data.loading.device_resize import resize_boxes
+from adafilter_dist.data.loading.read_ahead import PAGE_SIZE, read_ahead
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.store import Store
 from adafilter_dist.errors import UserError
@@ -40,6 +41,7 @@ class NvjpegBackend:
     kind: Kind = "nvjpeg"
 
     def __init__(self, store: Store, size: int, workers: int, device: torch.device) -> None:
+        store.read_at_random()
         self._store = store
         self._size = size
         self._threads = min(workers, _MOST_THREADS)
@@ -89,6 +91,7 @@ class NvjpegBackend:
     def _decoded(self, records: list[int]) -> list[Tensor]:
         """Whole pictures, uint8 (3, H, W) on the device; UserError names a damaged record."""
         encoded = []
+        read_ahead(self._store.content, self._store.index[records], PAGE_SIZE)
         for record in records:
             # A copy: torch has no tensors that must not be written to.
             encoded.append(torch.from_numpy(self._store.encoded(record).copy()))

@@ -241,6 +241,10 @@ class Store:
         """Of each record: offset in `content`, bytes, height, width, 1 where it is raw pixels."""
         return self._index
 
+    def read_at_random(self) -> None:
+        """From now on the kernel reads nothing around a record, which the reader announces."""
+        self._bytes.madvise(mmap.MADV_RANDOM)
+
     def encoded(self, index: int) -> NDArray[np.uint8]:
         """The record's bytes as stored, shape (size,), without a copy."""
         return np.frombuffer(
