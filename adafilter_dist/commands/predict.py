@@ -71,10 +71,12 @@ def run(words: list[str]) -> int:
 
 
 def _predict(options: Any) -> int:
+    from adafilter_dist.commands.out_file import out_file
     from adafilter_dist.predict.find_pictures import find_pictures
 
     model = Path(options.model).expanduser()
     _require_model(model, options.model, options.pictures)
+    out = None if options.out is None else out_file(options.out)
     paths = find_pictures(options.pictures, sys.stdin)
 
     # Imported here: --help and a mistyped path need not wait for torch.
@@ -95,7 +97,7 @@ def _predict(options: Any) -> int:
     predictor = Predictor(export, device, top, options.batch, workers, options.explain)
     writer = writer_of(options.format, paths, top, explainer)
     bad = 0
-    with _output(options.out) as file, _progress(console, file, len(paths)) as done:
+    with _output(out) as file, _progress(console, file, len(paths)) as done:
         begun = time.monotonic()
         file.write(writer.header())
         for prediction in predictor.predict(paths, done):
@@ -161,11 +163,6 @@ def _output(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
-    out = out.expanduser()
-    if out.is_dir():
-        raise UserError(f"--out {out}: a folder; name a file")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: no such folder: {out.parent}")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:

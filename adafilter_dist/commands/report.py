@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adafilter_dist.commands.parser import Parser
-from adafilter_dist.errors import UserError, printable
+from adafilter_dist.errors import UserError
 from adafilter_dist.recipe.hints import no_run
 
 HELP = "a run on one page for a browser; of several runs, how they differ"
@@ -32,9 +32,9 @@ def run(words: list[str]) -> int:
     if mistakes:
         raise UserError("\n".join(mistakes))
     folders = [Path(word).expanduser() for word in options.runs]
-    out = None if options.out is None else Path(options.out).expanduser()
-    if out is not None and out.is_dir():
-        raise UserError(f"--out {printable(out)}: a folder; name the file to write")
+    from adafilter_dist.commands.out_file import out_file
+
+    out = None if options.out is None else out_file(Path(options.out))
     print(_write(folders, out))
     return 0
 

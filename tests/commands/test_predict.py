@@ -188,6 +188,7 @@ def test_an_export_without_class_figures_says_so(
         (["{run}", "{some}", "--top", "0"], "--top 0: at least 1"),
         (["{run}", "{some}", "--device", "cuda"], "no CUDA device"),
         (["{run}", "{some}", "--out", "{run}"], "a folder"),
+        (["{run}", "{some}", "--out", "{some}/a.png"], "the name of a picture"),
         (["{run}", "{some}", "--fromat", "csv"], "did you mean --format?"),
         (["{unfinished}", "{some}"], "adafilter resume"),
     ],

@@ -219,8 +219,8 @@ def test_runs_are_compared_picture_by_picture(tmp_path: Path) -> None:
         (["nowhere"], "nowhere: not a run folder"),
         (["recipe=demo"], "expected a run's folder"),
         (["{run}", "{run}"], "the same run is named twice"),
-        (["{run}", "--out", "{run}"], "a folder; name the file to write"),
-        (["{run}", "--out", "{run}/none/page.html"], "cannot be written"),
+        (["{run}", "--out", "{run}"], "a folder; name a file"),
+        (["{run}", "--out", "{run}/none/page.html"], "no such folder"),
     ],
 )
 def test_what_is_no_run_is_one_line(
