@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,13 +18,19 @@ from adafilter_dist.data.stored.manifest import Manifest, read_manifest
 from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.data.stored.prepared import damage_of, other_settings
 from adafilter_dist.data.stored.verification import DamagedStore, verify
-from adafilter_dist.errors import UserError
+from adafilter_dist.errors import UserError, printable
 from adafilter_dist.pictures.modes import BadPicture
 from adafilter_dist.pictures.reading import DECODING
 from adafilter_dist.recipe.sections.data import Data
 from adafilter_dist.slurm.cpus import cpus_of_rank
 from adafilter_dist.system.console import print_plain
 from adafilter_dist.system.progress import counting
+
+_OWN = re.compile(
+    r"manifest\.json|(train|test)\.beton(\.sha256)?"
+    r"|(train|val|test|classes|skipped|duplicates|val-duplicates)\.csv"
+)
+_SHOWN = 5
 
 
 def existing_manifest(folder: Path, data: Data) -> Manifest | None:
@@ -45,6 +53,26 @@ def existing_manifest(folder: Path, data: Data) -> Manifest | None:
             "folder with data.prepared, or remove this one"
         )
     return manifest
+
+
+def require_nothing_else(folder: Path) -> None:
+    """UserError where a folder that is about to be replaced holds what `prepare` did not write."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        others = sorted(
+            entry.name
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False)
+            or not (_OWN.fullmatch(entry.name) or entry.name.startswith("."))
+        )
+    if others:
+        more = ", ..." if len(others) > _SHOWN else ""
+        names = ", ".join(map(printable, others[:_SHOWN])) + more
+        raise UserError(
+            f"{folder}: has to be prepared again, which would delete what else is in it: {names}; "
+            "move that away first, or choose another folder with data.prepared"
+        )
 
 
 def recorded_origin(folder: Path, manifest: Manifest, current: Origin) -> Origin | None:

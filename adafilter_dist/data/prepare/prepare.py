@@ -24,6 +24,7 @@ from adafilter_dist.data.prepare.existing import (
     find_damage,
     origins_to_write,
     recorded_origin,
+    require_nothing_else,
 )
 from adafilter_dist.data.prepare.journal import Journal
 from adafilter_dist.data.prepare.lists import write_lists
@@ -111,7 +112,7 @@ def prepare(recipe: Recipe, console: Console, sources: Sources | None = None) ->
     ``sources`` is what ``list_sources(recipe)`` returned, if that was called. Does nothing where
     the folder is right already. May be killed at any time, and run twice at once. Raises UserError:
     no pictures, bad ones (``data.on_bad=error``), no space, no right to write, a folder that holds
-    something else, or what another place's pictures were prepared to.
+    anything else, or what another place's pictures were prepared to.
     """
     data = recipe.data
     folder = prepared_folder(data)
@@ -148,6 +149,7 @@ def prepare(recipe: Recipe, console: Console, sources: Sources | None = None) ->
         if alone:
             remove_leftovers(folder, key)
         if origins is not None:
+            require_nothing_else(folder)
             with new_folder(folder, key) as scratch:
                 require_store_space(scratch, listing.all_samples, data)
                 manifest = _fill(scratch, listing, origins, data, console)

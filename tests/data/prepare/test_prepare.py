@@ -292,6 +292,24 @@ def test_foreign_folder_is_never_replaced(root: Path, tmp_path: Path) -> None:
     assert prepared(root, prepared=tmp_path / "mine")[1].startswith("already prepared")
 
 
+def test_what_else_is_in_the_folder_is_not_deleted(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    prepared(root, prepared=folder)
+    (folder / "runs").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / ".nfs01").touch()
+    prepared(root, prepared=folder)  # nothing has to be written
+    (root / "train" / "cat" / "000.jpg").unlink()
+    assert f"{folder}: has to be prepared again, which would delete what else is in it: " in (
+        said := refused(root, prepared=folder)
+    )
+    assert "notes.txt, runs; move" in said
+    assert (folder / "notes.txt").read_text() == "mine"
+    (folder / "notes.txt").unlink()
+    (folder / "runs").rmdir()
+    assert "preparing again" in prepared(root, prepared=folder)[1]
+
+
 def test_no_space_is_said_before_anything_is_written(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
