@@ -1,7 +1,7 @@
 """`adafilter prepare` killed half-way, and run twice at once, as real processes.
 
-A picture is replaced by a named pipe: reading it waits for the test, so that the test knows where
-the process is, without sleeping.
+A picture is replaced by a named pipe, and these processes read it as a file: that waits for the
+test, so that the test knows where the process is, without sleeping.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import pytest
 from rich.console import Console
 
+from adafilter_dist.data.prepare import read_pictures
 from adafilter_dist.data.prepare.journal import Journal
 from adafilter_dist.data.prepare.prepare import prepare
 from adafilter_dist.data.stored.prepared import Prepared, open_prepared
@@ -32,6 +33,15 @@ from tests.data import trees
 
 Kill = Callable[[pytest.MonkeyPatch], None]
 Start = Callable[[], subprocess.Popen[str]]
+# `adafilter prepare`, but for pipes, which it does not read.
+_PREPARE = """
+import sys
+from pathlib import Path
+from adafilter_dist.__main__ import main
+from adafilter_dist.data.prepare import read_pictures
+read_pictures.content_of = Path.read_bytes
+sys.exit(main(["prepare", *sys.argv[1:]]))
+"""
 
 
 @pytest.fixture
@@ -51,7 +61,7 @@ def start(root: Path) -> Iterator[Start]:
     running: list[subprocess.Popen[str]] = []
 
     def run() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "adafilter_dist", "prepare", *words(root)]
+        command = [sys.executable, "-c", _PREPARE, *words(root)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -280,15 +290,15 @@ def test_other_pictures_are_begun_anew(root: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_could_not_be_read_is_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken disk or missing rights change neither size nor time of a picture."""
-    path, read_bytes = root / "train" / "a" / "005.jpg", Path.read_bytes
+    path, content_of = root / "train" / "a" / "005.jpg", read_pictures.content_of
 
     def broken_disk(read: Path) -> bytes:
         if read == path:
             raise OSError(errno.EIO, "Input/output error")
-        return read_bytes(read)
+        return content_of(read)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", broken_disk)
+        patch.setattr(read_pictures, "content_of", broken_disk)
         killed(root, patch, after_row(50))
     done, said = prepared(root)
     assert "going on: 5 of 84" in said and len(done.train_labels) == 80
