@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from adafilter_dist.data.sources.walk import contents
+from adafilter_dist.data.sources.walk import Contents, contents
 from adafilter_dist.errors import UserError, no_such, printable, shown
 from adafilter_dist.pictures.formats import is_picture, unread_by_suffix
 
@@ -54,9 +56,11 @@ def _named(word: str) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(word):
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        files = [match for match in matches if match.is_file() and is_picture(match.name)]
-        if "**" not in word:  # which matches what is in the folders, too
+        if "**" in path.parts:
+            files = _matches(path.parts)
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(str(path)))]
+            files = [match for match in matches if match.is_file() and is_picture(match.name)]
             folders = [match for match in matches if match.is_dir()]
             files += [file for folder in folders for file in _in_folder(folder)[0]]
         if not files:
@@ -68,26 +72,67 @@ def _named(word: str) -> list[Path]:
 def _in_folder(top: Path) -> tuple[list[Path], list[str]]:
     """The pictures below a folder, and the names of other files; each real folder once.
 
-    Pipes and devices are left out: reading one may never end. UserError where a folder cannot be
-    read.
+    Raises UserError where a folder cannot be read.
     """
     pictures: list[Path] = []
     others: list[str] = []
-    waiting, seen = [top], set[str]()
-    linked: list[Path] = []
+    for inside in _walk(top, once=True):
+        pictures += _files(inside)
+        others += inside.others
+    return pictures, others
+
+
+def _matches(parts: Sequence[str]) -> list[Path]:
+    """The pictures that a pattern with ``**`` matches, sorted.
+
+    Python's glob follows a link that leads back 40 times; with two such links it never ends.
+    """
+    at = parts.index("**")
+    top = Path(*parts[:at])
+    tops = [Path(match) for match in glob.glob(str(top))] if glob.has_magic(str(top)) else [top]
+    return sorted(
+        path
+        for top in tops
+        if top.is_dir()
+        for inside in _walk(top, once=False)
+        for path in _files(inside)
+        if _fits(path.relative_to(top).parts, parts[at:])
+    )
+
+
+def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_fits(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    fits = bool(names) and fnmatch.fnmatchcase(names[0], patterns[0])
+    return fits and _fits(names[1:], patterns[1:])
+
+
+def _walk(top: Path, *, once: bool) -> Iterator[Contents]:
+    """What is in a folder and those below it, by name, then in those that links lead to.
+
+    A link to a folder that holds it is not followed; with ``once`` nor is one to any folder that
+    was there already.
+    """
+    seen = {str(place) for place in Path(os.path.realpath(top)).parents}
+    waiting, linked = [(top, frozenset(seen))], deque[tuple[Path, frozenset[str]]]()
     while waiting or linked:
-        place = waiting.pop() if waiting else linked.pop(0)
+        place, above = waiting.pop() if waiting else linked.popleft()
         real = os.path.realpath(place)
-        if real in seen:
+        if real in (seen if once else above):
             continue
         seen.add(real)
         inside = contents(place)
-        # A broken link is a bad picture.
-        pictures += [path for path in inside.pictures if path.is_file() or not path.exists()]
-        others += inside.others
+        yield inside
         for folder in reversed(inside.folders):
-            (linked if folder.is_symlink() else waiting).append(folder)
-    return pictures, others
+            (linked if folder.is_symlink() else waiting).append((folder, above | {real}))
+
+
+def _files(inside: Contents) -> list[Path]:
+    """The pictures without pipes and devices, of which reading may never end."""
+    # A broken link is a bad picture.
+    return [path for path in inside.pictures if path.is_file() or not path.exists()]
 
 
 def _listed(lines: Iterable[str]) -> list[Path]:

@@ -62,6 +62,23 @@ def test_folders_behind_links_count_once_and_pipes_not_at_all(folder: Path) -> N
     assert names("pictures") == [f"pictures/{name}" for name in inside]
 
 
+def test_a_pattern_follows_links_but_not_in_circles(folder: Path) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    (other / "z.jpg").touch()
+    (folder / "a-link").symlink_to(other)
+    for name in ("circle", "in/up", "in/deep/up"):  # with two, Python's glob never ends
+        (folder / name).symlink_to(folder)
+    (folder / "above").symlink_to(folder.parent)
+    every = ["a-link/z.jpg", "a.PNG", "b.jpg", "in/c.webp", "in/deep/d.jpeg"]
+    assert names("pictures/**") == [f"pictures/{name}" for name in every]
+    assert names("**/*.jp*g") == [f"other/{n}" for n in ["z.jpg"]] + [
+        f"pictures/{name}" for name in ("a-link/z.jpg", "b.jpg", "in/deep/d.jpeg")
+    ]
+    assert names("pict*/**/in/**/d.*") == ["pictures/in/deep/d.jpeg"]
+    assert names("pictures/**/**/c.webp") == ["pictures/in/c.webp"]
+
+
 def test_a_folder_that_cannot_be_read_is_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
