@@ -18,7 +18,7 @@ from tests.distributed.test_world_sizes import rows, tensors
 from tests.kills.attempts import ForkServer
 
 pytestmark = pytest.mark.distributed
-FAST = ("train.epochs=1", "checkpoint.every=100", "evaluate.gates=false")
+FAST = ("train.epochs=1", "checkpoint.every=100")
 ASKED = 5  # the step, from 0, during which the signal comes
 
 

@@ -9,6 +9,7 @@ Importing this module imports numba.
 from __future__ import annotations
 
 import mmap
+from typing import Any
 
 from numba.core.types import ExternalFunction, int32, int64
 
@@ -16,7 +17,7 @@ from adafilter_dist.data.loading.compiling import compiled
 
 PAGE_SIZE = mmap.PAGESIZE
 _WILL_NEED = mmap.MADV_WILLNEED
-_advise = ExternalFunction("madvise", int32(int64, int64, int32))
+_advise: Any = ExternalFunction("madvise", int32(int64, int64, int32))
 
 
 @compiled
