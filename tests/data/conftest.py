@@ -127,8 +127,14 @@ def train_loader(
         before=before,
     )
     if kind == "nvjpeg":
-        from adafilter_dist.data.loading.nvjpeg_backend import NvjpegBackend
-
-        loader._backend = NvjpegBackend(loader._store, PREPROCESS.crop, workers, device)
-        loader.kind = loader._backend.kind
+        decode_by_nvjpeg(loader)
     return loader
+
+
+def decode_by_nvjpeg(loader: TrainLoader) -> None:
+    """From now on nvjpeg's code decodes, on the CPU."""
+    from adafilter_dist.data.loading.nvjpeg_backend import NvjpegBackend
+
+    device = torch.device("cpu")
+    loader._backend = NvjpegBackend(loader._store, PREPROCESS.crop, loader._workers, device)
+    loader.kind = loader._backend.kind

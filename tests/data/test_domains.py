@@ -25,7 +25,7 @@ from adafilter_dist.data.stored.views import PreparedSubset
 from adafilter_dist.errors import UserError
 from adafilter_dist.recipe import Recipe
 from tests.data import trees
-from tests.data.conftest import PREPROCESS, records
+from tests.data.conftest import PREPROCESS, decode_by_nvjpeg, records
 from tests.data.listings import listed, refused
 
 NAMES = ["photo", "sketch, ink"]
@@ -93,10 +93,12 @@ def test_prepared_data_keep_the_domain_of_each_picture(root: Path) -> None:
 
 
 def test_batches_carry_domains(root: Path, kind: str) -> None:
-    chosen = recipe(root, loader=kind)
+    chosen = recipe(root, loader="numba" if kind == "nvjpeg" else kind)
     data = prepared(root)
     cpu = torch.device("cpu")
     loader = TrainLoader(data, chosen, PREPROCESS, rank=0, world_size=1, device=cpu)
+    if kind == "nvjpeg":
+        decode_by_nvjpeg(loader)
     with loader.epoch(0) as batches:
         parts = list(batches)
     test = EvalLoader(data, "test", chosen, PREPROCESS, rank=0, world_size=1, batch_size=5)
