@@ -50,9 +50,9 @@ def run(words: list[str]) -> int:
     out = options.out or (
         RunFiles(source.parent).compact if _is_best(source) else Path(f"{source}-compact")
     )
+    out = out.expanduser()
     if out.resolve() == source.resolve():
         raise UserError(f"--out {out}: that is the export itself, which is kept")
-    out = out.expanduser()
     return _compact(source, out, recipe, run, options.split, options.images, options.report)
 
 
@@ -94,6 +94,7 @@ def _compact(
     from adafilter_dist.data.stored.prepared import open_prepared
     from adafilter_dist.distributed.world import join_world, set_arithmetic
     from adafilter_dist.evaluate import Evaluator
+    from adafilter_dist.export.place import require_place
     from adafilter_dist.methods.export import load, read_config
     from adafilter_dist.models.backbone.backbones import resolve_preprocess
     from adafilter_dist.models.gating.convert import AdaFilterNet
@@ -106,6 +107,7 @@ def _compact(
 
     if not (source / "config.json").is_file():
         raise UserError(f"{source}: no best model in it yet: {resume_line(source.parent)}")
+    require_place(out)
     data = read_run_data(run) if run is not None else None
     prepared = open_prepared(recipe, known=data.fingerprint if data else None)
     advice = f", or name the data whose pictures decide: adafilter compact {source} recipe=NAME"

@@ -100,7 +100,10 @@ def _export(options: Any) -> int:
     place = _place(options)
     if place.out.resolve() in (place.folder.resolve(), (place.run or place.folder).resolve()):
         raise UserError(f"--out {place.out}: that is what is read; name another folder")
+    from adafilter_dist.export.place import require_place
     from adafilter_dist.methods.programs import require
+
+    require_place(place.out)
 
     if options.to == "onnx":
         require("onnx", "onnxscript", "onnxruntime", what="--to onnx")

@@ -19,6 +19,7 @@ from adafilter_dist.evaluate.class_gates import ClassGates
 from adafilter_dist.export.card import Source, card
 from adafilter_dist.export.check import Answers, Check, compare
 from adafilter_dist.export.check_pictures import CheckPictures
+from adafilter_dist.export.place import require_place
 from adafilter_dist.export.program import (
     finish_onnx,
     program_of,
@@ -36,7 +37,6 @@ from adafilter_dist.methods.programs import FILES, OnnxModel
 from adafilter_dist.models.gating.convert import AdaFilterNet, GatedNet
 from adafilter_dist.models.inference.exportable import ForExport, gate_logits
 from adafilter_dist.models.inference.selected_conv import for_inference
-from adafilter_dist.run.files import CLASS_GATES
 from adafilter_dist.system.counted import counted
 from adafilter_dist.system.files import write_json, write_text
 from adafilter_dist.system.sealed_files import sha256_of
@@ -45,7 +45,6 @@ from adafilter_dist.version import __version__
 Form = Literal["safetensors", "onnx", "torch"]
 _BATCH = 16
 _FULL = 1 << 16  # bytes left on a disk that has refused more
-_NAMES = ("config.json", "README.md", "model.safetensors", *FILES.values())
 
 
 @dataclass(frozen=True)
@@ -207,8 +206,7 @@ def _require_same(logits: Tensor, final: nn.Module, inputs: Tensor) -> None:
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes ``out`` at the end, or is removed; UserError for one of other use."""
-    if out.exists() and not _is_export(out):
-        raise UserError(f"--out {out}: there already, and no export; name another folder")
+    require_place(out)
     new = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -231,12 +229,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"--out {out}: cannot be written: {reason}; nothing is left") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether all in it is what exports are made of."""
-    known = {*_NAMES, "compacting.json", CLASS_GATES}
-    return folder.is_dir() and all(
-        file.name in known or file.name.startswith(tuple(FILES.values()))
-        for file in folder.iterdir()
-    )

@@ -105,6 +105,8 @@ def test_an_export_with_the_recipes_words_and_few_pictures(
         (["nowhere"], "neither a run"),
         (["{run}", "--images", "0"], "at least 1"),
         (["{run}", "--out", "{run}/best"], "the export itself"),
+        (["{run}", "--out", "{model}"], "no export; name another folder"),
+        (["{alone}", "recipe={run}/recipe.yaml", "--out", "{run}/best"], "the best model of a run"),
         (["{run}", "data.val_fraction=0"], "--split val"),
         (["{alone}"], "does not know its pictures"),
         (["{run}", "optim.lrr=1"], "optim.lrr: unknown key"),
@@ -118,7 +120,11 @@ def test_bad_words_are_one_line(
     said: str,
 ) -> None:
     shutil.copytree(run_dir / "best", tmp_path / "alone")
-    given = [word.format(run=run_dir, alone=tmp_path / "alone") for word in words]
+    model = tmp_path / "model"  # of another library
+    model.mkdir()
+    (model / "config.json").write_text('{"architectures": ["ResNet"]}')
+    places = {"run": run_dir, "alone": tmp_path / "alone", "model": model}
+    given = [word.format(**places) for word in words]
     assert main(["compact", *given]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and said in errors[0]

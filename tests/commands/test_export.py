@@ -173,6 +173,8 @@ def test_the_compact_form_and_pictures_of_ones_own(
         (["{run}", "--to", "torch", "--images", "0"], "at least 1"),
         (["{run}", "--to", "torch", "--out", "{run}"], "that is what is read"),
         (["{run}", "--to", "torch", "--out", "{other}"], "no export; name another folder"),
+        (["{run}", "--to", "torch", "--out", "{model}"], "no export; name another folder"),
+        (["{alone}", "--to", "torch", "--out", "{run}/best"], "the best model of a run"),
         (["{alone}", "--to", "torch"], "name some: --pictures FOLDER"),
         (["{alone}", "--to", "torch", "--compact"], "name the run of"),
     ],
@@ -187,7 +189,9 @@ def test_bad_words_are_one_line(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").touch()
     shutil.copytree(run_dir / "best", tmp_path / "alone")
-    places = {"run": run_dir, "other": tmp_path / "other", "alone": tmp_path / "alone"}
+    (tmp_path / "model").mkdir()  # of another library
+    (tmp_path / "model" / "config.json").write_text('{"architectures": ["ResNet"]}')
+    places = {"run": run_dir, **{name: tmp_path / name for name in ("other", "alone", "model")}}
     assert said in refused(capsys, *[word.format(**places) for word in words])
 
 
