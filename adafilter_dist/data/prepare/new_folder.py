@@ -29,9 +29,14 @@ _LOOKED_AT = 32  # pictures, from which the size of all is estimated
 _MARGIN = 1.2
 
 
+def behind_link(folder: Path) -> Path:
+    """Where ``folder`` lies, if it is a link; else ``folder``."""
+    return Path(os.path.realpath(folder)) if folder.is_symlink() else folder
+
+
 def require_writable(folder: Path) -> None:
     """UserError where the folder could not be made."""
-    above = existing_parent(folder)
+    above = existing_parent(behind_link(folder))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise UserError(
             f"{folder}: cannot be written ({above} is not a folder that you may write to); set "

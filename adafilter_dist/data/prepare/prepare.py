@@ -29,6 +29,7 @@ from adafilter_dist.data.prepare.existing import (
 from adafilter_dist.data.prepare.journal import Journal
 from adafilter_dist.data.prepare.lists import write_lists
 from adafilter_dist.data.prepare.new_folder import (
+    behind_link,
     new_folder,
     remove_leftovers,
     require_store_space,
@@ -132,7 +133,9 @@ def prepare(recipe: Recipe, console: Console, sources: Sources | None = None) ->
         assert sources.listing is not None
     listing = sources.listing
 
-    with sole_writer(folder, console) as alone, quiet_pictures():
+    # A link to a folder on another disk, perhaps: the link stays, and the folder is written.
+    place = behind_link(folder)
+    with sole_writer(place, console) as alone, quiet_pictures():
         # Compare them with what is prepared. Before any picture is read: one that changes
         # meanwhile must look changed next time.
         with counting(console, "looking at pictures", len(listing.all_samples)) as progress:
@@ -147,10 +150,10 @@ def prepare(recipe: Recipe, console: Console, sources: Sources | None = None) ->
         # pictures in the same way is gone on with.
         key = _work_key(data, stamp) if alone and origins is not None else None
         if alone:
-            remove_leftovers(folder, key)
+            remove_leftovers(place, key)
         if origins is not None:
             require_nothing_else(folder)
-            with new_folder(folder, key) as scratch:
+            with new_folder(place, key) as scratch:
                 require_store_space(scratch, listing.all_samples, data)
                 manifest = _fill(scratch, listing, origins, data, console)
             for split in (manifest.train, manifest.test):  # were read back while they were hashed

@@ -310,6 +310,18 @@ def test_what_else_is_in_the_folder_is_not_deleted(root: Path, tmp_path: Path) -
     assert "preparing again" in prepared(root, prepared=folder)[1]
 
 
+def test_a_link_stays_and_the_folder_behind_it_is_written(root: Path, tmp_path: Path) -> None:
+    link, disk = tmp_path / "link", tmp_path / "disk"
+    disk.mkdir()
+    link.symlink_to(disk / "prepared")  # there is no such folder yet
+    for pictures in (9, 8):
+        done, _ = prepared(root, prepared=link)
+        assert (done.folder, len(done.train_labels)) == (link, pictures)
+        assert link.is_symlink() and (disk / "prepared" / "manifest.json").is_file()
+        assert [path.name for path in disk.iterdir()] == ["prepared"]
+        (root / "train" / "cat" / "000.jpg").unlink(missing_ok=True)
+
+
 def test_no_space_is_said_before_anything_is_written(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
