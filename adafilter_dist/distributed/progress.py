@@ -12,8 +12,8 @@ from adafilter_dist.system.progress import Counting, Done
 LEAST_SECONDS = 60.0
 STEPS = 20
 _WARM_STEPS = 3
-# Of engine.timeout: a hang is reported before a collective gives up, which knows no rank's name.
-_OF_TIMEOUT = 0.9
+OF_TIMEOUT = 0.9
+"""Of engine.timeout: a hang is told of before a collective gives up, which knows no rank's name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Progress:
 
     def watch(self, hang: float | None, timeout: float) -> None:
         """From now on this rank's times count."""
-        self._hang, self._longest = hang, _OF_TIMEOUT * timeout
+        self._hang, self._longest = hang, OF_TIMEOUT * timeout
         self.move("starting")
 
     def unwatch(self) -> None:

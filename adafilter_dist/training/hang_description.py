@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from adafilter_dist.distributed.heartbeats import Standing
+from adafilter_dist.distributed.progress import OF_TIMEOUT
 from adafilter_dist.run.ownership import Owner, this_process
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -33,6 +34,13 @@ def describe_hang(rank: int, standing: Standing | None, owner: Owner | None, now
     how = _process_state(owner) if owner is not None else ""
     how = how or "its process is stopped, or its node or its network is lost"
     return f"{name} hung, last heard of {still} ago in {where} ({how})"
+
+
+def limit_key(standing: Standing | None, timeout: float) -> str:
+    """The key by which a rank that did not move would have had longer; empty for a silent one."""
+    if standing is None or not standing.beat.frame or standing.beat.limit is None:
+        return ""
+    return "engine.timeout" if standing.beat.limit >= OF_TIMEOUT * timeout else "engine.hang"
 
 
 def _process_state(owner: Owner) -> str:

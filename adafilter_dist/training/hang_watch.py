@@ -32,6 +32,7 @@ from adafilter_dist.run.ownership import is_running, this_process
 from adafilter_dist.training.hang_description import (
     describe_hang,
     describe_thread,
+    limit_key,
     place_of,
 )
 
@@ -174,7 +175,7 @@ class HangWatch:
         reason = self._reason(ranks)
         if not self._is_over() and within(_RECORD_SECONDS, self._claim) is not False:
             within(_RECORD_SECONDS, lambda: self._record(reason))
-            _say(f"error: {reason}; {self._advice()}")
+            _say(f"error: {reason}; {self._advice(ranks)}")
             self._kill(ranks)
             with contextlib.suppress(Exception):
                 self._requeue(reason)
@@ -218,10 +219,13 @@ class HangWatch:
         everyone = len(ranks) == self._world.world_size > 1
         return ("all ranks wait for each other: " if everyone else "") + "; ".join(parts) + more
 
-    def _advice(self) -> str:
+    def _advice(self, ranks: Sequence[int]) -> str:
+        first = next((one for one in self._beats.standings() if one.rank == ranks[0]), None)
+        key = limit_key(first, self._timeout)
+        longer = f"if it was slow and did not hang, raise {key}; " if key else ""
         return (
-            f"stacks of all threads: {self._files.folder}/stacks.*.txt; nothing is saved from here "
-            f"on; go on with: {resume_line(self._run)}"
+            f"{longer}stacks of all threads: {self._files.folder}/stacks.*.txt; nothing is saved "
+            f"from here on; go on with: {resume_line(self._run)}"
         )
 
     def _claim(self) -> bool:

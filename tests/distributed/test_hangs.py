@@ -98,6 +98,7 @@ def test_a_rank_that_hangs_is_named_with_its_stacks(scenes: dict[str, Scene], wa
         line = {"loop": "in loop", "wait": "in wait", "read": "in open"}[way]
         assert f"hung in forward of step {STEP}, not moving for 1" in reason
         assert line in reason and ", from step.py" in reason
+        assert any("if it was slow and did not hang, raise engine.hang; " in p for p in printed)
     (event,) = [row for row in read_lines(files.events) if row["kind"] == "hung"]
     assert event["reason"] == reason
     assert adafilter("status", str(scene.run), folder=scene.folder).output.count(reason[:40])
