@@ -64,6 +64,9 @@ def read_picture(source: Source, stored_size: int | None = None) -> Reading:
         raise BadPicture("not a picture, or of an unknown format") from None
     except FileNotFoundError:
         raise BadPicture("no such file") from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise BadPicture(f"more than {most:,} pixels, Pillow's limit") from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error ...
         raise BadPicture(" ".join(str(error).split()) or type(error).__name__) from None
     raise BadPicture(

@@ -74,9 +74,9 @@ def test_a_decompression_bomb_is_one_line() -> None:
     small = png(1, 8, GRAY, [b"\0"])
     chunk = b"IHDR" + header
     bomb = small[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    with pytest.raises(BadPicture, match="exceeds limit") as caught:
+    with pytest.raises(BadPicture) as caught:
         read_picture(bomb + small[33:])
-    assert "\n" not in str(caught.value)
+    assert str(caught.value) == "more than 178,956,970 pixels, Pillow's limit"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -19,6 +19,7 @@ from adafilter_dist.recipe.schema import Recipe
 from adafilter_dist.system.console import print_plain
 
 _DOMAINS_SHOWN = 10
+_REASONS = 8
 
 
 def own_validation(pictures: int) -> str:
@@ -71,7 +72,11 @@ def summarise(folder: Path, console: Console) -> None:
     lines = [f"{len(manifest.classes)} classes; counts of each in {folder / 'classes.csv'}"]
     if manifest.skipped:
         reasons = Counter(row["reason"].split(" (")[0] for row in read_list(folder / "skipped.csv"))
-        by_reason = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        shown = reasons.most_common(_REASONS)
+        by_reason = ", ".join(f"{count} {reason}" for reason, count in shown)
+        if len(reasons) > len(shown):
+            rest = manifest.skipped - sum(count for _, count in shown)
+            by_reason += f", {rest} for other reasons"
         lines.append(f"skipped {manifest.skipped}: {by_reason}; listed in {folder / 'skipped.csv'}")
     if manifest.duplicates:
         lines.append(

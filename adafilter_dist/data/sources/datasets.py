@@ -72,6 +72,7 @@ _IS_THERE = {
     "stanford_dogs": stanford_dogs.is_there,
     "ucf101": decathlon.is_there,
 }
+_PAIRS = 3
 
 
 def fetch_dataset(data: Data, say: Say) -> None:
@@ -235,15 +236,20 @@ def _require_names(source: SourceListing) -> None:
 def _alike(classes: Sequence[str]) -> list[str]:
     """A note on classes that are one word in two spellings."""
     known: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
     for name in classes:
         word = unicodedata.normalize("NFKC", name).casefold().strip()
         twin = known.setdefault(word, name)
         if twin != name:
-            return [
-                f"the classes {twin!r} and {name!r} differ in capitals, blanks or Unicode form "
-                "alone; they are kept apart"
-            ]
-    return []
+            pairs.append((twin, name))
+    if not pairs:
+        return []
+    named = [f"{twin!r} and {name!r}" for twin, name in pairs[:_PAIRS]]
+    more = f", and {len(pairs) - _PAIRS} more pairs," if len(pairs) > _PAIRS else ""
+    return [
+        f"the classes {', '.join(named)}{more} differ in capitals, blanks or Unicode form alone; "
+        "they are kept apart"
+    ]
 
 
 def _missing(classes: Sequence[str], split: str, samples: Sequence[Sample]) -> list[str]:

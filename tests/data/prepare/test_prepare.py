@@ -228,6 +228,14 @@ def test_bad_pictures_may_be_skipped_and_are_recorded(root: Path) -> None:
     assert "3 bad pictures skipped" in refused(root)
 
 
+def test_the_line_on_skipped_pictures_stays_short(root: Path) -> None:
+    for width in range(60, 72):  # each has a reason of its own
+        Image.new("RGB", (width, 1)).save(root / "train" / "dog" / f"{width}.png")
+    _, said = prepared(root, on_bad="skip")
+    assert "skipped 12: 1 60x1 px: more than 50 times" in said
+    assert "times longer than wide, 4 for other reasons; listed in" in said
+
+
 def test_mended_pictures_are_taken_in(root: Path) -> None:
     (victim,) = damage(root, 1)
     skipping, _ = prepared(root, on_bad="skip")

@@ -159,6 +159,10 @@ def test_classes_of_one_word_are_told(tmp_path: Path) -> None:
     listing = listed("imagefolder", root)
     assert listing.classes == ["Cat", "cat", "dog"]
     assert "the classes 'Cat' and 'cat' differ in capitals" in listing.notes[0]
+    words = ("ant", "bee", "cow", "elk", "owl")
+    root = trees.folders(tmp_path / "more", {w: 3 for n in words for w in (n, n.title())})
+    (note,) = listed("imagefolder", root).notes
+    assert note.startswith("the classes 'Ant' and 'ant', 'Bee' and 'bee', 'Cow' and 'cow', and 2 ")
 
 
 def test_a_prepared_folder_of_any_name_is_no_class(tmp_path: Path) -> None:
