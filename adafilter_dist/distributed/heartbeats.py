@@ -17,6 +17,8 @@ import torch.distributed as dist
 from adafilter_dist.distributed.progress import Progress
 from adafilter_dist.run.ownership import Owner, this_process
 
+_LAST_BEAT_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class Beat:
@@ -85,10 +87,14 @@ class Heartbeats:
         self._thread.start()
 
     def close(self) -> None:
-        """Say that this rank is not watched any more; one period is waited for the store."""
+        """Say that this rank is not watched any more.
+
+        Waits for a store that is slow: a rank that has said nothing is taken for hung by those
+        that go on, rank 0 with the report.
+        """
         self._closed = True
         self._wake.set()
-        self._thread.join(self._period)
+        self._thread.join(self._period + _LAST_BEAT_SECONDS)
 
     def tell(self, hung: Sequence[int], frame: str = "", *, over: bool = False) -> None:
         """Say at once which ranks are hung, and where this one's main thread is."""

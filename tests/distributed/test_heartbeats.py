@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch.distributed as dist
 
 from adafilter_dist.distributed.heartbeats import (
@@ -125,6 +127,27 @@ def test_no_limit_is_longer_than_collectives_wait() -> None:
     for _ in range(3):
         progress.step_done(0.1)
     assert progress.place.limit == 13.5
+
+
+def test_the_last_beat_is_waited_for_where_the_store_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, progress, period = dist.HashStore(), Progress(), 0.05
+    beats = Heartbeats(store, 0, 1, progress, period)
+    exchange = beats._exchange
+
+    def slow() -> None:
+        if progress.silence is None:
+            time.sleep(4 * period)
+        exchange()
+
+    monkeypatch.setattr(beats, "_exchange", slow)
+    progress.watch(30.0, timeout=600.0)
+    beats.start()
+    progress.unwatch()
+    beats.close()
+    last = json.loads(dist.PrefixStore("beats", store).get("beat 0"))
+    assert (last["limit"], last["silence"], last["where"]) == (None, None, "after the end")
 
 
 def test_beats_reach_the_other_ranks_and_a_new_limit_does_so_at_once() -> None:
