@@ -21,6 +21,7 @@ from adafilter_dist.report.page.blocks import Figure, Note, Section
 from adafilter_dist.report.page.charts import thinned
 from adafilter_dist.report.page.charts.bars import stacked
 from adafilter_dist.report.page.charts.cells import heat_map
+from adafilter_dist.report.page.charts.styles import NAME_PIXELS, NAME_WIDTH
 from adafilter_dist.report.page.gates import color_range, deciding
 from adafilter_dist.report.page.intervals import span
 from adafilter_dist.report.page.recipe_tables import changed_keys
@@ -276,4 +277,5 @@ def test_the_longest_name_of_a_layer_is_not_cut() -> None:
     for spec in (map_of, stacked(rows, ["n"], "", "")):
         axis = spec["encoding"]["y"]["axis"]
         # A letter of a sans serif is 0.6 of its height at most, on average.
-        assert axis["labelLimit"] >= 0.6 * axis["labelFontSize"] * letters
+        assert axis["labelLimit"] == NAME_WIDTH
+        assert 0.6 * axis["labelFontSize"] * letters <= NAME_PIXELS

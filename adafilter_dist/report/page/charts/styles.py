@@ -10,7 +10,8 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 3])
 SHAPES = ("circle", "square", "triangle-up", "diamond")
 ROW = 15  # pixels of a row of a heat map
 ROW_OF_INTERVALS = 32
-NAME_WIDTH = 240  # pixels for the name of a layer: DenseNet's have 39 letters
+NAME_PIXELS = 240  # of the name of a layer or a class: DenseNet's layers have 39 letters
+NAME_WIDTH = {"expr": f"windowSize()[0] < 700 ? 120 : {NAME_PIXELS}"}  # a phone has less room
 
 
 def dashes(number: int) -> list[list[int]]:
