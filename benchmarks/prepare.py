@@ -82,6 +82,8 @@ def main() -> None:
     print(f"command: {shlex.join(['python', *sys.argv])}\n")
     table, start = Table("adafilter prepare", COLUMNS), Table("Start of a run", START)
     killed = Table("Killed half-way, and gone on", KILLED)
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
     for side, stored, counts in (
         (512, options.stored_size, options.food),
         (40, 32, options.small),
