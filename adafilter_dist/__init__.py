@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adafilter_dist.methods.export import Classifier, load
     from adafilter_dist.models.gating.convert import AdaFilterNet, convert
     from adafilter_dist.models.gating.decide import DecisionSummary, decide
-    from adafilter_dist.models.gating.gate import observe_gates, override_gates
+    from adafilter_dist.models.gating.gate_overrides import observe_gates, override_gates
     from adafilter_dist.models.gating.step_statistics import update_statistics
     from adafilter_dist.models.inference.cuda_graph import capture
     from adafilter_dist.models.inference.selected_conv import InferenceNet, for_inference
@@ -54,8 +54,8 @@ _HOME = {
     "decide": "adafilter_dist.models.gating.decide",
     "for_inference": "adafilter_dist.models.inference.selected_conv",
     "load": "adafilter_dist.methods.export",
-    "observe_gates": "adafilter_dist.models.gating.gate",
-    "override_gates": "adafilter_dist.models.gating.gate",
+    "observe_gates": "adafilter_dist.models.gating.gate_overrides",
+    "override_gates": "adafilter_dist.models.gating.gate_overrides",
     "parameter_groups": "adafilter_dist.methods.base",
     "update_statistics": "adafilter_dist.models.gating.step_statistics",
 }

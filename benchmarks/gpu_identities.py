@@ -40,7 +40,7 @@ from torch.nn import functional
 from adafilter_dist import convert, for_inference
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.convert import AdaFilterNet
-from adafilter_dist.models.gating.gate import override_gates
+from adafilter_dist.models.gating.gate_overrides import override_gates
 from adafilter_dist.models.gating.gated_conv import set_kernels
 from adafilter_dist.models.inference.cuda_graph import capture
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from adafilter_dist.errors import UserError
 from adafilter_dist.evaluate.forward_pass import EvalBatches, ForwardSettings, sweep
 from adafilter_dist.evaluate.gate_recorder import widths_of
-from adafilter_dist.models.gating.gate import find_gate, observe_gates
+from adafilter_dist.models.gating.gate import find_gate
+from adafilter_dist.models.gating.gate_overrides import observe_gates
 from adafilter_dist.run.files import CLASS_GATES
 from adafilter_dist.system.files import write_bytes
 

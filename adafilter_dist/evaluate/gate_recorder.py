@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.models.gating.control_gates import gates_by_layer
-from adafilter_dist.models.gating.gate import RecurrentGate, find_gate, observe_gates
+from adafilter_dist.models.gating.gate import RecurrentGate, find_gate
+from adafilter_dist.models.gating.gate_overrides import observe_gates
 
 
 def widths_of(model: nn.Module) -> list[int]:

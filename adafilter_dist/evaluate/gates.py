@@ -35,7 +35,8 @@ from adafilter_dist.evaluate.gate_figures import (
 from adafilter_dist.evaluate.gate_recorder import GateRecorder, widths_of
 from adafilter_dist.evaluate.scores import Evaluation, Outcomes
 from adafilter_dist.models.gating.control_gates import OracleGates, gates_by_layer
-from adafilter_dist.models.gating.gate import find_gate, override_gates
+from adafilter_dist.models.gating.gate import find_gate
+from adafilter_dist.models.gating.gate_overrides import override_gates
 
 
 @dataclass(frozen=True)

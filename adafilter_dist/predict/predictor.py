@@ -19,7 +19,7 @@ from adafilter_dist.data.stored.pool import WorkerPool
 from adafilter_dist.errors import UserError
 from adafilter_dist.methods.export import Export
 from adafilter_dist.models.backbone.preprocess import pixels_of
-from adafilter_dist.models.gating.gate import observe_gates
+from adafilter_dist.models.gating.gate_overrides import observe_gates
 from adafilter_dist.pictures.modes import BadPicture
 
 

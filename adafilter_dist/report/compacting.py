@@ -14,7 +14,7 @@ from adafilter_dist.evaluate import Evaluation, Evaluator
 from adafilter_dist.evaluate.gate_counts import GateCounts
 from adafilter_dist.methods.export import COMPACT_FORMAT, read_config, write_files
 from adafilter_dist.models.gating.convert import AdaFilterNet
-from adafilter_dist.models.gating.gate import observe_gates
+from adafilter_dist.models.gating.gate_overrides import observe_gates
 from adafilter_dist.models.inference.compact import (
     compact,
     constant_gates,

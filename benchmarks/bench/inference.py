@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from adafilter_dist.models.gating.gate import observe_gates, override_gates
+from adafilter_dist.models.gating.gate_overrides import observe_gates, override_gates
 from bench.floors import Floors, floors
 from bench.peaks import measure_machine
 from bench.reporting import Column, Table, say

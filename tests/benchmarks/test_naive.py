@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import constant, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, override_gates
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.step_statistics import update_statistics
 from tests.models.networks import images, network, pairs, randomise

@@ -16,7 +16,7 @@ import torch
 from adafilter_dist import load
 from adafilter_dist.__main__ import main
 from adafilter_dist.data.stored.prepared import open_prepared
-from adafilter_dist.models.gating.gate import observe_gates
+from adafilter_dist.models.gating.gate_overrides import observe_gates
 from adafilter_dist.recipe import load_recipe
 from adafilter_dist.report.outcomes import read_test_outcomes
 from adafilter_dist.run.files import CLASS_GATES

@@ -29,7 +29,8 @@ from adafilter_dist.evaluate import (
 from adafilter_dist.evaluate.gate_donors import partners
 from adafilter_dist.evaluate.rows import Rows
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import find_gate, observe_gates, override_gates
+from adafilter_dist.models.gating.gate import find_gate
+from adafilter_dist.models.gating.gate_overrides import observe_gates, override_gates
 from adafilter_dist.recipe.sections.model import Gate
 from tests.distributed import forked
 from tests.shared.evaluation_set import PREPROCESS, SIDE, Shared, pictures

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.decision_contrast import cross_validated_contrast
-from adafilter_dist.models.gating.gate import RecurrentGate, find_gate, override_gates
+from adafilter_dist.models.gating.gate import RecurrentGate, find_gate
+from adafilter_dist.models.gating.gate_overrides import override_gates
 from adafilter_dist.models.gating.picture_decision import (
     PictureDecision,
     fit_decision,

@@ -10,8 +10,8 @@ the whole picture (`picture_decision.py`), and Q_i h_i is added.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -383,34 +383,3 @@ def find_gate(model: nn.Module) -> RecurrentGate:
         if isinstance(module, RecurrentGate):
             return module
     raise ValueError(f"{type(model).__name__} has no gate: it was not converted to AdaFilter")
-
-
-def constant(value: float) -> Override:
-    """An override that sets every gate to `value`."""
-    return lambda index, gates: torch.full_like(gates, value)
-
-
-@contextmanager
-def override_gates(model: nn.Module, function: Override) -> Iterator[None]:
-    """Inside, `function(layer_index, gates) -> gates` (N, C) replaces every layer's gates."""
-    with _registered(find_gate(model).overrides, function):
-        yield
-
-
-@contextmanager
-def observe_gates(model: nn.Module, function: Observer) -> Iterator[None]:
-    """Inside, `function(layer_index, layer_name, gates, probabilities)` sees every layer's gates.
-
-    It sees the gates as used, after any override.
-    """
-    with _registered(find_gate(model).observers, function):
-        yield
-
-
-@contextmanager
-def _registered(functions: list[Any], function: Any) -> Iterator[None]:
-    functions.append(function)
-    try:
-        yield
-    finally:
-        functions.remove(function)

@@ -18,7 +18,7 @@ from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.gating.convert import convert
 from adafilter_dist.models.gating.find_pairs import find_pairs
-from adafilter_dist.models.gating.gate import observe_gates
+from adafilter_dist.models.gating.gate_overrides import observe_gates
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.gating.modes import in_mode
 from adafilter_dist.models.gating.trace import ConvCall, _trace_by_forward, _trace_by_fx

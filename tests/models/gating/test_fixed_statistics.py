@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import override_gates
+from adafilter_dist.models.gating.gate_overrides import override_gates
 from adafilter_dist.models.gating.gated_conv import fix_statistics, set_kernels
 from adafilter_dist.models.ops.passes import Kernels
 

@@ -11,13 +11,8 @@ from torch.nn import functional as F
 
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import (
-    RecurrentGate,
-    constant,
-    find_gate,
-    observe_gates,
-    override_gates,
-)
+from adafilter_dist.models.gating.gate import RecurrentGate, find_gate
+from adafilter_dist.models.gating.gate_overrides import constant, observe_gates, override_gates
 from adafilter_dist.recipe.sections.model import Gate
 from tests.models.networks import images, network, pairs
 

@@ -15,7 +15,8 @@ from adafilter_dist.methods.export import export_model, load
 from adafilter_dist.models.backbone.backbones import load_backbone
 from adafilter_dist.models.gating.batchnorm import replace_batchnorm
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import RecurrentGate, constant, override_gates
+from adafilter_dist.models.gating.gate import RecurrentGate
+from adafilter_dist.models.gating.gate_overrides import constant, override_gates
 from adafilter_dist.models.gating.micro_batches import in_micro_batches
 from adafilter_dist.models.gating.shared_batchnorm import SharedNormConvBN
 from adafilter_dist.models.inference.inference_gate import InferenceGate

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adafilter_dist.models.gating.batchnorm import replace_batchnorm
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, observe_gates, override_gates
 from adafilter_dist.models.gating.gated_conv import GatedConvBN, set_kernels
 from adafilter_dist.models.gating.selected_batchnorm import BatchNormKind
 from adafilter_dist.models.ops.passes import Kernels

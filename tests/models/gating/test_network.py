@@ -12,7 +12,7 @@ from torch import nn
 
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, observe_gates, override_gates
 from adafilter_dist.models.gating.gated_conv import set_kernels
 from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.sections.model import Gate

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import constant, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, override_gates
 from adafilter_dist.models.gating.penalty import penalty
 from adafilter_dist.recipe.sections.model import Gate
 from tests.models.networks import images, pairs

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
 from adafilter_dist.models.gating.decide import decide, measure_choices
-from adafilter_dist.models.gating.gate import constant, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, override_gates
 from adafilter_dist.models.gating.look_ahead import LookAhead
 from adafilter_dist.models.gating.picture_decision import (
     PictureDecision,

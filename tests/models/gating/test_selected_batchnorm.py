@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from adafilter_dist.models.gating import step_statistics
 from adafilter_dist.models.gating.batchnorm import MicroBatchNorm2d
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import constant, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, override_gates
 from adafilter_dist.models.gating.gated_conv import fix_statistics, set_kernels
 from adafilter_dist.models.gating.micro_batches import in_micro_batches
 from adafilter_dist.models.gating.selected_batchnorm import SelectedBatchNorm2d, rate_factor

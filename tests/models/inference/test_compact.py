@@ -12,7 +12,7 @@ from adafilter_dist import load
 from adafilter_dist.errors import UserError
 from adafilter_dist.evaluate.gate_counts import GateCounts
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import observe_gates, override_gates
+from adafilter_dist.models.gating.gate_overrides import observe_gates, override_gates
 from adafilter_dist.models.inference.compact import (
     compact,
     constant_gates,

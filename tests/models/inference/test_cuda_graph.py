@@ -7,7 +7,7 @@ import torch
 
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.convert import convert
-from adafilter_dist.models.gating.gate import constant, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, override_gates
 from adafilter_dist.models.inference.cuda_graph import capture
 from adafilter_dist.models.inference.selected_conv import for_inference
 from tests.models.networks import images, pairs

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adafilter_dist.models.gating.convert import convert
-from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, observe_gates, override_gates
 from adafilter_dist.models.inference import inference_gate, selected_conv
 from adafilter_dist.models.inference.selected_conv import (
     InferenceNet,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import adafilter_dist
 from adafilter_dist.errors import UserError
 from adafilter_dist.models.gating.convert import AdaFilterNet, convert
-from adafilter_dist.models.gating.gate import constant, observe_gates, override_gates
+from adafilter_dist.models.gating.gate_overrides import constant, observe_gates, override_gates
 from adafilter_dist.models.gating.gated_conv import GatedConvBN
 from adafilter_dist.models.inference.choose_kernel import NO_EPILOGUE
 from adafilter_dist.models.inference.inference_gate import InferenceGate
