@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from adafilter_dist.data.loading.backend import ReadPlan
+from adafilter_dist.data.loading.numba_backend import NumbaBackend
 from adafilter_dist.data.loading.read_ahead import PAGE_SIZE, read_ahead
 from adafilter_dist.data.stored.store import Store, write_store
+
+RECORDS = np.array([150, 20, 90])
 
 
 def resident(content: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -27,27 +31,43 @@ def resident(content: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (kept & 1).astype(bool)
 
 
-@pytest.mark.may_skip("folders in memory have no disk to read from")
-def test_announced_records_are_read_and_no_others(tmp_path: Path) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """200 pictures of 12 kB, of which nothing but the tables is in memory."""
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     path = write_store(tmp_path / "s", [lambda: (picture, 0)] * 200, format="raw").path
     store = Store(path)
-    store.read_at_random()
-    content, index = store.content, store.index
-    records = np.array([150, 20, 90])
-    pages = np.zeros(-(-content.size // PAGE_SIZE), bool)
-    for offset, size in index[records, :2]:
-        pages[offset // PAGE_SIZE : (offset + size - 1) // PAGE_SIZE + 1] = True
-    # Reading the tables has mapped their pages, which therefore stay.
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    before = resident(content)
-    if before[pages].any():
+    if resident(store.content)[pages_of(store, RECORDS)].any():
         pytest.skip(f"{tmp_path} is in memory")
-    read_ahead(content, index[records], PAGE_SIZE)
-    while not resident(content)[pages].all():  # the test's time limit ends this
+    return store
+
+
+def pages_of(store: Store, records: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a page holds a part of one of the records."""
+    pages = np.zeros(-(-store.content.size // PAGE_SIZE), bool)
+    for offset, size in store.index[records, :2]:
+        pages[offset // PAGE_SIZE : (offset + size - 1) // PAGE_SIZE + 1] = True
+    return pages
+
+
+@pytest.mark.may_skip("folders in memory have no disk to read from")
+def test_announced_records_are_read_and_no_others(store: Store) -> None:
+    store.read_at_random()
+    before, pages = resident(store.content), pages_of(store, RECORDS)
+    read_ahead(store.content, store.index[RECORDS], PAGE_SIZE)
+    while not resident(store.content)[pages].all():  # the test's time limit ends this
         time.sleep(0.001)
-    after = resident(content)
-    assert not (after & ~before & ~pages).any()
-    assert store.read(20).tobytes() == picture.tobytes()
+    assert not (resident(store.content) & ~before & ~pages).any()
+
+
+@pytest.mark.may_skip("folders in memory have no disk to read from")
+def test_the_loader_reads_nothing_around_its_records(store: Store) -> None:
+    before, pages = resident(store.content), pages_of(store, RECORDS)
+    plan = ReadPlan(RECORDS[None], RECORDS[None], lambda which: np.array([[0, 0, 48, 48, 0]] * 3))
+    (images,) = NumbaBackend(store, 48, workers=1, pin=False).read(plan)
+    assert images.shape == (3, 3, 48, 48)
+    after = resident(store.content)
+    assert after[pages].all() and not (after & ~before & ~pages).any()
